@@ -1,0 +1,54 @@
+"""Every error this platform raises on purpose, in one tree.
+
+    ArrieroError
+    ├── ClientError        the request is wrong; sending it again does not help
+    ├── OverloadedError    no room now; send it again after `retry_after_s`
+    ├── InternalError      our fault
+    └── ConfigError        the settings are wrong; nothing was started
+
+Texts say what is wrong, which value, which limit and what to do. They never hold prompt text or a
+key. Plain dataclasses with `eq=False`, because errors cross actors and must survive pickling.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(eq=False)
+class ArrieroError(Exception):
+    """Root of the tree.
+
+    Attributes:
+        message: What a person reads.
+    """
+
+    message: str
+
+    def __str__(self) -> str:
+        """Return what a person reads."""
+        return self.message
+
+
+@dataclass(eq=False)
+class ClientError(ArrieroError):
+    """The request is wrong; sending it again does not help."""
+
+
+@dataclass(eq=False)
+class OverloadedError(ArrieroError):
+    """There is no room now.
+
+    Attributes:
+        retry_after_s: Seconds after which another try is worth it.
+    """
+
+    retry_after_s: float
+
+
+@dataclass(eq=False)
+class InternalError(ArrieroError):
+    """This platform is at fault."""
+
+
+@dataclass(eq=False)
+class ConfigError(ArrieroError):
+    """The settings are wrong; nothing was started. `message` lists every problem found."""
