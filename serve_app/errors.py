@@ -4,6 +4,8 @@
     ├── ClientError        the request is wrong; sending it again does not help
     ├── OverloadedError    no room now; send it again after `retry_after_s`
     ├── InternalError      our fault
+    │   ├── EngineStartError   a model could not be loaded
+    │   └── EngineDeadError    an engine stopped working while it served
     └── ConfigError        the settings are wrong; nothing was started
 
 Texts say what is wrong, which value, which limit and what to do. They never hold prompt text or a
@@ -47,6 +49,16 @@ class OverloadedError(ArrieroError):
 @dataclass(eq=False)
 class InternalError(ArrieroError):
     """This platform is at fault."""
+
+
+@dataclass(eq=False)
+class EngineStartError(InternalError):
+    """A model could not be loaded. The text says why and what to do."""
+
+
+@dataclass(eq=False)
+class EngineDeadError(InternalError):
+    """An engine stopped working while it served."""
 
 
 @dataclass(eq=False)

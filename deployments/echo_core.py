@@ -1,0 +1,127 @@
+"""An engine core without weights: it says the prompt's tokens back, in order and again.
+
+For fast tests and for measuring what the platform itself costs. Same interface as
+`deployments.vllm_core.VllmCore`; one contract test runs both. Never a default.
+"""
+
+import queue
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
+
+from vllm.config import VllmConfig
+from vllm.tasks import SupportedTask
+from vllm.v1.engine import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
+
+from deployments.vllm_core import Emit
+
+
+@dataclass
+class _Running:
+    request: EngineCoreRequest
+    echo: list[int]
+    limit: int
+    said: int = 0
+
+    def say(self, n_tokens: int) -> EngineCoreOutput:
+        """The next `n_tokens` tokens, fewer at the end."""
+        end = min(self.said + n_tokens, self.limit)
+        tokens = [self.echo[i % len(self.echo)] for i in range(self.said, end)]
+        self.said = end
+        done = FinishReason.LENGTH if end >= self.limit else None
+        return EngineCoreOutput(self.request.request_id, tokens, finish_reason=done)
+
+
+class EchoCore:
+    """Answers each request with its own prompt until `max_tokens`.
+
+    Args:
+        config: Resolved as for a real engine; gives limits and the tokenizer, never weights.
+        emit: Takes each step's outputs for one client.
+        tokens_per_s: Pace of one request. None says all of a request's tokens in one step.
+    """
+
+    tasks: tuple[SupportedTask, ...] = ("generate",)
+
+    def __init__(self, config: VllmConfig, emit: Emit, tokens_per_s: float | None) -> None:
+        self._emit = emit
+        self._step_s = 1.0 / tokens_per_s if tokens_per_s else 0.0
+        self._mail: queue.SimpleQueue[EngineCoreRequest | list[str] | None] = queue.SimpleQueue()
+        self._waiting: deque[_Running] = deque()
+        self._running: dict[str, _Running] = {}
+        self.max_running = int(config.scheduler_config.max_num_seqs)
+        eos = config.model_config.hf_config.eos_token_id
+        self._never_said = set(eos) if isinstance(eos, list) else {eos}
+
+    def accept(self, request: EngineCoreRequest) -> None:
+        """Takes a request; it runs as soon as there is room."""
+        self._mail.put(request)
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Ends requests; unknown ids are ignored."""
+        self._mail.put(request_ids)
+
+    def stop(self) -> None:
+        """Makes `run` return."""
+        self._mail.put(None)
+
+    def counts(self) -> tuple[int, int, float]:
+        """Requests running, requests waiting, share of the batch in use."""
+        return len(self._running), len(self._waiting), len(self._running) / self.max_running
+
+    def run(self) -> None:
+        """Steps until `stop`."""
+        next_step_s = time.monotonic()
+        while self._read_mail(next_step_s):
+            self._admit()
+            now_s = time.monotonic()
+            if now_s < next_step_s:
+                continue
+            # After an idle time the pace starts anew; within one it is kept on average.
+            next_step_s = max(next_step_s, now_s - self._step_s) + self._step_s
+            self._step()
+
+    def _read_mail(self, until_s: float) -> bool:
+        """Reads all that has come, waiting for the next step or, when idle, for mail."""
+        busy = bool(self._running or self._waiting)
+        wait_s = max(0.0, until_s - time.monotonic()) if busy else None
+        try:
+            mail = self._mail.get(timeout=wait_s)
+            while True:
+                if mail is None:
+                    return False
+                self._take(mail)
+                mail = self._mail.get_nowait()
+        except queue.Empty:
+            return True
+
+    def _take(self, mail: EngineCoreRequest | list[str]) -> None:
+        if isinstance(mail, list):
+            for request_id in mail:
+                self._running.pop(request_id, None)
+            self._waiting = deque(r for r in self._waiting if r.request.request_id not in mail)
+            return
+        assert mail.sampling_params is not None
+        prompt = mail.prompt_token_ids or []
+        echo = [token for token in prompt if token not in self._never_said] or [0]
+        self._waiting.append(_Running(mail, echo, limit=mail.sampling_params.max_tokens or 16))
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self.max_running:
+            entry = self._waiting.popleft()
+            self._running[entry.request.request_id] = entry
+
+    def _step(self) -> None:
+        by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
+        for entry in list(self._running.values()):
+            output = entry.say(1 if self._step_s else entry.limit)
+            by_client[entry.request.client_index].append(output)
+            if output.finished:
+                del self._running[entry.request.request_id]
+        for client_index, outputs in by_client.items():
+            self._emit(client_index, EngineCoreOutputs(outputs=outputs))

@@ -1,0 +1,264 @@
+"""One replica: one model on its devices, known to its router, served over its own endpoint.
+
+A plain class. `serve_app.main` wraps it into a Serve deployment; tests start it without Ray.
+
+    loading --> ready --> draining --> gone
+       |          |
+       +----------+--> failed (the process ends; Serve starts another)
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from deployments.model_source import fetch_model
+from serve_app.config import EchoEngine, HuggingFaceSource, ModelSettings, VllmEngine
+from serve_app.errors import EngineDeadError, EngineStartError
+from serve_app.messages import (
+    EngineGone,
+    EngineId,
+    EngineReport,
+    EngineState,
+    FrontEndOffer,
+    GatewayMail,
+)
+from serve_app.router_link import FindRouter, RouterLink
+
+if TYPE_CHECKING:
+    # Imported late at run time: vLLM reads the environment when it is imported.
+    from vllm.config import VllmConfig
+
+    from deployments.engine_server import Core, EngineServer
+
+logger = logging.getLogger(__name__)
+
+_HEARTBEAT_S = 0.5
+_SPARE_REQUESTS = 4
+"""Requests handed to an engine beyond its batch, so that a place never waits for a round trip."""
+_FAREWELL_S = 0.2
+
+
+class Engine:
+    """Loads a model, serves it, reports on it, drains it.
+
+    Args:
+        model: The model's settings.
+        engine_id: Unique in the cluster.
+        find_router: How to find the model's router.
+        host: Address that gateways can reach this process at.
+    """
+
+    def __init__(
+        self, model: ModelSettings, engine_id: EngineId, find_router: FindRouter, host: str
+    ) -> None:
+        self._model = model
+        self._engine_id = engine_id
+        self._host = host
+        self._state: EngineState = "loading"
+        self._detail = "starting"
+        self._config_id = ""
+        self._front_end = b""
+        self._server: EngineServer | None = None
+        self._core: Core | None = None
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loaded: asyncio.Future[None] | None = None
+        self._heartbeat: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run_core, name="engine-core", daemon=True)
+        self._router = RouterLink(
+            find_router, engine_id.encode(), self._ignore_mail, self._introduce
+        )
+
+    async def start(self) -> None:
+        """Returns when the model is loaded and served.
+
+        Raises:
+            EngineStartError: It could not be loaded; says why and what to do.
+        """
+        started_s = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._loaded = self._loop.create_future()
+        self._router.start()
+        self._heartbeat = asyncio.create_task(self._report_regularly(), name="engine-heartbeat")
+        self._thread.start()
+        try:
+            await asyncio.wait_for(self._loaded, self._model.startup_timeout_s)
+        except TimeoutError:
+            await self._fail_start(
+                f"it was still {self._detail} after startup_timeout_s="
+                f"{self._model.startup_timeout_s:g} s. Raise it if the model needs longer."
+            )
+        except Exception as error:
+            logger.exception("Model %s could not be loaded.", self._model.name)
+            await self._fail_start(f"{error}")
+        self._set_state("ready", "")
+        logger.info("Model %s is ready after %.1f s.", self._model.name, self.age_s(started_s))
+
+    @staticmethod
+    def age_s(since_s: float) -> float:
+        """Seconds since a time of the monotonic clock."""
+        return time.monotonic() - since_s
+
+    async def _fail_start(self, reason: str) -> None:
+        message = f"Model {self._model.name!r} could not be started: {reason}"
+        self._set_state("failed", message)
+        await asyncio.sleep(_FAREWELL_S)
+        raise EngineStartError(message)
+
+    def check_health(self) -> None:
+        """Called by Serve regularly.
+
+        Raises:
+            EngineDeadError: The core has stopped; this replica must be replaced.
+        """
+        if self._failure is not None:
+            raise EngineDeadError(f"The engine of {self._model.name!r} died: {self._failure}")
+
+    async def stop(self) -> None:
+        """Drains until `drain_timeout_s`, then stops; what still runs is aborted."""
+        self._set_state("draining", "")
+        deadline_s = time.monotonic() + self._model.drain_timeout_s
+        while time.monotonic() < deadline_s and self._is_busy():
+            await asyncio.sleep(0.1)
+        self._router.send(EngineGone(self._engine_id))
+        if self._core is not None:
+            self._core.stop()
+            await asyncio.to_thread(self._thread.join, 5.0)
+        if self._server is not None:
+            await asyncio.to_thread(self._server.stop)
+        await asyncio.sleep(_FAREWELL_S)
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        self._router.close()
+
+    def _is_busy(self) -> bool:
+        if self._core is None or self._failure is not None:
+            return False
+        running, waiting, _ = self._core.counts()
+        return running + waiting > 0
+
+    # --- the core's thread ------------------------------------------------------------------
+
+    def _run_core(self) -> None:
+        """Builds the core and steps it, all on one thread (see VllmCore)."""
+        assert self._loop is not None
+        try:
+            core = self._load()
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(self._finish_loading, error)
+            return
+        self._loop.call_soon_threadsafe(self._finish_loading, None)
+        try:
+            core.run()
+        except BaseException as error:
+            logger.exception("The engine core of %s died.", self._model.name)
+            self._failure = error
+            self._loop.call_soon_threadsafe(self._die)
+
+    def _load(self) -> "Core":
+        from deployments.engine_server import EngineServer
+
+        self._detail = "fetching the model"
+        path = fetch_model(self._model.source)
+        self._detail = "loading the weights"
+        self._server = EngineServer(self._host)
+        core, config = self._build_core(path)
+        self._front_end = cloudpickle.dumps((config, core.tasks))
+        fingerprint = self._model.model_dump_json() + str(config.model_config.max_model_len)
+        self._config_id = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+        self._server.core = self._core = core
+        self._server.start()
+        return core
+
+    def _build_core(self, path: str) -> "tuple[Core, VllmConfig]":
+        assert self._server is not None
+        from deployments.vllm_core import VllmCore, vllm_config_of
+
+        model = self._model
+        on_cpu = model.accelerator.kind == "cpu"
+        match model.engine:
+            case VllmEngine():
+                config = vllm_config_of(_engine_args(model), path, model.name, on_cpu=on_cpu)
+                return VllmCore(config, self._server.emit), config
+            case EchoEngine():
+                from deployments.echo_core import EchoCore
+
+                echo_args = {
+                    "max_num_seqs": model.engine.max_num_seqs,
+                    "max_model_len": model.engine.max_model_len,
+                    "enforce_eager": True,
+                }
+                config = vllm_config_of(echo_args, path, model.name, on_cpu=on_cpu)
+                return EchoCore(config, self._server.emit, model.engine.tokens_per_s), config
+
+    def _finish_loading(self, error: BaseException | None) -> None:
+        assert self._loaded is not None
+        if self._loaded.done():
+            return
+        if error is None:
+            self._loaded.set_result(None)
+        else:
+            self._loaded.set_exception(error)
+
+    def _die(self) -> None:
+        """The core is gone and with it, perhaps, the device's state: end the process."""
+        self._set_state("failed", f"the engine core died: {self._failure}")
+        assert self._loop is not None
+        self._loop.call_later(_FAREWELL_S, os._exit, 1)
+
+    # --- reports to the router --------------------------------------------------------------
+
+    def _set_state(self, state: EngineState, detail: str) -> None:
+        self._state = state
+        self._detail = detail
+        self._report()
+
+    def _introduce(self) -> None:
+        self._report()
+
+    def _report(self) -> None:
+        is_loaded = self._state in ("ready", "draining")
+        if is_loaded:
+            self._router.send(FrontEndOffer(self._config_id, self._front_end))
+        self._router.send(self._make_report(is_loaded))
+
+    def _make_report(self, is_loaded: bool) -> EngineReport:
+        if not is_loaded or self._server is None or self._core is None:
+            return EngineReport(self._engine_id, self._state, self._detail)
+        return EngineReport(
+            self._engine_id,
+            self._state,
+            self._detail,
+            endpoint=self._server.endpoint,
+            config_id=self._config_id,
+            max_running=self._core.max_running + _SPARE_REQUESTS,
+            load=self._server.load(),
+        )
+
+    async def _report_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_HEARTBEAT_S)
+            self._router.send(self._make_report(self._state in ("ready", "draining")))
+
+    def _ignore_mail(self, mail: GatewayMail) -> None:
+        """Routers have nothing to say to engines yet."""
+
+
+def _engine_args(model: ModelSettings) -> dict[str, Any]:
+    """The configured engine arguments and those that other settings of the model stand for."""
+    assert isinstance(model.engine, VllmEngine)
+    args = dict(model.engine.args)
+    args["tensor_parallel_size"] = model.tensor_parallel_size
+    args["pipeline_parallel_size"] = model.pipeline_parallel_size
+    if model.pipeline_parallel_size > 1:
+        # Workers go into the replica's placement group, which may span nodes.
+        args["distributed_executor_backend"] = "ray"
+    if isinstance(model.source, HuggingFaceSource) and model.source.revision is not None:
+        args["revision"] = model.source.revision
+    return args

@@ -1,0 +1,197 @@
+"""An engine's data plane: gateways' requests in, one message a step and gateway out.
+
+One thread owns the socket. The core's thread hands it outputs; it encodes and sends them, so
+that serialisation runs beside the model. Frames, after the sender's identity:
+
+    gateway -> engine   ADD request…   |  ABORT ids  |  ALIVE
+    engine -> gateway   outputs…
+
+`request` and `outputs` are vLLM's EngineCoreRequest and EngineCoreOutputs in vLLM's own
+msgpack form (tensors in frames of their own).
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from typing import Protocol
+
+import msgspec
+import zmq
+from vllm.tasks import SupportedTask
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from serve_app.engine_frames import ABORT, ADD, ALIVE
+from serve_app.messages import EngineLoad, Endpoint
+from serve_app.wire import listen
+
+logger = logging.getLogger(__name__)
+
+_SILENT_GATEWAY_S = 10.0
+"""A gateway that has said nothing for so long is dead; it says ALIVE every second or so."""
+_POLL_S = 1.0
+_RATE_WINDOW_S = 2.0
+
+
+class Core(Protocol):
+    """What steps a model; `run` on a thread of its own, the rest from any thread."""
+
+    max_running: int
+
+    @property
+    def tasks(self) -> tuple[SupportedTask, ...]: ...
+    def accept(self, request: EngineCoreRequest) -> None: ...
+    def abort(self, request_ids: list[str]) -> None: ...
+    def counts(self) -> tuple[int, int, float]: ...
+    def run(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class _Client:
+    """A gateway as this engine knows it."""
+
+    def __init__(self, identity: bytes) -> None:
+        self.identity = identity
+        self.requests: set[str] = set()
+        self.heard_s = time.monotonic()
+
+
+class EngineServer:
+    """Moves messages between gateways and a core.
+
+    `core` is set once the model is loaded; nobody knows the endpoint before that.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.core: Core | None = None
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._router = context.socket(zmq.ROUTER)
+        self.endpoint: Endpoint = listen(self._router, host)
+        # Wakes the thread when there are outputs to send.
+        wake_address = f"inproc://outputs-{id(self)}"
+        self._wake_receiver = context.socket(zmq.PULL)
+        self._wake_receiver.bind(wake_address)
+        self._wake_sender = context.socket(zmq.PUSH)
+        self._wake_sender.connect(wake_address)
+        self._wake_lock = threading.Lock()
+        self._outputs: queue.SimpleQueue[tuple[int, EngineCoreOutputs]] = queue.SimpleQueue()
+        self._clients: list[_Client] = []
+        self._index_of: dict[bytes, int] = {}
+        self._encoder = MsgpackEncoder()
+        self._decoder = MsgpackDecoder(EngineCoreRequest)
+        self._recent: deque[tuple[float, int]] = deque()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine-io", daemon=True)
+
+    def start(self) -> None:
+        """Begins to serve gateways."""
+        self._thread.start()
+
+    def emit(self, client_index: int, outputs: EngineCoreOutputs) -> None:
+        """Takes one step's outputs for one gateway from the core, on whatever thread it runs."""
+        self._outputs.put((client_index, outputs))
+        # Nearly always the core's thread; a request that fails to preprocess is answered from
+        # this server's own, and a socket is for one thread at a time.
+        with self._wake_lock:
+            self._wake_sender.send(b"")
+
+    def load(self) -> EngineLoad:
+        """What the engine is doing now."""
+        if self.core is None:
+            return EngineLoad()
+        running, waiting, kv_usage = self.core.counts()
+        horizon_s = time.monotonic() - _RATE_WINDOW_S
+        recent = sum(n for at_s, n in list(self._recent) if at_s >= horizon_s)
+        return EngineLoad(running, waiting, round(kv_usage, 4), round(recent / _RATE_WINDOW_S, 1))
+
+    def stop(self) -> None:
+        """Stops the thread and closes the sockets."""
+        self._stopping.set()
+        self._thread.join(timeout=2 * _POLL_S)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._wake_receiver, zmq.POLLIN)
+        while not self._stopping.is_set():
+            ready = dict(poller.poll(_POLL_S * 1000))
+            if self._wake_receiver in ready:
+                self._send_outputs()
+            if self._router in ready:
+                self._receive()
+            self._abort_for_silent()
+        self._router.close(linger=500)
+        self._wake_receiver.close(linger=0)
+        self._wake_sender.close(linger=0)
+
+    def _send_outputs(self) -> None:
+        self._wake_receiver.recv()
+        client_index, outputs = self._outputs.get_nowait()
+        client = self._clients[client_index]
+        n_tokens = 0
+        for output in outputs.outputs:
+            n_tokens += len(output.new_token_ids)
+            if output.finished:
+                client.requests.discard(output.request_id)
+        self._count_tokens(n_tokens)
+        frames = self._encoder.encode(outputs)
+        self._router.send_multipart([client.identity, *frames], copy=False)
+
+    def _count_tokens(self, n_tokens: int) -> None:
+        now_s = time.monotonic()
+        self._recent.append((now_s, n_tokens))
+        while self._recent[0][0] < now_s - _RATE_WINDOW_S:
+            self._recent.popleft()
+
+    def _receive(self) -> None:
+        identity, kind, *data = self._router.recv_multipart(copy=False)
+        index = self._client_index(bytes(identity.buffer))
+        client = self._clients[index]
+        client.heard_s = time.monotonic()
+        try:
+            self._handle(client, index, bytes(kind.buffer), data)
+        except Exception:
+            # One gateway's bad message must not end the others' service.
+            logger.exception("A gateway's message could not be handled; it is dropped.")
+
+    def _handle(self, client: _Client, index: int, kind: bytes, data: list[zmq.Frame]) -> None:
+        if kind == ADD:
+            self._add(client, index, data)
+        elif kind == ABORT:
+            self._abort(client, msgspec.msgpack.decode(data[0].buffer, type=list[str]))
+        elif kind != ALIVE:
+            logger.error("A gateway sent a message of unknown kind %r.", kind)
+
+    def _client_index(self, identity: bytes) -> int:
+        index = self._index_of.get(identity)
+        if index is None:
+            index = self._index_of[identity] = len(self._clients)
+            self._clients.append(_Client(identity))
+        return index
+
+    def _add(self, client: _Client, index: int, data: list[zmq.Frame]) -> None:
+        assert self.core is not None
+        request: EngineCoreRequest = self._decoder.decode(data)
+        request.client_index = index
+        client.requests.add(request.request_id)
+        self.core.accept(request)
+
+    def _abort(self, client: _Client, request_ids: list[str]) -> None:
+        assert self.core is not None
+        known = [r for r in request_ids if r in client.requests]
+        client.requests.difference_update(known)
+        if known:
+            self.core.abort(known)
+
+    def _abort_for_silent(self) -> None:
+        horizon_s = time.monotonic() - _SILENT_GATEWAY_S
+        for client in self._clients:
+            if client.requests and client.heard_s < horizon_s:
+                logger.warning(
+                    "A gateway has been silent for %.0f s; its %d requests are aborted.",
+                    _SILENT_GATEWAY_S,
+                    len(client.requests),
+                )
+                self._abort(client, list(client.requests))

@@ -1,0 +1,128 @@
+"""vLLM's engine core, stepped on a thread of the engine replica's own process.
+
+vLLM's server puts the core in a second process behind ZeroMQ and, on a CPU, its worker in a
+third. Here the replica is that process: it has no HTTP edge of its own to protect from the
+core's steps, so two hops and, on a CPU, a spinning shared-memory queue fall away. The step loop,
+the scheduler, errors and request preprocessing stay vLLM's (vllm.v1.engine.core, 0.32).
+
+Imports vLLM: import it lazily, after the process's environment is set.
+"""
+
+import os
+import queue
+from collections.abc import Callable
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.tasks import SupportedTask
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
+from vllm.v1.executor import Executor
+
+Emit = Callable[[int, EngineCoreOutputs], None]
+"""Takes one step's outputs for one client (its index) on the core's thread."""
+
+
+def vllm_config_of(
+    engine_args: dict[str, Any], model: str, served_name: str, *, on_cpu: bool
+) -> VllmConfig:
+    """Resolves engine arguments into vLLM's full configuration.
+
+    Raises:
+        ValueError: vLLM refuses a value or a combination; its text says which.
+    """
+    if on_cpu:
+        # vLLM forces its multi-process executor on CPUs because it can't set OpenMP's variables
+        # in a process that already runs. Ours are set before the replica starts (main.py).
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    args = AsyncEngineArgs(model=model, served_model_name=[served_name], **engine_args)
+    config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    if on_cpu:
+        config.parallel_config.distributed_executor_backend = "uni"
+    return config
+
+
+class _Outlet:
+    """Stands where the core's output queue stands; hands each item on at once."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+
+    def put_nowait(self, item: tuple[int, EngineCoreOutputs]) -> None:
+        self._emit(*item)
+
+
+class VllmCore(EngineCoreProc):
+    """vLLM's core without its sockets and its handshake.
+
+    Built, run and ended on one thread, as OpenMP's settings are a thread's own. `accept`,
+    `abort` and `stop` may be called from another thread.
+    """
+
+    def __init__(self, config: VllmConfig, emit: Emit) -> None:
+        self.input_queue = queue.Queue[tuple[EngineCoreRequestType, Any]]()
+        self.output_queue = _Outlet(emit)
+        self.engine_index = 0
+        self.engines_running = False
+        self.shutdown_state = EngineShutdownState.RUNNING
+        self.tensor_ipc_receiver = None
+        self.has_coordinator = False
+        self.frontend_stats_publish_address = None
+        self.publish_dp_lb_stats = False
+        self.last_counts = (0, 0)
+        self.process_input_queue_block = True
+        self.enable_fault_tolerance = False
+        EngineCore.__init__(
+            self,
+            config,
+            Executor.get_class(config),
+            log_stats=False,
+            executor_fail_callback=self._executor_failed,
+        )
+
+    @property
+    def max_running(self) -> int:
+        """Sequences that one batch can hold."""
+        return int(self.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
+    def tasks(self) -> tuple[SupportedTask, ...]:
+        """What the loaded model can do."""
+        return self.get_supported_tasks()
+
+    def accept(self, request: EngineCoreRequest) -> None:
+        """Takes a request; its failure to preprocess is answered as an error output."""
+        try:
+            ready = self.preprocess_add_request(request)
+        except Exception:
+            self._handle_request_preproc_error(request)
+            return
+        self.input_queue.put_nowait((EngineCoreRequestType.ADD, ready))
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Ends requests; unknown ids are ignored. Takes effect within the current step."""
+        self.aborts_queue.put_nowait(request_ids)
+        self.input_queue.put_nowait((EngineCoreRequestType.ABORT, request_ids))
+
+    def run(self) -> None:
+        """Steps until `stop`. Raises what a step raises; the core is then unusable."""
+        try:
+            self.run_busy_loop()
+        except SystemExit:
+            # The loop's way to say that it was asked to stop.
+            self.shutdown()
+
+    def stop(self) -> None:
+        """Aborts what runs and makes `run` return."""
+        self.shutdown_state = EngineShutdownState.REQUESTED
+        self.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
+
+    def counts(self) -> tuple[int, int, float]:
+        """Requests running, requests waiting, share of KV-cache blocks in use."""
+        running, waiting = self.scheduler.get_request_counts()
+        return running, waiting, float(self.scheduler.get_kv_cache_usage())
+
+    def _executor_failed(self) -> None:
+        self.input_queue.put_nowait((EngineCoreRequestType.EXECUTOR_FAILED, b""))

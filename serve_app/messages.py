@@ -1,0 +1,172 @@
+"""What gateways, routers and engines say to one another.
+
+Each message is named for its reader. They travel over `serve_app.wire` as msgpack, one tagged
+struct a message; an unknown tag or a field of the wrong type fails to decode and is refused.
+Engine requests and outputs are vLLM's own structs and are not repeated here.
+"""
+
+from typing import Literal, NewType
+
+import msgspec
+
+from serve_app.names import TenantId
+
+EngineId = NewType("EngineId", str)
+TicketId = NewType("TicketId", str)
+"""One generation (one of a request's `n`) from the moment it waits until it ends."""
+
+EngineState = Literal["loading", "ready", "draining", "failed"]
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where a listener can be reached, and the key without which it does not answer.
+
+    `key` is the listener's CURVE public key. It is handed out over Ray only and works as a
+    capability: the handshake cannot be begun without it. It must not be logged.
+    """
+
+    address: str
+    key: bytes
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.address!r}, key=…)"
+
+
+class EngineLoad(msgspec.Struct, frozen=True):
+    """What an engine is doing at this moment."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    """Share of KV-cache blocks in use, 0 to 1."""
+    tokens_per_s: float = 0.0
+    """Output tokens a second over the last second or so."""
+
+
+# --- gateway -> router ---------------------------------------------------------------------
+
+
+class Enqueue(msgspec.Struct, frozen=True, tag=True):
+    """A request wants an engine. Answered by `Grant` or `Refuse`."""
+
+    ticket: TicketId
+    tenant: TenantId
+    prompt_tokens: int
+    max_tokens: int
+
+
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """A ticket ended, whether finished, aborted or failed, waiting or running."""
+
+    ticket: TicketId
+
+
+class Resume(msgspec.Struct, frozen=True, tag=True):
+    """A gateway's whole state, sent first on every connection: a new router starts from these."""
+
+    waiting: list[Enqueue] = []
+    running: dict[TicketId, EngineId] = {}
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """A gateway lives; sent when it has said nothing else for a while."""
+
+
+class EngineUnreachable(msgspec.Struct, frozen=True, tag=True):
+    """A gateway lost its connection to an engine: nothing more may be sent there."""
+
+    engine_id: EngineId
+
+
+class FrontEndWanted(msgspec.Struct, frozen=True, tag=True):
+    """A gateway asks for what it needs to parse requests for this model."""
+
+    config_id: str
+
+
+# --- engine -> router ----------------------------------------------------------------------
+
+
+class EngineReport(msgspec.Struct, frozen=True, tag=True):
+    """An engine's state and load, sent at every change and as its heartbeat."""
+
+    engine_id: EngineId
+    state: EngineState
+    detail: str = ""
+    endpoint: Endpoint | None = None
+    """None until the engine is ready."""
+    config_id: str = ""
+    max_running: int = 0
+    """Requests the engine wants handed over at once, running and waiting."""
+    load: EngineLoad = EngineLoad()
+
+
+class FrontEndOffer(msgspec.Struct, frozen=True, tag=True):
+    """What gateways need to parse requests for this engine, pickled by the engine."""
+
+    config_id: str
+    payload: bytes
+
+
+class EngineGone(msgspec.Struct, frozen=True, tag=True):
+    """An engine leaves for good."""
+
+    engine_id: EngineId
+
+
+# --- router -> gateway ---------------------------------------------------------------------
+
+
+class Grant(msgspec.Struct, frozen=True, tag=True):
+    """It is this ticket's turn, on this engine."""
+
+    ticket: TicketId
+    engine_id: EngineId
+    endpoint: Endpoint
+
+
+class Refuse(msgspec.Struct, frozen=True, tag=True):
+    """This ticket will not be served."""
+
+    ticket: TicketId
+    reason: str
+    retry_after_s: float
+
+
+class EngineStatus(msgspec.Struct, frozen=True):
+    """One engine as `/ready` shows it."""
+
+    engine_id: EngineId
+    state: EngineState
+    detail: str
+    load: EngineLoad
+
+
+class ModelStatus(msgspec.Struct, frozen=True, tag=True):
+    """What a router knows of its model, pushed at every change and about once a second."""
+
+    config_id: str
+    """Identifies the front end to use; empty until an engine has been ready."""
+    engines: list[EngineStatus]
+    waiting: int
+
+
+class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):
+    """Answer to `FrontEndWanted`."""
+
+    config_id: str
+    payload: bytes
+
+
+RouterMail = (
+    Enqueue
+    | Leave
+    | Resume
+    | Alive
+    | EngineUnreachable
+    | FrontEndWanted
+    | EngineReport
+    | FrontEndOffer
+    | EngineGone
+)
+GatewayMail = Grant | Refuse | ModelStatus | FrontEndPayload
