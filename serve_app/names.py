@@ -1,14 +1,50 @@
-"""Names that people choose in the configuration, and the rules they follow."""
+"""Names that people choose in the configuration, and the form they have."""
 
+import re
+from dataclasses import dataclass
 from typing import Annotated, NewType
 
-from pydantic import Field
+from pydantic import AfterValidator
+
+
+@dataclass(frozen=True)
+class Form:
+    """Checks the form of a text, and says it in words where pydantic would show the pattern.
+
+    Attributes:
+        pattern: Regular expression that the whole text matches.
+        words: The form in words; completes "must be …".
+    """
+
+    pattern: str
+    words: str
+
+    def __call__(self, value: str) -> str:
+        """Return the value as it is, or raise ValueError."""
+        if re.fullmatch(self.pattern, value) is None:
+            raise ValueError(f"must be {self.words}")
+        return value
+
 
 TenantId = NewType("TenantId", str)
 """Who is served and billed. It becomes a label on metrics, so it is short and has no spaces."""
 
 ModelName = NewType("ModelName", str)
-"""What a client writes into `model`. Never holds ':', which separates a base model and an adapter."""
+"""What a client writes into `model`. Without ':', which separates a base model and an adapter."""
 
-TenantIdText = Annotated[TenantId, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-ModelNameText = Annotated[ModelName, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
+TenantIdText = Annotated[
+    TenantId,
+    AfterValidator(
+        Form(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, digits, '.', '_' or '-'")
+    ),
+]
+ModelNameText = Annotated[
+    ModelName,
+    AfterValidator(
+        Form(
+            r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}",
+            "1 to 128 letters, digits, '.', '_', '-' or '/', without ':' (it separates a model "
+            "and an adapter)",
+        )
+    ),
+]

