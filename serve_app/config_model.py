@@ -115,7 +115,7 @@ class FrontEndSettings(Section):
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
     """How message content reaches the template: as text, as OpenAI's list of parts, or detected."""
     default_chat_template_kwargs: dict[str, Any] | None = None
-    """Arguments for the chat template, as `{enable_thinking: false}`. A request may override them."""
+    """Arguments for the chat template, as `{enable_thinking: false}`. A request may override."""
     response_role: Annotated[str, Field(min_length=1)] = "assistant"
     """Role of the message in an answer."""
     tool_call_parser: str | None = None

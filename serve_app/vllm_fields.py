@@ -76,11 +76,10 @@ def _explain(error: ValidationError, value: object, annotation: object) -> str:
         return f"is not one of the values that vLLM takes; {suggest(value, choices, list_all=True)}"
     errors = error.errors(include_url=False, include_input=False)
     bounds = (bound for details in errors if (bound := explain_bound(details)))
-    words = next(bounds, f"must be {_words_for(annotation)}.")
-    entry = errors[0]["loc"][:1] if isinstance(value, Mapping | list) else ()
-    return (
-        f"{words} The entry {entry[0]!r} is not." if entry and not _is_scalar(annotation) else words
-    )
+    is_container = isinstance(value, Mapping | list) and not _is_scalar(annotation)
+    if is_container and errors[0]["loc"]:
+        return f"has an entry of the wrong type: {errors[0]['loc'][0]!r}."
+    return next(bounds, f"must be {_words_for(annotation)}.")
 
 
 @functools.cache
