@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from deployments.model_source import fetch_model
-from serve_app.config import EchoEngine, HuggingFaceSource, ModelSettings, VllmEngine
+from serve_app.config_model import EchoEngine, HuggingFaceSource, ModelSettings, VllmEngine
 from serve_app.errors import EngineDeadError, EngineStartError
 from serve_app.messages import (
     EngineGone,
@@ -28,6 +28,7 @@ from serve_app.messages import (
     FrontEndOffer,
     GatewayMail,
 )
+from serve_app.policy.placement import plan_placement
 from serve_app.router_link import FindRouter, RouterLink
 
 if TYPE_CHECKING:
@@ -168,34 +169,43 @@ class Engine:
         path = fetch_model(self._model.source)
         self._detail = "loading the weights"
         self._server = EngineServer(self._host)
-        core, config = self._build_core(path)
-        self._front_end = cloudpickle.dumps((config, core.tasks))
+        config = self._resolve_config(path)
+        # Copied before the model is built: the loaded model hangs on the one that is used.
+        offered = cloudpickle.loads(cloudpickle.dumps(config))
+        core = self._build_core(config)
+        offered.model_config.max_model_len = config.model_config.max_model_len
+        offered.cache_config = config.cache_config
+        self._front_end = cloudpickle.dumps((offered, core.tasks))
         fingerprint = self._model.model_dump_json() + str(config.model_config.max_model_len)
         self._config_id = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
         self._server.core = self._core = core
         self._server.start()
         return core
 
-    def _build_core(self, path: str) -> "tuple[Core, VllmConfig]":
-        assert self._server is not None
-        from deployments.vllm_core import VllmCore, vllm_config_of
+    def _resolve_config(self, path: str) -> "VllmConfig":
+        from deployments.vllm_core import vllm_config_of
 
         model = self._model
-        on_cpu = model.accelerator.kind == "cpu"
-        match model.engine:
-            case VllmEngine():
-                config = vllm_config_of(_engine_args(model), path, model.name, on_cpu=on_cpu)
-                return VllmCore(config, self._server.emit), config
-            case EchoEngine():
-                from deployments.echo_core import EchoCore
+        args = (
+            _engine_args(model)
+            if isinstance(model.engine, VllmEngine)
+            else {
+                "max_num_seqs": model.engine.max_num_seqs,
+                "max_model_len": model.engine.max_model_len,
+                "enforce_eager": True,
+            }
+        )
+        return vllm_config_of(args, path, model.name, on_cpu=model.accelerator.kind == "cpu")
 
-                echo_args = {
-                    "max_num_seqs": model.engine.max_num_seqs,
-                    "max_model_len": model.engine.max_model_len,
-                    "enforce_eager": True,
-                }
-                config = vllm_config_of(echo_args, path, model.name, on_cpu=on_cpu)
-                return EchoCore(config, self._server.emit, model.engine.tokens_per_s), config
+    def _build_core(self, config: "VllmConfig") -> "Core":
+        assert self._server is not None
+        if isinstance(self._model.engine, EchoEngine):
+            from deployments.echo_core import EchoCore
+
+            return EchoCore(config, self._server.emit, self._model.engine.tokens_per_s)
+        from deployments.vllm_core import VllmCore
+
+        return VllmCore(config, self._server.emit)
 
     def _finish_loading(self, error: BaseException | None) -> None:
         assert self._loaded is not None
@@ -253,12 +263,9 @@ class Engine:
 def _engine_args(model: ModelSettings) -> dict[str, Any]:
     """The configured engine arguments and those that other settings of the model stand for."""
     assert isinstance(model.engine, VllmEngine)
-    args = dict(model.engine.args)
+    args = model.engine.args | dict(plan_placement(model).engine_args)
     args["tensor_parallel_size"] = model.tensor_parallel_size
     args["pipeline_parallel_size"] = model.pipeline_parallel_size
-    if model.pipeline_parallel_size > 1:
-        # Workers go into the replica's placement group, which may span nodes.
-        args["distributed_executor_backend"] = "ray"
     if isinstance(model.source, HuggingFaceSource) and model.source.revision is not None:
         args["revision"] = model.source.revision
     return args

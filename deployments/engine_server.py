@@ -24,7 +24,7 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.engine_frames import ABORT, ADD, ALIVE
-from serve_app.messages import EngineLoad, Endpoint
+from serve_app.messages import Endpoint, EngineLoad
 from serve_app.wire import listen
 
 logger = logging.getLogger(__name__)

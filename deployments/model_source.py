@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 from filelock import FileLock
 
-from serve_app.config import (
+from serve_app.config_model import (
     EmbeddedSource,
     HuggingFaceSource,
     LocalSource,

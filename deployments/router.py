@@ -120,7 +120,9 @@ class Router:
             try:
                 mail = self._decoder.decode(frames[0])
             except msgspec.DecodeError as error:
-                logger.error("A message for the router of %s is malformed: %s", self._model_name, error)
+                logger.error(
+                    "A message for the router of %s is malformed: %s", self._model_name, error
+                )
                 continue
             self._handle(sender, mail)
 

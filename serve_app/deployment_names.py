@@ -1,0 +1,26 @@
+"""Names of Serve deployments. A model's name may hold characters that Serve's may not."""
+
+import hashlib
+import re
+
+from serve_app.names import ModelName
+
+GATEWAY = "gateway"
+
+
+def router_of(model: ModelName) -> str:
+    """Deployment name of a model's router."""
+    return f"router-{_slug(model)}"
+
+
+def engine_of(model: ModelName) -> str:
+    """Deployment name of a model's engines."""
+    return f"engine-{_slug(model)}"
+
+
+def _slug(model: ModelName) -> str:
+    """Keeps the name readable, and different names different."""
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", model)
+    if slug == model:
+        return slug
+    return f"{slug}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"

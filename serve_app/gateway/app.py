@@ -1,0 +1,231 @@
+"""HTTP: which path goes where, and the same error body for whatever goes wrong.
+
+request -> Edge (key, request id, errors) -> this gateway's own routes
+-> Dispatch (body, model) -> the model's front end
+"""
+
+import logging
+import uuid
+from typing import Any
+
+import vllm
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app import telemetry
+from serve_app.gateway.body import ClientGoneError, peek_model, read_body, replay
+from serve_app.gateway.engine_client import current_tenant
+from serve_app.gateway.error_body import ApiError, from_vllm, render
+from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.openapi import build_openapi
+
+logger = logging.getLogger(__name__)
+
+MODEL_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/tokenize",
+    "/detokenize",
+)
+"""What a model's front end may be asked; vLLM's other routes stay out of reach."""
+
+_OPEN_PATHS = ("/health", "/ready", "/version", "/docs", "/openapi.json")
+
+
+def build_gateway_app(gateway: Gateway) -> ASGIApp:
+    """Returns the ASGI application of one gateway."""
+    app = FastAPI(title="Arriero", version=telemetry.version(), redoc_url=None)
+    _add_own_routes(app, gateway)
+    dispatch = Dispatch(gateway)
+    for path in MODEL_PATHS:
+        app.router.routes.append(Route(path, endpoint=dispatch, methods=["POST"]))
+    schema: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if not schema:
+            schema.update(build_openapi(app, MODEL_PATHS))
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    return Edge(app, gateway)
+
+
+def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/health", tags=["state"])
+    async def health() -> dict[str, str]:
+        """Whether this process lives."""
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["state"], responses={503: {"description": "Some model is not ready"}})
+    async def ready() -> JSONResponse:
+        """State of every model and its engines. 200 when all are ready, else 503."""
+        state = gateway.readiness()
+        headers = {} if state["ready"] else {"Retry-After": "5"}
+        return JSONResponse(state, 200 if state["ready"] else 503, headers)
+
+    @app.get("/version", tags=["state"])
+    async def version() -> dict[str, str]:
+        """Versions of this platform and of the engine."""
+        return {"version": telemetry.version(), "vllm": vllm.__version__}
+
+    @app.get("/v1/models", tags=["models"])
+    async def models() -> dict[str, Any]:
+        """The models that requests may name."""
+        return {"object": "list", "data": gateway.model_cards()}
+
+    @app.get("/v1/models/{model:path}", tags=["models"], responses={404: {"description": "None"}})
+    async def model(model: str) -> dict[str, Any]:
+        """One model."""
+        for card in gateway.model_cards():
+            if card["id"] == model:
+                return card
+        known = ", ".join(card["id"] for card in gateway.model_cards())
+        raise ApiError(
+            404,
+            f"The model {model[:200]!r} does not exist. Models served here: {known}.",
+            param="model",
+            code="model_not_found",
+        )
+
+
+async def _answer_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    payload, headers = render(error, request.url.path)
+    response = Response(payload, error.status)
+    response.raw_headers = headers
+    return response
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return await _answer_api_error(request, _from_starlette(error, request.scope))
+
+
+class Dispatch:
+    """Hands a request to the front end of the model that its body names."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs one request (ASGI)."""
+        body = await read_body(scope, receive, self._gateway.settings.gateway.max_body_bytes)
+        front_end = self._gateway.front_end_for(peek_model(body), scope["path"])
+        retry_after_s = self._gateway.settings.limits.retry_after_s
+        answer = _ErrorsTranslated(send, scope["path"], retry_after_s)
+        # The front end is an application of its own; it must not see this one's routing.
+        inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
+        inner["state"] = {}
+        await front_end.app(inner, replay(body, receive), answer)
+
+
+class _ErrorsTranslated:
+    """A `send` that passes answers on at once and rewrites errors into our form."""
+
+    def __init__(self, send: Send, path: str, retry_after_s: float) -> None:
+        self._send = send
+        self._path = path
+        self._retry_after_s = retry_after_s
+        self._status = 0
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._status = message["status"]
+            return
+        if not self._status:
+            await self._send(message)
+            return
+        self._body += message.get("body", b"")
+        if not message.get("more_body", False):
+            error = from_vllm(self._status, self._body, self._retry_after_s)
+            await send_error(self._send, error, self._path)
+
+
+async def send_error(send: Send, error: ApiError, path: str) -> None:
+    """Answers with an error."""
+    payload, headers = render(error, path)
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": payload})
+
+
+class Edge:
+    """The outermost layer: key, request id, and no exception ever leaves it."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs one request (ASGI)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
+        answered = _Answered(send, request_id)
+        path = scope["path"]
+        try:
+            if path not in _OPEN_PATHS:
+                current_tenant.set(self._gateway.identify(headers))
+            telemetry.request_id.set(request_id)
+            await self._app(scope, receive, answered)
+        except ApiError as error:
+            await answered.with_error(error, path)
+        except ClientGoneError:
+            pass
+        except Exception:
+            logger.exception("Request %s failed.", request_id)
+            await answered.with_error(
+                ApiError(500, f"Something broke here. The request's id is {request_id}."), path
+            )
+
+
+class _Answered:
+    """A `send` that adds the request id and knows whether an answer has begun."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id.encode()
+        self._has_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._has_begun = True
+            headers = [h for h in message["headers"] if h[0].lower() != b"x-request-id"]
+            message = {**message, "headers": [*headers, (b"x-request-id", self._request_id)]}
+        await self._send(message)
+
+    async def with_error(self, error: ApiError, path: str) -> None:
+        """Answers with an error unless an answer has begun."""
+        if not self._has_begun:
+            await send_error(self, error, path)
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own id where it is sane, so that its logs and ours agree."""
+    given = headers.get("x-request-id", "")
+    if 0 < len(given) <= 128 and given.isascii() and given.isprintable():
+        return given
+    return f"req-{uuid.uuid4().hex}"
+
+
+def _from_starlette(error: HTTPException, scope: Scope) -> ApiError:
+    method, path = scope["method"], scope["path"][:200]
+    if error.status_code == 404:
+        return ApiError(404, f"There is no {method} {path} here. /docs lists what there is.")
+    if error.status_code == 405:
+        return ApiError(405, f"{path} does not take {method}. /docs lists what it takes.")
+    return ApiError(error.status_code, str(error.detail))

@@ -1,0 +1,90 @@
+"""vLLM's OpenAI application for one base model, run here over a remote engine.
+
+Chat templates, tools, structured output, log-probabilities and every response form are vLLM's.
+"""
+
+import asyncio
+from argparse import Namespace
+
+import cloudpickle
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+from vllm.config import VllmConfig
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.tasks import SupportedTask
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from deployments.model_source import fetch_model
+from serve_app.config_model import FrontEndSettings, ModelSettings
+from serve_app.gateway.engine_client import RemoteEngineClient
+from serve_app.gateway.error_body import from_validation, render
+from serve_app.gateway.model_client import ModelClient
+
+
+def front_end_args(settings: FrontEndSettings) -> Namespace:
+    """VLLM's own defaults for its front end, with this model's settings over them."""
+    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    for name, value in settings.model_dump().items():
+        setattr(args, name, value)
+    args.disable_fastapi_docs = True
+    args.disable_log_stats = True
+    args.enable_log_requests = False
+    return args
+
+
+async def _answer_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    payload, _ = render(from_validation(error.errors()), request.url.path)
+    return Response(payload, 400, media_type="application/json")
+
+
+class FrontEnd:
+    """Parses requests for one model and renders its answers.
+
+    Made anew when the engines' configuration changes; the old one stays until its last request
+    has ended.
+    """
+
+    def __init__(
+        self, model: ModelSettings, app: FastAPI, engine: RemoteEngineClient, client: ModelClient
+    ) -> None:
+        self.app: ASGIApp = app
+        self.paths = frozenset(str(getattr(route, "path", "")) for route in app.routes)
+        self.max_model_len: int = engine.model_config.max_model_len
+        self._model = model
+        self._engine = engine
+        self._client = client
+
+    @classmethod
+    async def build(cls, model: ModelSettings, payload: bytes, client: ModelClient) -> "FrontEnd":
+        """Builds a front end from what an engine offered (`deployments.engine`).
+
+        Loads the tokenizer, so it takes seconds; the event loop stays free meanwhile.
+        """
+        config: VllmConfig
+        tasks: tuple[SupportedTask, ...]
+        config, tasks = cloudpickle.loads(payload)
+        folder = await asyncio.to_thread(fetch_model, model.source)
+        config.model_config.model = config.model_config.tokenizer = folder
+        args = front_end_args(model.front_end)
+        args.model = folder
+        args.served_model_name = list(model.names)
+        args.structured_outputs_config = config.structured_outputs_config
+        engine = RemoteEngineClient(config, tasks, client)
+        app = build_app(args, tasks, config.model_config)
+        await init_app_state(engine, app.state, args, tasks)
+        app.add_exception_handler(RequestValidationError, _answer_validation)
+        client.add_sink(engine)
+        return cls(model, app, engine, client)
+
+    async def retire(self) -> None:
+        """Returns when the last request has ended and everything is given back."""
+        while self._client.has_requests_of(self._engine):
+            await asyncio.sleep(1.0)
+        self._client.remove_sink(self._engine)
+        self._engine.shutdown()

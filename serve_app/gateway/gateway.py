@@ -1,0 +1,248 @@
+"""The gateway's state: its models, who may call, and where each request goes.
+
+A plain class; `serve_app.gateway.app` puts HTTP in front and `serve_app.main` makes it a Serve
+deployment.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.config import Settings
+from serve_app.config_model import ModelSettings
+from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.front_end import FrontEnd
+from serve_app.gateway.model_client import ModelClient
+from serve_app.names import ModelName, TenantId
+from serve_app.router_link import FindRouter
+
+logger = logging.getLogger(__name__)
+
+FindRouterOf = Callable[[ModelName], FindRouter]
+"""Returns how to find the router of a model."""
+
+
+@dataclass
+class _Model:
+    settings: ModelSettings
+    client: ModelClient
+    since_s: float = field(default_factory=time.time)
+    front_end: FrontEnd | None = None
+    payload: bytes = b""
+    """What the present front end was built from."""
+    problem: str = ""
+
+
+class Gateway:
+    """Knows the models and finds the one that a request is for.
+
+    Args:
+        gateway_id: Unique in the cluster.
+        find_router_of: How to find each model's router.
+    """
+
+    def __init__(self, gateway_id: str, find_router_of: FindRouterOf) -> None:
+        self._identity = gateway_id.encode()
+        self._find_router_of = find_router_of
+        self._models: dict[ModelName, _Model] = {}
+        self._base_of: dict[str, ModelName] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._auth: Authenticator
+        self.settings: Settings
+
+    def configure(self, settings: Settings) -> None:
+        """Takes new settings. Models that did not change keep their connections and streams."""
+        self.settings = settings
+        self._auth = Authenticator(settings.auth)
+        self._base_of = {name: m.name for m in settings.models for name in m.names}
+        wanted = {model.name: model for model in settings.models}
+        for name in self._models.keys() - wanted.keys():
+            self._forget(self._models.pop(name))
+        for name, model in wanted.items():
+            known = self._models.get(name)
+            if known is None:
+                self._models[name] = self._connect(model)
+            elif known.settings != model:
+                self._replace_settings(known, model)
+
+    def close(self) -> None:
+        """Drops every connection."""
+        for model in self._models.values():
+            model.client.close()
+        for task in self._tasks:
+            task.cancel()
+
+    # --- requests ---------------------------------------------------------------------------
+
+    def identify(self, headers: Mapping[str, str]) -> TenantId:
+        """Returns who sends a request.
+
+        Raises:
+            ApiError: 401.
+        """
+        tenant = self._auth.identify(headers)
+        if tenant is None:
+            raise ApiError(
+                401,
+                "The API key is missing or unknown. Send it as 'Authorization: Bearer <key>'.",
+            )
+        return tenant
+
+    def front_end_for(self, model_name: str | None, path: str) -> FrontEnd:
+        """Returns the front end that answers a request.
+
+        Raises:
+            ApiError: 400 no model named though there are several, or it cannot do this; 404 there
+                is no such model; 503 it is still loading.
+        """
+        model = self._models[self._resolve(model_name)]
+        front_end = model.front_end
+        if front_end is None or not model.client.is_ready:
+            raise self._not_ready(model)
+        if path not in front_end.paths:
+            raise ApiError(
+                400,
+                f"The model {model.settings.name!r} cannot serve {path}. Use a model that can.",
+                param="model",
+                code="unsupported_endpoint",
+            )
+        return front_end
+
+    def _resolve(self, model_name: str | None) -> ModelName:
+        known = ", ".join(sorted(self._base_of))
+        if model_name is None:
+            if len(self._models) == 1:
+                return next(iter(self._models))
+            raise ApiError(
+                400, f"The parameter 'model' is missing. Name one of: {known}.", param="model"
+            )
+        base = self._base_of.get(model_name)
+        if base is None:
+            raise ApiError(
+                404,
+                f"The model {model_name[:200]!r} does not exist. Models served here: {known}.",
+                param="model",
+                code="model_not_found",
+            )
+        return base
+
+    def _not_ready(self, model: _Model) -> ApiError:
+        state, detail = _describe(model)
+        return ApiError(
+            503,
+            f"The model {model.settings.name!r} is not ready ({state}"
+            f"{': ' + detail if detail else ''}). Try again shortly; /ready shows its progress.",
+            param="model",
+            code="model_not_ready",
+            retry_after_s=max(5.0, self.settings.limits.retry_after_s),
+        )
+
+    # --- what is known ----------------------------------------------------------------------
+
+    def readiness(self) -> dict[str, Any]:
+        """State of every model, for `/ready`."""
+        models = {}
+        for name, model in self._models.items():
+            state, detail = _describe(model)
+            status = model.client.status
+            models[name] = {
+                "ready": state == "ready",
+                "state": state,
+                "detail": detail,
+                "waiting": status.waiting,
+                "engines": [
+                    {
+                        "id": engine.engine_id,
+                        "state": engine.state,
+                        "detail": engine.detail,
+                        "running": engine.load.running,
+                        "waiting": engine.load.waiting,
+                        "kv_usage": engine.load.kv_usage,
+                        "tokens_per_s": engine.load.tokens_per_s,
+                    }
+                    for engine in status.engines
+                ],
+            }
+        return {"ready": all(m["ready"] for m in models.values()), "models": models}
+
+    def model_cards(self) -> list[dict[str, Any]]:
+        """Every model and alias as `/v1/models` lists them."""
+        return [
+            {
+                "id": alias,
+                "object": "model",
+                "created": int(model.since_s),
+                "owned_by": "arriero",
+                "root": name,
+                "parent": None,
+                "max_model_len": model.front_end.max_model_len if model.front_end else None,
+            }
+            for name, model in self._models.items()
+            for alias in model.settings.names
+        ]
+
+    # --- models -----------------------------------------------------------------------------
+
+    def _connect(self, settings: ModelSettings) -> _Model:
+        client = ModelClient(
+            settings.name,
+            self._identity,
+            self._find_router_of(settings.name),
+            lambda _config_id, payload: self._spawn(self._build_front_end(model, payload)),
+        )
+        model = _Model(settings, client)
+        client.start()
+        return model
+
+    async def _build_front_end(self, model: _Model, payload: bytes) -> None:
+        started_s = time.monotonic()
+        try:
+            fresh = await FrontEnd.build(model.settings, payload, model.client)
+        except Exception as error:
+            logger.exception("The front end of %s could not be built.", model.settings.name)
+            model.problem = f"its front end could not be built: {error}"
+            return
+        old, model.front_end = model.front_end, fresh
+        model.payload, model.problem = payload, ""
+        logger.info(
+            "Front end of %s built in %.1f s.", model.settings.name, time.monotonic() - started_s
+        )
+        if old is not None:
+            self._spawn(old.retire())
+
+    def _replace_settings(self, model: _Model, settings: ModelSettings) -> None:
+        """New names or templates need a new front end; new engines bring one themselves."""
+        model.settings = settings
+        if model.payload:
+            self._spawn(self._build_front_end(model, model.payload))
+
+    def _forget(self, model: _Model) -> None:
+        self._spawn(self._close_when_idle(model))
+
+    async def _close_when_idle(self, model: _Model) -> None:
+        if model.front_end is not None:
+            await model.front_end.retire()
+        model.client.close()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _describe(model: _Model) -> tuple[str, str]:
+    """One word and one sentence on how a model stands."""
+    engines = model.client.status.engines
+    if model.problem:
+        return "failed", model.problem
+    if any(engine.state == "ready" for engine in engines):
+        return ("ready", "") if model.front_end else ("loading", "building its front end")
+    for state in ("loading", "failed", "draining"):
+        for engine in engines:
+            if engine.state == state:
+                return state, engine.detail
+    return "loading", "no engine has reported yet"

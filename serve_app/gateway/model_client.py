@@ -1,0 +1,245 @@
+"""A gateway's dealings with one base model: its router, its engines, the requests in flight.
+
+    send(request) --Enqueue--> router --Grant--> add to the granted engine --outputs--> sinks
+
+Nothing here waits for a request: answers arrive as messages, so that a client which goes away
+while it is queued is simply withdrawn.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol
+
+import msgspec
+import zmq
+from vllm.exceptions import GracefulHTTPError
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from serve_app.engine_frames import ABORT, ADD, ALIVE
+from serve_app.messages import (
+    Alive,
+    Endpoint,
+    EngineId,
+    EngineUnreachable,
+    Enqueue,
+    FrontEndPayload,
+    FrontEndWanted,
+    GatewayMail,
+    Grant,
+    Leave,
+    ModelStatus,
+    Refuse,
+    Resume,
+    TicketId,
+)
+from serve_app.names import TenantId
+from serve_app.router_link import FindRouter, RouterLink
+from serve_app.wire import Link
+
+logger = logging.getLogger(__name__)
+
+_ALIVE_EVERY_S = 1.0
+
+
+class Sink(Protocol):
+    """Who takes a model's outputs. Unknown request ids are to be ignored."""
+
+    def take(self, outputs: EngineCoreOutputs) -> None:
+        """Takes what one step of one engine produced."""
+
+    def fail(self, request_id: str, error: Exception) -> None:
+        """Ends one request with an error."""
+
+
+@dataclass
+class _Ticket:
+    request: EngineCoreRequest
+    sink: Sink
+    enqueue: Enqueue
+    engine_id: EngineId | None = None
+    """None while it waits."""
+
+
+class ModelClient:
+    """Sends one model's requests to whatever engine the router says.
+
+    Args:
+        name: The base model's name.
+        identity: This gateway's name, unique in the cluster.
+        find_router: How to find the model's router.
+        on_front_end: Called with (config_id, payload) when the engines' configuration is new.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identity: bytes,
+        find_router: FindRouter,
+        on_front_end: Callable[[str, bytes], None],
+    ) -> None:
+        self.name = name
+        self.status = ModelStatus("", [], 0)
+        self._identity = identity
+        self._on_front_end = on_front_end
+        self._front_end_id = ""
+        self._tickets: dict[TicketId, _Ticket] = {}
+        self._engines: dict[EngineId, Link] = {}
+        self._sinks: list[Sink] = []
+        self._encoder = MsgpackEncoder()
+        self._decoder = MsgpackDecoder(EngineCoreOutputs)
+        self._router = RouterLink(find_router, identity, self._read_mail, self._resume)
+        self._alive_task: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether some engine serves at this moment."""
+        return any(engine.state == "ready" for engine in self.status.engines)
+
+    def start(self) -> None:
+        """Begins to connect, in the background."""
+        self._router.start()
+        self._alive_task = asyncio.create_task(self._stay_alive(), name=f"alive {self.name}")
+
+    def close(self) -> None:
+        """Drops every connection. Engines and the router abort what this gateway had there."""
+        if self._alive_task is not None:
+            self._alive_task.cancel()
+        self._router.close()
+        for link in self._engines.values():
+            link.close()
+
+    def add_sink(self, sink: Sink) -> None:
+        """Delivers outputs to one more front end; an older one keeps its running requests."""
+        self._sinks.append(sink)
+
+    def remove_sink(self, sink: Sink) -> None:
+        """Stops delivering to a front end that has no requests left."""
+        self._sinks.remove(sink)
+
+    def has_requests_of(self, sink: Sink) -> bool:
+        """Whether a front end still waits for outputs."""
+        return any(ticket.sink is sink for ticket in self._tickets.values())
+
+    def send(self, request: EngineCoreRequest, tenant: TenantId, sink: Sink) -> None:
+        """Queues a request at the router."""
+        ticket_id = TicketId(request.request_id)
+        params = request.sampling_params
+        enqueue = Enqueue(
+            ticket_id,
+            tenant,
+            prompt_tokens=len(request.prompt_token_ids or ()),
+            max_tokens=(params.max_tokens or 0) if params is not None else 0,
+        )
+        self._tickets[ticket_id] = _Ticket(request, sink, enqueue)
+        self._router.send(enqueue)
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Ends requests, waiting or running. Unknown ids are ignored."""
+        by_engine: dict[EngineId, list[str]] = {}
+        for request_id in request_ids:
+            ticket = self._end(TicketId(request_id))
+            if ticket is not None and ticket.engine_id is not None:
+                by_engine.setdefault(ticket.engine_id, []).append(request_id)
+        for engine_id, ids in by_engine.items():
+            if engine_id in self._engines:
+                self._engines[engine_id].send([ABORT, msgspec.msgpack.encode(ids)])
+
+    def _end(self, ticket_id: TicketId) -> _Ticket | None:
+        ticket = self._tickets.pop(ticket_id, None)
+        if ticket is not None:
+            self._router.send(Leave(ticket_id))
+        return ticket
+
+    def _fail(self, ticket_id: TicketId, reason: str) -> None:
+        ticket = self._end(ticket_id)
+        if ticket is not None:
+            error = GracefulHTTPError(reason, HTTPStatus.SERVICE_UNAVAILABLE)
+            ticket.sink.fail(ticket_id, error)
+
+    async def _stay_alive(self) -> None:
+        while True:
+            await asyncio.sleep(_ALIVE_EVERY_S)
+            self._router.send(Alive())
+            for link in self._engines.values():
+                link.send([ALIVE])
+            self._hang_up_unused()
+
+    def _hang_up_unused(self) -> None:
+        """Closes links to engines that have left and run nothing of ours any more."""
+        known = {engine.engine_id for engine in self.status.engines}
+        used = {ticket.engine_id for ticket in self._tickets.values()}
+        for engine_id in self._engines.keys() - known - used:
+            self._engines.pop(engine_id).close()
+
+    # --- from the router --------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        tickets = self._tickets.values()
+        self._router.send(
+            Resume(
+                waiting=[t.enqueue for t in tickets if t.engine_id is None],
+                running={t.enqueue.ticket: t.engine_id for t in tickets if t.engine_id is not None},
+            )
+        )
+        # A router that is new may know another configuration than its predecessor did.
+        self._ask_for_front_end()
+
+    def _read_mail(self, mail: GatewayMail) -> None:
+        match mail:
+            case Grant():
+                self._start_on_engine(mail)
+            case Refuse():
+                self._fail(mail.ticket, mail.reason)
+            case ModelStatus():
+                self.status = mail
+                self._ask_for_front_end()
+            case FrontEndPayload():
+                self._take_front_end(mail)
+
+    def _ask_for_front_end(self) -> None:
+        wanted = self.status.config_id
+        if wanted and wanted != self._front_end_id:
+            self._router.send(FrontEndWanted(wanted))
+
+    def _take_front_end(self, mail: FrontEndPayload) -> None:
+        if mail.config_id != self._front_end_id:
+            self._front_end_id = mail.config_id
+            self._on_front_end(mail.config_id, mail.payload)
+
+    def _start_on_engine(self, grant: Grant) -> None:
+        ticket = self._tickets.get(grant.ticket)
+        if ticket is None:
+            return  # Withdrawn while the grant was on its way; the router has our Leave.
+        ticket.engine_id = grant.engine_id
+        link = self._engines.get(grant.engine_id)
+        if link is None:
+            link = self._engines[grant.engine_id] = self._connect(grant.engine_id, grant.endpoint)
+        link.send([ADD, *self._encoder.encode(ticket.request)])
+
+    # --- from engines -----------------------------------------------------------------------
+
+    def _connect(self, engine_id: EngineId, endpoint: Endpoint) -> Link:
+        return Link(
+            endpoint, self._identity, self._read_outputs, lambda: self._lose_engine(engine_id)
+        )
+
+    def _read_outputs(self, frames: list[zmq.Frame]) -> None:
+        outputs: EngineCoreOutputs = self._decoder.decode(frames)
+        for output in outputs.outputs:
+            if output.finished:
+                self._end(TicketId(output.request_id))
+        for sink in self._sinks:
+            sink.take(outputs)
+
+    def _lose_engine(self, engine_id: EngineId) -> None:
+        self._engines.pop(engine_id, None)
+        self._router.send(EngineUnreachable(engine_id))
+        lost = [t for t, ticket in self._tickets.items() if ticket.engine_id == engine_id]
+        if lost:
+            logger.warning("Engine %s is lost with %d requests.", engine_id, len(lost))
+        for ticket_id in lost:
+            self._fail(ticket_id, "The engine that ran this request stopped. Send it again.")

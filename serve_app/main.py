@@ -1,0 +1,149 @@
+"""Composition root: settings in, Serve application out. The only `serve.deployment` calls.
+
+    gateway (HTTP) ──► router of each model ──► engines of each model
+
+`serve deploy config.yaml` calls `build` with the file's `args`. Whatever is wrong with them is
+said here, before anything of the running application is touched.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve._private.config import DeploymentConfig
+from ray.serve.deployment import Application, Deployment
+from ray.serve.exceptions import RayServeException
+
+from serve_app.config import Settings, check_exposure, parse_settings
+from serve_app.config_model import CpuAccelerator, ModelSettings
+from serve_app.deployment_names import GATEWAY, engine_of, router_of
+from serve_app.errors import ConfigError
+from serve_app.policy.placement import plan_placement
+from serve_app.replicas import EngineReplica, GatewayReplica, RouterReplica
+from serve_app.telemetry import version
+
+APP_NAME = "arriero"
+
+_SHUTDOWN_SLACK_S = 10.0
+_MANY = 1_000_000
+"""Requests travel past Serve's own queues; its bound on them must not bind."""
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """Builds the application from `applications[].args` of a Serve config file.
+
+    Raises:
+        RayServeException: The settings are wrong; its text lists every problem. Serve shows it as
+            the application's message and leaves the running one as it is.
+    """
+    try:
+        settings = parse_settings(args)
+        check_exposure(_http_host(), settings)
+    except ConfigError as error:
+        raise RayServeException(str(error)) from error
+    shared = settings.model_dump(mode="json")
+    routers = []
+    for model in settings.models:
+        router = _router(model, settings, shared)
+        # The gateway is bound to the engines too, as Serve deploys only what the ingress reaches.
+        routers += [router, _engine(model, settings, router)]
+    return _gateway(settings, shared, routers)
+
+
+def _http_host() -> str:
+    """The address that Serve listens on, which is fixed when Serve starts."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return str(client.http_config.host) if client is not None else "127.0.0.1"
+
+
+def _gateway(settings: Settings, shared: dict[str, Any], others: list[Application]) -> Application:
+    gateway = settings.gateway
+    deployment = serve.deployment(
+        name=GATEWAY,
+        num_replicas=gateway.replicas,
+        ray_actor_options={"num_cpus": gateway.cpus},
+        max_ongoing_requests=gateway.max_concurrent_requests,
+        user_config=shared,
+        graceful_shutdown_timeout_s=gateway.drain_timeout_s + _SHUTDOWN_SLACK_S,
+        health_check_period_s=5.0,
+    )(serve.ingress()(GatewayReplica))
+    return _pinned(deployment, APP_NAME).bind(APP_NAME, *others)
+
+
+def _router(model: ModelSettings, settings: Settings, shared: dict[str, Any]) -> Application:
+    deployment = serve.deployment(
+        name=router_of(model.name),
+        num_replicas=1,
+        ray_actor_options={"num_cpus": settings.router.cpus},
+        max_ongoing_requests=_MANY,
+        user_config={**shared},
+        health_check_period_s=2.0,
+    )(RouterReplica)
+    return _pinned(deployment, model.name).bind(model.name)
+
+
+def _engine(model: ModelSettings, settings: Settings, router: Application) -> Application:
+    placement = plan_placement(model)
+    environment = _preload(model) | dict(placement.env) | getattr(model.engine, "env", {})
+    group = {
+        "placement_group_bundles": [dict(bundle) for bundle in placement.bundles],
+        "placement_group_strategy": placement.strategy,
+    }
+    deployment = serve.deployment(
+        name=engine_of(model.name),
+        num_replicas=model.replicas.min,
+        ray_actor_options={
+            "num_cpus": placement.num_cpus,
+            "num_gpus": placement.num_gpus,
+            "runtime_env": {"env_vars": environment},
+        },
+        **(group if placement.bundles else {}),
+        max_ongoing_requests=_MANY,
+        graceful_shutdown_timeout_s=model.drain_timeout_s + _SHUTDOWN_SLACK_S,
+        health_check_period_s=2.0,
+        health_check_timeout_s=model.health_timeout_s,
+    )(EngineReplica)
+    # What else an engine's replica needs is in its own arguments; how many there are, how the
+    # gateway renders prompts and who may call does not concern it.
+    spec = model.model_dump(mode="json", exclude={"replicas", "front_end", "aliases"})
+    logging = settings.logging.model_dump(mode="json")
+    return _pinned(deployment, spec).bind(spec, logging, router)
+
+
+class _PinnedConfig(DeploymentConfig):  # type: ignore[misc]  # Ray's class is untyped
+    """A deployment's configuration whose version stays what we said.
+
+    Serve gives every deployment of an application the same version, a hash of all of the
+    application's `args`, and restarts all replicas when it changes. With a version of its own,
+    only what changed is restarted. If a later Ray ignores this, everything restarts again, which
+    is slower and still right; tests/integration/test_redeploy.py would tell.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "version":
+            value = self.version
+        super().__setattr__(name, value)
+
+
+def _pinned(deployment: Deployment, identity: object) -> Deployment:
+    """Returns the deployment with a version that changes exactly when `identity` does."""
+    text = json.dumps([version(), identity], sort_keys=True)
+    fields = dict(deployment._deployment_config)
+    fields["version"] = hashlib.sha256(text.encode()).hexdigest()
+    deployment._deployment_config = _PinnedConfig.model_construct(**fields)
+    return deployment
+
+
+def _preload(model: ModelSettings) -> dict[str, str]:
+    """PyTorch's OpenMP first, as vLLM's own CPU worker wants it: else threads share one core."""
+    spec = find_spec("torch")
+    if not isinstance(model.accelerator, CpuAccelerator) or spec is None or spec.origin is None:
+        return {}
+    found = sorted((Path(spec.origin).parent / "lib").glob("libgomp*.so*"))
+    return {"LD_PRELOAD": str(found[0])} if found else {}

@@ -1,0 +1,138 @@
+"""What runs inside Serve's replicas: thin shells that give plain classes their place in Ray.
+
+Constructors take plain data and handles; `reconfigure` takes what may change without a restart.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from serve_app.config import LoggingSettings, Settings
+from serve_app.config_model import ModelSettings
+from serve_app.errors import InternalError
+from serve_app.messages import Endpoint, EngineId
+from serve_app.names import ModelName
+from serve_app.router_link import FindRouter
+from serve_app.telemetry import set_up_logging
+
+
+def _replica_name() -> str:
+    context = serve.get_replica_context()
+    return f"{context.deployment}-{context.replica_id.unique_id}"
+
+
+def _node_address() -> str:
+    return str(ray.util.get_node_ip_address())
+
+
+def _find_by(handle: DeploymentHandle[Any]) -> FindRouter:
+    async def find() -> Endpoint:
+        endpoint: Endpoint = await handle.endpoint.remote()
+        return endpoint
+
+    return find
+
+
+class RouterReplica:
+    """Runs one model's router."""
+
+    async def __init__(self, model_name: ModelName) -> None:
+        self._model_name = model_name
+        self._router: Any = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Takes new limits; makes the router the first time."""
+        from deployments.router import Router
+
+        settings = Settings.model_validate(user_config)
+        set_up_logging(settings.logging)
+        if self._router is None:
+            self._router = Router(self._model_name, settings.limits, _node_address())
+            self._task = asyncio.get_running_loop().create_task(self._router.run(), name="router")
+        else:
+            self._router.configure(settings.limits)
+
+    async def endpoint(self) -> Endpoint:
+        """Where gateways and engines connect to."""
+        endpoint: Endpoint = self._router.endpoint
+        return endpoint
+
+    async def check_health(self) -> None:
+        """Raises when the router has stopped, so that Serve replaces it."""
+        if self._task is not None and self._task.done():
+            raise InternalError(f"The router of {self._model_name!r} stopped: {self._task}")
+
+
+class EngineReplica:
+    """Runs one engine."""
+
+    async def __init__(
+        self, model: Mapping[str, Any], logging: Mapping[str, Any], router: DeploymentHandle[Any]
+    ) -> None:
+        from deployments.engine import Engine
+
+        set_up_logging(LoggingSettings.model_validate(logging))
+        self._engine = Engine(
+            ModelSettings.model_validate(model),
+            EngineId(_replica_name()),
+            _find_by(router),
+            _node_address(),
+        )
+        await self._engine.start()
+
+    async def check_health(self) -> None:
+        """Raises when the engine has died, so that Serve replaces it."""
+        self._engine.check_health()
+
+    async def __del__(self) -> None:
+        """Drains; Serve calls and awaits this before it ends the process."""
+        if hasattr(self, "_engine"):
+            await self._engine.stop()
+
+
+class GatewayReplica:
+    """Runs one gateway.
+
+    Args:
+        routers: Every model's router, so that Serve knows they belong to this application. They
+            are looked up by name when needed: models come and go without a new gateway.
+    """
+
+    def __init__(self, app_name: str, *routers: DeploymentHandle[Any]) -> None:
+        from serve_app.gateway.app import build_gateway_app
+        from serve_app.gateway.gateway import Gateway
+
+        self._app_name = app_name
+        self._gateway = Gateway(_replica_name(), self._find_router_of)
+        self._build: Callable[[], ASGIApp] = lambda: build_gateway_app(self._gateway)
+
+    def _find_router_of(self, model_name: ModelName) -> FindRouter:
+        from serve_app.deployment_names import router_of
+
+        async def find() -> Endpoint:
+            handle: Any = serve.get_deployment_handle(router_of(model_name), self._app_name)
+            endpoint: Endpoint = await handle.endpoint.remote()
+            return endpoint
+
+        return find
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Takes new settings; streams go on."""
+        settings = Settings.model_validate(user_config)
+        set_up_logging(settings.logging)
+        self._gateway.configure(settings)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Returns the application that Serve puts behind its HTTP port."""
+        return self._build()
+
+    async def __del__(self) -> None:
+        """Drops the connections; Serve has drained the streams by then."""
+        if hasattr(self, "_gateway"):
+            self._gateway.close()
