@@ -186,7 +186,7 @@ class Settings(Section):
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ValueError(
-                f"{_places_of(twice[0], self.models)} are all {twice[0]!r}; "
+                f"{_places_of(twice[0], self.models)} are both {twice[0]!r}; "
                 "a name or alias belongs to one model, rename or remove the others"
             )
         return self

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from serve_app.config import Settings, check_exposure, parse_settings
-from serve_app.config_problems import Problem, join_path, list_problems, show_value
+from serve_app.config_problems import describe_invalid, find_unknown_keys, list_problems
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,20 +98,14 @@ def _check_serve_schema(content: dict[str, Any], path: Path) -> "ServeDeploySche
     """Let Ray check its part, so that what passes here is not refused by `serve deploy`."""
     from ray.serve.schema import ServeDeploySchema  # imports Ray: a second
 
+    problems = list(find_unknown_keys(content, ServeDeploySchema))
     try:
-        return ServeDeploySchema.model_validate(content)
+        schema = ServeDeploySchema.model_validate(content)
     except ValidationError as error:
-        problems = [
-            Problem(
-                join_path(details["loc"]), show_value(details["input"]), _explain(details["msg"])
-            )
-            for details in error.errors(include_url=False)
-        ]
-        raise ConfigError(list_problems(f"{path}: is not a Ray Serve config", problems)) from None
-
-
-def _explain(message: str) -> str:
-    return f"{message.removeprefix('Value error, ').rstrip('.')}."
+        problems += describe_invalid(error, ServeDeploySchema)
+    if problems:
+        raise ConfigError(list_problems(f"{path}: is not a Ray Serve config file", problems))
+    return schema
 
 
 def _find_application(schema: "ServeDeploySchema", path: Path) -> "ServeApplicationSchema":

@@ -80,7 +80,7 @@ class VllmEngine(Section):
     args: dict[str, Any] = Field(default_factory=dict)
     """vLLM engine arguments, passed through. Names and types are vLLM's own, with underscores."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of the engine's process, such as `VLLM_ATTENTION_BACKEND`."""
+    """Environment variables of the engine's process, such as `VLLM_LOGGING_LEVEL`."""
 
 
 class EchoEngine(Section):

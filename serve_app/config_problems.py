@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Union, get_args, get_origin
 
@@ -63,6 +63,25 @@ def _is_echo(details: ErrorDetails, errors: list[ErrorDetails]) -> bool:
     return details["type"] == "too_short" and any(
         other["loc"][: len(place)] == place for other in errors if other is not details
     )
+
+
+def find_unknown_keys(
+    value: object, annotation: object, location: Location = ()
+) -> Iterator[Problem]:
+    """Yield a problem for each key that a section, not ours and more lenient, would ignore."""
+    annotation = _strip(annotation)
+    section = _as_section(annotation)
+    if section and isinstance(value, Mapping):
+        for key, inner in value.items():
+            place = (*location, str(key))
+            if key in section.model_fields:
+                yield from find_unknown_keys(inner, _step_into(section, key), place)
+            else:
+                remedy = suggest(str(key), section.model_fields, list_all=True)
+                yield Problem(join_path(place), None, f"is not a setting here; {remedy}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from find_unknown_keys(inner, _step_into(annotation, i), (*location, i))
 
 
 def show_value(value: object, path: str = "") -> str | None:
@@ -128,7 +147,7 @@ def _describe(details: ErrorDetails, root: type[BaseModel]) -> Problem:
     steps, section = _locate(details["loc"], root)
     kind = details["type"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _describe_tag(details, steps)
+        return _describe_tag(details, steps, section)
     path = join_path(steps)
     text = _explain(details, str(steps[-1]) if steps else "", section)
     shown = None if kind == "missing" else show_value(details["input"], path)
@@ -137,15 +156,16 @@ def _describe(details: ErrorDetails, root: type[BaseModel]) -> Problem:
     return Problem(path, shown, text)
 
 
-def _describe_tag(details: ErrorDetails, steps: Location) -> Problem:
-    context = details.get("ctx", {})
-    path = join_path((*steps, "kind"))
-    section = details["input"]
-    if not isinstance(section, Mapping):
-        return Problem(join_path(steps), show_value(section), "must be a mapping with a 'kind'.")
-    shown = show_value(section.get("kind")) if "kind" in section else None
-    expected = context.get("expected_tags") or "one of the kinds in the documentation"
-    return Problem(path, shown, f"must be one of {expected}.")
+def _describe_tag(
+    details: ErrorDetails, steps: Location, section: type[BaseModel] | None
+) -> Problem:
+    assert section is not None, "only fields of sections are unions"
+    written = details["input"]
+    shown = show_value(written["kind"]) if "kind" in written else None
+    union = _strip(section.model_fields[str(steps[-1])].annotation)
+    kinds = (_as_section(_strip(part)) for part in get_args(union))
+    expected = ", ".join(repr(_kind_of(kind)) for kind in kinds if kind)
+    return Problem(join_path((*steps, "kind")), shown, f"must be one of {expected}.")
 
 
 def _explain(details: ErrorDetails, name: str, section: type[BaseModel] | None) -> str:
@@ -230,7 +250,7 @@ def _is_union(annotation: object) -> bool:
 def _choose(union: object, tag: int | str) -> object:
     for part in get_args(union):
         section = _as_section(part)
-        if section and tag in get_args(section.model_fields["kind"].annotation):
+        if section and "kind" in section.model_fields and tag == _kind_of(section):
             return section
     return None
 
@@ -241,6 +261,10 @@ def _as_section(annotation: object) -> type[BaseModel] | None:
     return None
 
 
+def _kind_of(section: type[BaseModel]) -> str:
+    return str(get_args(section.model_fields["kind"].annotation)[0])
+
+
 def _step_into(annotation: object, step: int | str) -> object:
     section = _as_section(annotation)
     if section:
@@ -248,6 +272,6 @@ def _step_into(annotation: object, step: int | str) -> object:
         return field.annotation if field else None
     if get_origin(annotation) is dict:
         return get_args(annotation)[1]
-    if get_origin(annotation) is tuple:
+    if get_origin(annotation) in (tuple, list):
         return get_args(annotation)[0]
     return None
