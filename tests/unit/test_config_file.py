@@ -62,6 +62,16 @@ def test_default_file_fits_two_cores_and_one_machine() -> None:
     assert model.accelerator.cpus + settings.gateway.cpus + settings.router.cpus < 2
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_shares_of_shipped_file_fit_in_whatever_order_engines_start(path: Path) -> None:
+    shares = [
+        model.accelerator.share
+        for model in load_config_file(path).settings.models
+        if model.accelerator.kind == "gpu" and model.accelerator.share < 1
+    ]
+    assert sum(shares) <= 1
+
+
 def test_check_leaves_no_gpu_state_behind() -> None:
     torch = importlib.import_module("torch")
     load_config_file(FILES[-1])
