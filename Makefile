@@ -1,0 +1,67 @@
+# The one place that people, hooks and CI call. `make` lists what there is.
+#
+# PYTHON=python3.12   the Python that makes the environment (default: a fitting one on the PATH)
+# PROFILE=cpu|gpu     what to install (default: gpu where an NVIDIA driver answers)
+# CONFIG=file         the Ray Serve config file that `make up` deploys (default: config.yaml)
+# ARGS='...'          options for a benchmark, or for pytest in test and test-fast
+
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done),python3)
+CONFIG ?= config.yaml
+VENV := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
+	bench-overhead bench-gateway
+
+help: ## List the commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
+		do printf '  make %-15s %s\n' "$$name" "$$what"; done
+
+up: env ## Install what is missing, start the platform, ask a first question
+	@$(VENV)/python -m cluster.local up "$(CONFIG)"
+
+down: ## Stop what `make up` started, and nothing else
+	@if [ -x $(VENV)/python ]; then $(VENV)/python -m cluster.local down; else echo 'Nothing runs.'; fi
+
+status: ## Show what runs
+	@if [ -x $(VENV)/python ]; then $(VENV)/python -m cluster.local status; else echo 'Nothing runs.'; fi
+
+test: env-dev ## Run every test; the first run installs everything
+	@$(VENV)/python -m pytest $(ARGS)
+
+test-fast: env-dev ## Run the tests that need neither Ray nor a model
+	@$(VENV)/python -m pytest -m 'not slow and not e2e' $(ARGS)
+
+check: env-dev ## Formatting, lint, types, import rules, generated pages
+	@$(VENV)/ruff format --check --quiet . || { echo 'Not formatted: run make format'; exit 1; }
+	@$(VENV)/ruff check .
+	@$(VENV)/mypy
+	@$(VENV)/lint-imports --verbose=false
+	@$(VENV)/python -m serve_app.config_reference --check
+
+format: env-dev ## Format the code and mend what ruff can
+	@$(VENV)/ruff check --fix-only --quiet . && $(VENV)/ruff format .
+
+bench-overhead: env-dev ## Measure against bare vLLM and Ray Serve LLM (ARGS=--quick for minutes)
+	@$(VENV)/python -m bench.overhead $(ARGS)
+
+bench-gateway: env-dev ## Measure the gateway alone, beside LiteLLM (ARGS=--quick for minutes)
+	@$(VENV)/python -m bench.gateway $(ARGS)
+
+constraints: env ## Resolve the pinned versions anew
+	@$(VENV)/python -m cluster.pins
+
+sky: env ## Make .venv-sky, the environment that runs SkyPilot
+	@"$(PYTHON)" -m cluster.bootstrap --sky
+
+clean: down ## Stop, and remove everything that make has made here; the model's cache stays
+	@rm -rf .venv .venv-sky .arriero build *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+		.hypothesis .import_linter_cache
+
+env:
+	@"$(PYTHON)" -m cluster.bootstrap
+
+env-dev:
+	@"$(PYTHON)" -m cluster.bootstrap --dev
