@@ -147,7 +147,7 @@ class CpuAccelerator(Section):
     kv_cache_gib: Annotated[int, Field(ge=1, le=1024)] = 1
     """Memory for the KV cache of one engine, in whole GiB."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Threads that compute. None means what vLLM chooses, which is every physical core."""
+    """Threads that compute. None means one fewer than the cores that the process may use."""
 
 
 class GpuAccelerator(Section):

@@ -128,6 +128,10 @@ class GatewayReplica:
         set_up_logging(settings.logging)
         self._gateway.configure(settings)
 
+    async def check_health(self) -> None:
+        """Raises when this gateway can no longer serve, so that Serve replaces it."""
+        self._gateway.check_health()
+
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Returns the application that Serve puts behind its HTTP port."""
         return self._build()

@@ -78,7 +78,7 @@ def _explain(error: ValidationError, value: object, annotation: object) -> str:
     bounds = (bound for details in errors if (bound := explain_bound(details)))
     is_container = isinstance(value, Mapping | list) and not _is_scalar(annotation)
     if is_container and errors[0]["loc"]:
-        return f"has an entry of the wrong type: {errors[0]['loc'][0]!r}."
+        return "has an entry of the wrong type."
     return next(bounds, f"must be {_words_for(annotation)}.")
 
 

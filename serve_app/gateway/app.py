@@ -19,7 +19,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import telemetry
-from serve_app.gateway.body import ClientGoneError, peek_model, read_body, replay
+from serve_app.gateway.body import (
+    ClientGoneError,
+    Outer,
+    peek_model,
+    read_body,
+    run_until_hang_up,
+)
 from serve_app.gateway.engine_client import current_tenant
 from serve_app.gateway.error_body import ApiError, from_vllm, render
 from serve_app.gateway.gateway import Gateway
@@ -128,7 +134,7 @@ class Dispatch:
         # The front end is an application of its own; it must not see this one's routing.
         inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
         inner["state"] = {}
-        await front_end.app(inner, replay(body, receive), answer)
+        await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
 
 
 class _ErrorsTranslated:

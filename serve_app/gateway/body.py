@@ -1,15 +1,28 @@
 """Reading a request's body: never more of it than is allowed."""
 
+import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from starlette.types import Message, Receive, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.gateway.error_body import ApiError
 
 
+_HANG_UP_S = 0.3
+
+
 class ClientGoneError(Exception):
     """The client hung up before its request was complete."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The connection to the client."""
+
+    receive: Receive
+    send: Send
 
 
 class Peek(msgspec.Struct):
@@ -70,15 +83,49 @@ def peek_model(body: bytes) -> str | None:
     return model
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Returns a `receive` that gives the body again and then what comes after it."""
-    is_given = False
+class Replay:
+    """A `receive` that gives the body again, and then a disconnect once the client is gone."""
 
-    async def replayed() -> Message:
-        nonlocal is_given
-        if not is_given:
-            is_given = True
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+        self._gone = asyncio.Event()
+
+    def hang_up(self) -> None:
+        """Says that the client is gone."""
+        self._gone.set()
+
+    async def __call__(self) -> Message:
+        """Returns the next message (ASGI)."""
+        if self._body is not None:
+            body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
 
-    return replayed
+
+async def run_until_hang_up(app: ASGIApp, scope: Scope, body: bytes, outer: Outer) -> None:
+    """Runs an application over a body that was read already; ends it when the client goes away.
+
+    vLLM's unary routes start a task of their own and end it when they receive a disconnect; being
+    cancelled they would leave it, and its request in the engine, running. Its streams end when
+    they are cancelled. So first the one, then the other.
+    """
+    receive = Replay(body)
+    work = asyncio.ensure_future(app(scope, receive, outer.send))
+    watch = asyncio.ensure_future(_wait_for_disconnect(outer.receive))
+    try:
+        await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watch.cancel()
+        if not work.done():
+            receive.hang_up()
+            await asyncio.wait((work,), timeout=_HANG_UP_S)
+            work.cancel()
+            await asyncio.wait((work,), timeout=_HANG_UP_S)
+    if not work.cancelled():
+        await work
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -5,6 +5,7 @@ Chat templates, tools, structured output, log-probabilities and every response f
 
 import asyncio
 from argparse import Namespace
+from types import SimpleNamespace
 
 import cloudpickle
 from fastapi import FastAPI
@@ -32,6 +33,8 @@ def front_end_args(settings: FrontEndSettings) -> Namespace:
     for name, value in settings.model_dump().items():
         setattr(args, name, value)
     args.disable_fastapi_docs = True
+    # A page on another site must not use a keyless gateway through its visitor's browser.
+    args.allowed_origins = []
     args.disable_log_stats = True
     args.enable_log_requests = False
     return args
@@ -79,8 +82,17 @@ class FrontEnd:
         app = build_app(args, tasks, config.model_config)
         await init_app_state(engine, app.state, args, tasks)
         app.add_exception_handler(RequestValidationError, _answer_validation)
+        # vLLM has built the stack of handlers already; without it the next request builds it anew.
+        app.middleware_stack = None
+        # vLLM would tell its web server to stop when an engine dies. Ours is not for it to stop.
+        app.state.server = SimpleNamespace(should_exit=False)
         client.add_sink(engine)
         return cls(model, app, engine, client)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it can no longer turn outputs into answers. Never by a request's fault."""
+        return bool(self._engine.errored)
 
     async def retire(self) -> None:
         """Returns when the last request has ended and everything is given back."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from serve_app.config import Settings
 from serve_app.config_model import ModelSettings
+from serve_app.errors import InternalError
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.front_end import FrontEnd
@@ -68,6 +69,12 @@ class Gateway:
                 self._models[name] = self._connect(model)
             elif known.settings != model:
                 self._replace_settings(known, model)
+
+    def check_health(self) -> None:
+        """Raises InternalError when a front end has failed: a new gateway is the remedy."""
+        for name, model in self._models.items():
+            if model.front_end is not None and model.front_end.has_failed:
+                raise InternalError(f"The front end of {name!r} stopped handling outputs.")
 
     def close(self) -> None:
         """Drops every connection."""
