@@ -46,17 +46,25 @@ class EchoCore:
         tokens_per_s: Pace of one request. None says all of a request's tokens in one step.
     """
 
-    tasks: tuple[SupportedTask, ...] = ("generate",)
-
     def __init__(self, config: VllmConfig, emit: Emit, tokens_per_s: float | None) -> None:
         self._emit = emit
         self._step_s = 1.0 / tokens_per_s if tokens_per_s else 0.0
         self._mail: queue.SimpleQueue[EngineCoreRequest | list[str] | None] = queue.SimpleQueue()
         self._waiting: deque[_Running] = deque()
         self._running: dict[str, _Running] = {}
-        self.max_running = int(config.scheduler_config.max_num_seqs)
+        self._max_running = int(config.scheduler_config.max_num_seqs)
         eos = config.model_config.hf_config.eos_token_id
         self._never_said = set(eos) if isinstance(eos, list) else {eos}
+
+    @property
+    def max_running(self) -> int:
+        """Sequences that one batch can hold."""
+        return self._max_running
+
+    @property
+    def tasks(self) -> tuple[SupportedTask, ...]:
+        """It generates and can do nothing else."""
+        return ("generate",)
 
     def accept(self, request: EngineCoreRequest) -> None:
         """Takes a request; it runs as soon as there is room."""
@@ -72,7 +80,7 @@ class EchoCore:
 
     def counts(self) -> tuple[int, int, float]:
         """Requests running, requests waiting, share of the batch in use."""
-        return len(self._running), len(self._waiting), len(self._running) / self.max_running
+        return len(self._running), len(self._waiting), len(self._running) / self._max_running
 
     def run(self) -> None:
         """Steps until `stop`."""
@@ -112,7 +120,7 @@ class EchoCore:
         self._waiting.append(_Running(mail, echo, limit=mail.sampling_params.max_tokens or 16))
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.max_running:
+        while self._waiting and len(self._running) < self._max_running:
             entry = self._waiting.popleft()
             self._running[entry.request.request_id] = entry
 

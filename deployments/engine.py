@@ -125,7 +125,7 @@ class Engine:
         """Drains until `drain_timeout_s`, then stops; what still runs is aborted."""
         self._set_state("draining", "")
         deadline_s = time.monotonic() + self._model.drain_timeout_s
-        while time.monotonic() < deadline_s and self._is_busy():
+        while time.monotonic() < deadline_s and self._is_busy():  # noqa: ASYNC110 - another thread's
             await asyncio.sleep(0.1)
         self._router.send(EngineGone(self._engine_id))
         if self._core is not None:

@@ -31,22 +31,35 @@ logger = logging.getLogger(__name__)
 
 _SILENT_GATEWAY_S = 10.0
 """A gateway that has said nothing for so long is dead; it says ALIVE every second or so."""
-_POLL_S = 1.0
+_POLL_MS = 1000
 _RATE_WINDOW_S = 2.0
 
 
 class Core(Protocol):
     """What steps a model; `run` on a thread of its own, the rest from any thread."""
 
-    max_running: int
+    @property
+    def max_running(self) -> int:
+        """Sequences that one batch can hold."""
 
     @property
-    def tasks(self) -> tuple[SupportedTask, ...]: ...
-    def accept(self, request: EngineCoreRequest) -> None: ...
-    def abort(self, request_ids: list[str]) -> None: ...
-    def counts(self) -> tuple[int, int, float]: ...
-    def run(self) -> None: ...
-    def stop(self) -> None: ...
+    def tasks(self) -> tuple[SupportedTask, ...]:
+        """What the model can do."""
+
+    def accept(self, request: EngineCoreRequest) -> None:
+        """Takes a request. Its outputs go to the client of its `client_index`."""
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Ends requests without further outputs; unknown ids are ignored."""
+
+    def counts(self) -> tuple[int, int, float]:
+        """Requests running, requests waiting, share of KV-cache blocks in use."""
+
+    def run(self) -> None:
+        """Steps until `stop`. Raises what a step raises; the core is then unusable."""
+
+    def stop(self) -> None:
+        """Makes `run` return."""
 
 
 class _Client:
@@ -109,14 +122,14 @@ class EngineServer:
     def stop(self) -> None:
         """Stops the thread and closes the sockets."""
         self._stopping.set()
-        self._thread.join(timeout=2 * _POLL_S)
+        self._thread.join(timeout=2 * _POLL_MS / 1000)
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._wake_receiver, zmq.POLLIN)
         while not self._stopping.is_set():
-            ready = dict(poller.poll(_POLL_S * 1000))
+            ready = dict(poller.poll(_POLL_MS))
             if self._wake_receiver in ready:
                 self._send_outputs()
             if self._router in ready:

@@ -46,8 +46,8 @@ def fetch_model(source: Source) -> str:
 def _check_folder(path: Path) -> str:
     if not (path / "config.json").is_file():
         raise EngineStartError(
-            f"source.path {str(path)!r} holds no config.json on this node. Name the folder with the "
-            "model's config.json, weights and tokenizer, on every node that runs its engines."
+            f"source.path {str(path)!r} holds no config.json on this node. Name the folder with "
+            "the model's config.json, weights and tokenizer, on every node that runs its engines."
         )
     return str(path)
 

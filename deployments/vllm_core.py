@@ -76,7 +76,7 @@ class VllmCore(EngineCoreProc):
 
     def __init__(self, config: VllmConfig, emit: Emit) -> None:
         self.input_queue = queue.Queue[tuple[EngineCoreRequestType, Any]]()
-        self.output_queue = _Outlet(emit)
+        self.output_queue = _Outlet(emit)  # type: ignore[assignment]  # used as a sink only
         self.engine_index = 0
         self.engines_running = False
         self.shutdown_state = EngineShutdownState.RUNNING
@@ -125,7 +125,7 @@ class VllmCore(EngineCoreProc):
             self.run_busy_loop()
         except SystemExit:
             # The loop's way to say that it was asked to stop.
-            self.shutdown()
+            self.shutdown()  # type: ignore[no-untyped-call]  # vLLM's
 
     def stop(self) -> None:
         """Aborts what runs and makes `run` return."""

@@ -91,7 +91,7 @@ def _router(model: ModelSettings, settings: Settings, shared: dict[str, Any]) ->
 def _engine(model: ModelSettings, settings: Settings, router: Application) -> Application:
     placement = plan_placement(model)
     environment = _preload(model) | dict(placement.env) | getattr(model.engine, "env", {})
-    group = {
+    group: dict[str, Any] = {
         "placement_group_bundles": [dict(bundle) for bundle in placement.bundles],
         "placement_group_strategy": placement.strategy,
     }
@@ -116,7 +116,7 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
     return _pinned(deployment, spec).bind(spec, logging, router)
 
 
-class _PinnedConfig(DeploymentConfig):  # type: ignore[misc]  # Ray's class is untyped
+class _PinnedConfig(DeploymentConfig):
     """A deployment's configuration whose version stays what we said.
 
     Serve gives every deployment of an application the same version, a hash of all of the

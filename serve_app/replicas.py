@@ -27,7 +27,7 @@ def _replica_name() -> str:
 
 
 def _node_address() -> str:
-    return str(ray.util.get_node_ip_address())
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray's
 
 
 def _find_by(handle: DeploymentHandle[Any]) -> FindRouter:
@@ -41,7 +41,7 @@ def _find_by(handle: DeploymentHandle[Any]) -> FindRouter:
 class RouterReplica:
     """Runs one model's router."""
 
-    async def __init__(self, model_name: ModelName) -> None:
+    async def __init__(self, model_name: ModelName) -> None:  # type: ignore[misc]  # Serve awaits it
         self._model_name = model_name
         self._router: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -72,7 +72,7 @@ class RouterReplica:
 class EngineReplica:
     """Runs one engine."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, model: Mapping[str, Any], logging: Mapping[str, Any], router: DeploymentHandle[Any]
     ) -> None:
         from deployments.engine import Engine

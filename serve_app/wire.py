@@ -18,7 +18,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from serve_app.messages import Endpoint
 
-Frames = Sequence[bytes | memoryview | zmq.Frame]
+Frames = Sequence[bytes | bytearray | memoryview | zmq.Frame]
 
 _HIGH_WATER_MESSAGES = 100_000
 """Far above what any peer leaves unread; a peer that is this far behind is dead."""
@@ -55,7 +55,7 @@ class Listener:
         return identity, frames
 
     def send(self, identity: bytes, frames: Frames) -> None:
-        """Queues a message; one for a peer that has gone is dropped, as it has nobody to read it."""
+        """Queues a message. One for a peer that has gone is dropped: nobody would read it."""
         self._socket.send_multipart([identity, *frames], copy=True)
 
     def close(self) -> None:

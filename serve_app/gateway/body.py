@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.gateway.error_body import ApiError
 
-
 _HANG_UP_S = 0.3
 
 

@@ -102,7 +102,7 @@ class RemoteEngineClient(AsyncLLM):
         self._profile_session_active = False
         self._elastic_ep_lock = asyncio.Lock()
         self._client_count = 1
-        self._run_output_handler()
+        self._run_output_handler()  # type: ignore[no-untyped-call]  # vLLM's
 
     def take(self, outputs: EngineCoreOutputs) -> None:
         """Takes one step's outputs (`Sink`)."""

@@ -128,24 +128,49 @@ def from_validation(problems: Sequence[Any]) -> ApiError:
         problems: `RequestValidationError.errors()`.
     """
     lines: dict[str, str] = {}
-    first_param: str | None = None
-    for problem in problems:
-        param = _param_of(problem)
-        first_param = first_param or param
-        lines.setdefault(
-            param or "body", f"{param or 'the body'}: {problem.get('msg', 'is wrong')}"
-        )
+    for param, problem in _most_telling(problems):
+        place = param or "the body"
+        lines.setdefault(place, f"{place}: {problem.get('msg', 'is wrong')}{_shown_input(problem)}")
     text = "; ".join(list(lines.values())[:_MAX_PROBLEMS_SHOWN])
-    return ApiError(400, f"{text[:_MAX_MESSAGE_CHARS]}.".replace("..", "."), first_param)
+    first = next((place for place in lines if place != "the body"), None)
+    return ApiError(400, text[:_MAX_MESSAGE_CHARS], first)
 
 
-def _param_of(problem: dict[str, Any]) -> str | None:
-    """The client's name for the place: without `body`, union branches and validators."""
-    cause = problem.get("ctx", {}).get("error")
-    named = getattr(cause, "parameter", None)
+def _most_telling(problems: Sequence[Any]) -> list[tuple[str | None, Any]]:
+    """Leaves out what only some branches of a union object to.
+
+    A message that fails is tried as each kind of message, and each kind but the right one also
+    objects to its role. What is really wrong is wrong in most branches.
+    """
+    branches: dict[str | None, set[str]] = {}
+    placed = []
+    for problem in problems:
+        param, branch = _place_of(problem)
+        branches.setdefault(param, set()).add(branch)
+        placed.append((param, branch, problem))
+    most = max((len(tags - {""}) for tags in branches.values()), default=0)
+    return [
+        (param, problem)
+        for param, branch, problem in placed
+        if not branch or len(branches[param] - {""}) == most
+    ]
+
+
+def _place_of(problem: dict[str, Any]) -> tuple[str | None, str]:
+    """The client's name for the place, and the union branches that led there."""
+    named = getattr(problem.get("ctx", {}).get("error"), "parameter", None)
     if isinstance(named, str):
-        return named
-    loc = [part for part in problem.get("loc", ()) if part != "body"]
+        return named, ""
+    loc = [str(part) for part in problem.get("loc", ()) if part != "body"]
     if not loc or problem.get("type") == "json_invalid":
-        return None
-    return clean_loc_for_param(tuple(loc))
+        return None, ""
+    # Fields are written in lower case, the classes of a union's branches are not.
+    branch = ".".join(part for part in loc if part[:1].isupper())
+    param = clean_loc_for_param(tuple(part for part in loc if not part[:1].isupper()))
+    return param or None, branch
+
+
+def _shown_input(problem: dict[str, Any]) -> str:
+    """The value, where it is a number or a flag: text may be a prompt, and is not repeated."""
+    value = problem.get("input")
+    return f" (got {value!r})" if isinstance(value, bool | int | float) else ""

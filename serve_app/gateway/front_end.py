@@ -29,7 +29,8 @@ from serve_app.gateway.model_client import ModelClient
 
 def front_end_args(settings: FrontEndSettings) -> Namespace:
     """VLLM's own defaults for its front end, with this model's settings over them."""
-    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    parser = FlexibleArgumentParser()  # type: ignore[no-untyped-call]  # vLLM's
+    args: Namespace = make_arg_parser(parser).parse_args([])
     for name, value in settings.model_dump().items():
         setattr(args, name, value)
     args.disable_fastapi_docs = True
@@ -96,7 +97,7 @@ class FrontEnd:
 
     async def retire(self) -> None:
         """Returns when the last request has ended and everything is given back."""
-        while self._client.has_requests_of(self._engine):
+        while self._client.has_requests_of(self._engine):  # noqa: ASYNC110 - rare, no hurry
             await asyncio.sleep(1.0)
         self._client.remove_sink(self._engine)
         self._engine.shutdown()
