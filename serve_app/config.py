@@ -86,8 +86,6 @@ class GatewaySettings(Section):
     """Longest request body in bytes. A longer one is refused before it is read whole."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     """Requests that one gateway holds at the same time, waiting ones included."""
-    request_timeout_s: Seconds = 3600.0
-    """Seconds after which a request that is not done is cancelled."""
     sse_keep_alive_s: Annotated[int, Field(ge=0, le=3600)] = 15
     """Seconds of silence after which a stream sends a comment, so no proxy cuts it. 0 = never."""
     drain_timeout_s: Seconds = 300.0

@@ -95,8 +95,6 @@ class EchoEngine(Section):
     """Output tokens per second of one request. None means at once."""
     max_num_seqs: Annotated[int, Field(ge=1, le=65_536)] = 256
     """Requests that run at the same time; others wait in the engine."""
-    kv_tokens: Annotated[int, Field(ge=16)] = 1 << 20
-    """Size of the pretended KV cache, in tokens."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     """Context length in tokens. None means what the source says."""
 

@@ -52,7 +52,7 @@ def _describe_source(source: Source) -> str:
 
 def _describe_kv_cache(model: ModelSettings) -> str:
     if model.engine.kind == "echo":
-        return f"{model.engine.kv_tokens} tokens"
+        return "none"
     if model.accelerator.kind == "cpu":
         return f"{model.accelerator.kv_cache_gib} GiB"
     size_bytes = model.engine.args.get("kv_cache_memory_bytes")

@@ -37,6 +37,7 @@ def front_end_args(settings: FrontEndSettings) -> Namespace:
     # A page on another site must not use a keyless gateway through its visitor's browser.
     args.allowed_origins = []
     args.disable_log_stats = True
+    args.sse_keep_alive_interval = keep_alive_s
     args.enable_log_requests = False
     return args
 
@@ -65,17 +66,19 @@ class FrontEnd:
         self._client = client
 
     @classmethod
-    async def build(cls, model: ModelSettings, payload: bytes, client: ModelClient) -> "FrontEnd":
+    async def build(
+        cls, model: ModelSettings, payload: bytes, client: ModelClient, keep_alive_s: int
+    ) -> "FrontEnd":
         """Builds a front end from what an engine offered (`deployments.engine`).
 
-        Loads the tokenizer, so it takes seconds; the event loop stays free meanwhile.
+        Loads the tokenizer, which takes a second or so.
         """
         config: VllmConfig
         tasks: tuple[SupportedTask, ...]
         config, tasks = cloudpickle.loads(payload)
         folder = await asyncio.to_thread(fetch_model, model.source)
         config.model_config.model = config.model_config.tokenizer = folder
-        args = front_end_args(model.front_end)
+        args = front_end_args(model.front_end, keep_alive_s)
         args.model = folder
         args.served_model_name = list(model.names)
         args.structured_outputs_config = config.structured_outputs_config

@@ -208,7 +208,8 @@ class Gateway:
     async def _build_front_end(self, model: _Model, payload: bytes) -> None:
         started_s = time.monotonic()
         try:
-            fresh = await FrontEnd.build(model.settings, payload, model.client)
+            keep_alive_s = self.settings.gateway.sse_keep_alive_s
+            fresh = await FrontEnd.build(model.settings, payload, model.client, keep_alive_s)
         except Exception as error:
             logger.exception("The front end of %s could not be built.", model.settings.name)
             model.problem = f"its front end could not be built: {error}"
