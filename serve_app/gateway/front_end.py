@@ -27,7 +27,7 @@ from serve_app.gateway.error_body import from_validation, render
 from serve_app.gateway.model_client import ModelClient
 
 
-def front_end_args(settings: FrontEndSettings) -> Namespace:
+def front_end_args(settings: FrontEndSettings, keep_alive_s: int = 0) -> Namespace:
     """VLLM's own defaults for its front end, with this model's settings over them."""
     parser = FlexibleArgumentParser()  # type: ignore[no-untyped-call]  # vLLM's
     args: Namespace = make_arg_parser(parser).parse_args([])
