@@ -1,0 +1,17 @@
+#!/bin/sh
+# Stands in for HAProxy on a machine that must not be reachable from outside.
+#
+# Ray Serve's configuration of HAProxy binds its metrics and statistics to every address of the
+# machine, and has no setting for that. This moves those two to the loopback address, then becomes
+# HAProxy. Serve calls it as: haproxy -db -f FILE [more options].
+set -eu
+config=""
+previous=""
+for argument in "$@"; do
+  if [ "$previous" = "-f" ]; then config="$argument"; fi
+  previous="$argument"
+done
+if [ -n "$config" ]; then
+  sed -i -E 's/^([[:space:]]*bind )\*?:([0-9]+)/\1127.0.0.1:\2/' "$config"
+fi
+exec "$ARRIERO_HAPROXY" "$@"
