@@ -8,6 +8,7 @@ from cluster.bootstrap import (
     ROOT,
     SetupError,
     Stamp,
+    check_path,
     check_python,
     choose_profile,
     compute_digest,
@@ -31,6 +32,12 @@ def test_python_is_refused_with_a_remedy_when_packages_are_not_made_for_it(
 ) -> None:
     with pytest.raises(SetupError, match=r"make up PYTHON=python3\.11"):
         check_python(version)
+
+
+def test_path_that_ray_cannot_start_from_is_refused() -> None:
+    check_path(Path("/home/me/arriero-1.0_x"))
+    with pytest.raises(SetupError, match="Move the repository"):
+        check_path(Path("/home/me/my projects/arriero"))
 
 
 def test_profile_follows_the_variable_then_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
