@@ -44,12 +44,13 @@ class _Running:
         )
 
     def _logprobs(self, tokens: list[int]) -> LogprobsLists | None:
-        """Certainty: the token said has probability 1, the first token ids stand in for others."""
+        """Certainty: the token said has probability 1, the first ids stand in for others."""
         params = self.request.sampling_params
         if params is None or params.logprobs is None:
             return None
         n_others = max(0, params.logprobs)
-        ids = [[token, *range(n_others)] for token in tokens]
+        others = range(n_others + 1)
+        ids = [[token, *[i for i in others if i != token][:n_others]] for token in tokens]
         logprobs = [[0.0] + [_IMPOSSIBLE] * n_others] * len(tokens)
         return LogprobsLists(
             np.array(ids, dtype=np.int32).reshape(len(tokens), n_others + 1),

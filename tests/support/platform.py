@@ -51,11 +51,12 @@ class LocalPlatform:
     """Starts with `with`; `url` answers by then unless told not to wait.
 
     Args:
-        settings: As for the real platform. `models[].replicas.min` engines are started of each.
+        settings: As for the real platform.
         folder: For files that engine processes read and write.
         engines_in_processes: Whether each engine gets a process of its own. Echo engines need
             none, except to be killed; vLLM's do.
         n_gateways: Gateways, all with the same settings.
+        n_engines: Engines of each model. None means `replicas.min`.
         is_waiting: Whether to wait until every model is ready at every gateway.
     """
 
@@ -66,6 +67,7 @@ class LocalPlatform:
         *,
         engines_in_processes: bool = False,
         n_gateways: int = 1,
+        n_engines: int | None = None,
         is_waiting: bool = True,
     ) -> None:
         self.settings = settings
@@ -74,6 +76,7 @@ class LocalPlatform:
         self._folder = folder
         self._engines_in_processes = engines_in_processes
         self._n_gateways = n_gateways
+        self._n_engines_each = n_engines
         self._is_waiting = is_waiting
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="platform", daemon=True)
@@ -164,7 +167,8 @@ class LocalPlatform:
         for i in range(self._n_gateways):
             self._start_gateway(f"gateway-{i}")
         for model in self.settings.models:
-            for _ in range(model.replicas.min):
+            n_engines = self._n_engines_each
+            for _ in range(model.replicas.min if n_engines is None else n_engines):
                 await self._start_engine(model)
 
     def _start_gateway(self, name: str) -> None:
