@@ -28,6 +28,11 @@ class Waiting:
     tenant: TenantId
     prompt_tokens: int
     max_tokens: int
+    lane: str = ""
+    """What restricts where it may run, such as its adapter. If one request of a lane has no engine
+    with room, none of that lane has."""
+    model: str = ""
+    """Whose cost factor applies, where one fairness domain spans several models."""
 
 
 class WaitingQueue(Protocol):

@@ -1,0 +1,481 @@
+"""Decides whose request runs next, so that tenants get service by weight, token by token.
+
+Inputs: requests as they come, go and produce tokens; where a request could run, from `place`.
+
+The rule (Virtual Token Counters):
+  - Each tenant has a counter of the service it got, divided by its weight: prompt tokens when
+    admitted, output tokens as they are produced. The least counter is next, if an engine has room
+    for it; else the next one, and who was skipped pays nothing.
+  - A tenant that comes back is lifted to those who waited meanwhile (`fairness_tier`).
+  - A ticket's price depends only on its tokens; the counter moves by what the price has changed.
+    So nothing is charged twice, and what was charged by prediction and not used is given back.
+
+Invariants (each a property test of that name):
+
+1. gap_within_bound: two tenants that stay backlogged get service that differs by no more than
+   `bound_gap` says.
+2. work_conserving: if any waiting request has room, one is admitted.
+3. charged_once: a finished ticket has paid the price of its tokens, however often it was resumed.
+4. refund_exact: an ended ticket without tokens or computed prompt has paid nothing.
+5. skipped_pays_nothing: a decision changes only the counter of the tenant admitted.
+6. resumed_go_first: a request that lost its engine goes before all new ones that fit, for nothing.
+7. snapshot_restores_all: a restored queue decides as the one that was saved.
+8. cheating_gains_nothing: neither many lanes nor aborting nor a large `max_tokens` brings more.
+
+Source: Sheng et al., *Fairness in Serving Large Language Models*, OSDI 2024, algorithms 2 and 3.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from serve_app.messages import EngineId, TicketId
+from serve_app.names import TenantId
+from serve_app.policy.admission import Refusal
+from serve_app.policy.fairness_audit import (
+    Admitted,
+    Arrived,
+    Charged,
+    Ended,
+    Opened,
+    Record,
+    Requeued,
+)
+from serve_app.policy.fairness_options import (
+    UNITS,
+    Cost,
+    Locality,
+    NoPrediction,
+    Predictor,
+    Rates,
+    Share,
+    TierFloor,
+    plan_rates,
+)
+from serve_app.policy.fairness_ticket import (
+    SavedTicket,
+    SavedTier,
+    Snapshot,
+    Ticket,
+    load_ticket,
+    save_ticket,
+)
+from serve_app.policy.fairness_tier import Tier, Turn
+from serve_app.policy.queueing import Waiting
+from serve_app.policy.turns import Admission, Fit, Place
+
+
+@dataclass(frozen=True)
+class VtcSettings:
+    """What a fair queue is told once."""
+
+    cost: Cost = field(default_factory=Cost)
+    locality: Locality | None = None
+    max_credit: float | None = None
+    """Service that a tenant whose lanes have no room may save up; None sets no bound. Not below the
+    bound on counters."""
+    floor: float = 0.1
+    """Least share of a lower tier while higher ones wait, 0 to 1."""
+    lifts: bool = True
+    """False is Least Counter First, for comparison only."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    turn: Turn
+    tier: int
+    fit: Fit
+    refused: tuple[str, ...]
+
+
+class Vtc:
+    """Fair queue of one domain: a base model with all its adapters, or several models.
+
+    Args:
+        settings: Costs and options.
+        predictor: Guesses answer lengths; by default nothing is charged ahead.
+        shares: Weight and tier by tenant; others have weight 1 in tier 0.
+        audit: Takes a record of every decision; None records nothing.
+    """
+
+    def __init__(
+        self,
+        settings: VtcSettings | None = None,
+        predictor: Predictor | None = None,
+        shares: Mapping[TenantId, Share] | None = None,
+        audit: Callable[[Record], None] | None = None,
+    ) -> None:
+        self._settings = settings or VtcSettings()
+        self._predictor = predictor or NoPrediction()
+        self._shares = dict(shares or {})
+        self._audit = audit
+        self._tiers: dict[int, Tier] = {}
+        self._floor = TierFloor(self._settings.floor)
+        self._tickets: dict[TicketId, Ticket] = {}
+        self._resumed: OrderedDict[TicketId, Ticket] = OrderedDict()
+        self._rates: dict[tuple[float, str], Rates] = {}
+        self._n_waiting: dict[int, int] = {}
+        self._order = 0
+        self._refundable = 0
+        self._max_credit = _to_units(self._settings.max_credit)
+        self._quantum = _to_units(getattr(self._settings.locality, "quantum", None)) or 0
+        if audit is not None:
+            audit(Opened(quantum_units=self._quantum, max_credit_units=self._max_credit))
+
+    def set_shares(self, shares: Mapping[TenantId, Share]) -> None:
+        """Takes new weights and tiers; tickets that are known keep theirs."""
+        self._shares = dict(shares)
+
+    # --- the life of a ticket ----------------------------------------------------------------
+
+    def arrive(self, request: Waiting, now_s: float) -> Refusal | None:
+        """Lets a new ticket wait. Never refuses: that is admission's business."""
+        ticket = self._add(request)
+        tier = self._tiers[ticket.tier]
+        tier.join(ticket.account, request.lane, request.ticket, ticket.order)
+        self._n_waiting[ticket.tier] = self._n_waiting.get(ticket.tier, 0) + 1
+        if self._audit is not None:
+            self._audit(self._tell_arrival(ticket, now_s))
+        return None
+
+    def admit(self, place: Place, now_s: float) -> Admission | None:
+        """Takes out and charges the request whose turn it is among those that fit.
+
+        Asks `place` at most once a lane, and once more a candidate for locality.
+        """
+        return self._admit_resumed(place, now_s) or self._admit_new(place, now_s)
+
+    def peek(self, place: Place) -> Waiting | None:
+        """Returns what `admit` would take now. For vLLM's queue, which looks before it takes."""
+        for ticket in self._resumed.values():
+            if place(ticket.request) is not None:
+                return ticket.request
+        choice = self._choose(place)
+        return None if choice is None else self._tickets[choice.turn.ticket].request
+
+    def charge(self, ticket: TicketId, n_tokens: int) -> None:
+        """Charges output tokens as they are produced. An ended ticket is left in peace."""
+        known = self._tickets.get(ticket)
+        if known is None or not known.is_running or not n_tokens:
+            return
+        known.account.ahead -= known.ahead
+        self._refundable -= n_tokens * known.rates.output
+        known.produced_tokens += n_tokens
+        beyond = min(known.produced_tokens - known.predicted_tokens, n_tokens)
+        if beyond > 0:
+            self._pay(known, beyond * known.rates.output)
+        known.account.ahead += known.ahead
+        if self._audit is not None:
+            self._audit(Charged(ticket, n_tokens, known.account.counter))
+
+    def finish(self, ticket: TicketId, cached_tokens: int | None = None) -> None:
+        """Ends a running ticket, corrects what was guessed and learns from it."""
+        known = self._tickets.get(ticket)
+        if known is None:
+            return
+        self._predictor.learn(known.request.tenant, known.produced_tokens)
+        cached = known.cached_tokens if cached_tokens is None else cached_tokens
+        self._end(known, cached, is_computed=True)
+
+    def abort(self, ticket: TicketId, *, is_computed: bool = True) -> bool:
+        """Ends a ticket early. What was produced stays paid; nothing is learned from it."""
+        known = self._tickets.get(ticket)
+        if known is None:
+            return False
+        self._end(known, known.cached_tokens, is_computed=is_computed)
+        return True
+
+    def requeue(self, ticket: TicketId) -> None:
+        """Lets a running ticket that lost its engine wait to be resumed."""
+        known = self._tickets[ticket]
+        assert known.is_running, "only a running ticket can lose its engine"
+        known.is_running = False
+        self._resumed[ticket] = known
+        if self._audit is not None:
+            self._audit(Requeued(ticket))
+
+    def adopt(self, request: Waiting, produced_tokens: int, now_s: float) -> None:
+        """Takes a ticket that runs already, as a gateway tells a router that starts anew.
+
+        It is charged what it has not been: nothing, if the snapshot knew as much.
+        """
+        known = self._tickets.get(request.ticket)
+        if known is None:
+            self.arrive(request, now_s)
+            known = self._tickets[request.ticket]
+        if request.ticket in self._resumed:
+            del self._resumed[request.ticket]
+            known.is_running = True
+        elif not known.is_running:
+            turn = Turn(known.account, request.lane, request.ticket)
+            self._start(_Choice(turn, known.tier, Fit(_NO_ENGINE), ()), now_s)
+        self.charge(request.ticket, max(produced_tokens - known.produced_tokens, 0))
+
+    def __len__(self) -> int:
+        return sum(self._n_waiting.values()) + len(self._resumed)
+
+    # --- what others may see -----------------------------------------------------------------
+
+    def backlogged(self) -> set[TenantId]:
+        """Returns the tenants that have something waiting."""
+        tiers = self._tiers.values()
+        return {a.tenant for tier in tiers for a in tier.accounts.values() if a.lanes}
+
+    def find_gap(self) -> float:
+        """Returns the greatest difference of service, counted from the same level, of two who wait.
+
+        Linear in the tenants that wait: for metrics, about once a second.
+        """
+        return max((_spread(self._served_of_waiting(tier)) for tier in self._tiers), default=0.0)
+
+    def find_lags(self, n: int | None = None) -> dict[TenantId, float]:
+        """Returns how far the n least counters of waiting tenants are behind the greatest."""
+        lags: dict[TenantId, float] = {}
+        for index in self._tiers:
+            served = self._served_of_waiting(index)
+            most = max(served.values(), default=0)
+            lags |= {tenant: (most - units) / UNITS for tenant, units in served.items()}
+        ordered = sorted(lags.items(), key=lambda item: (-item[1], item[0]))
+        return dict(ordered[:n])
+
+    def counters(self) -> dict[TenantId, int]:
+        """Returns each known tenant's counter in units, for an engine's own queue."""
+        return {t: a.counter for tier in self._tiers.values() for t, a in tier.accounts.items()}
+
+    def synchronise(self, counters: Mapping[TenantId, int]) -> None:
+        """Takes the counters of the router that this queue follows."""
+        for tenant, counter in counters.items():
+            tier = self._tier(self._shares.get(tenant, _DEFAULT_SHARE).tier)
+            account = tier.account_of(tenant)
+            tier.change(account, counter - account.counter)
+            tier.note_idle(account)
+
+    def snapshot(self) -> Snapshot:
+        """Returns everything that a new router needs to go on from here."""
+        return Snapshot(
+            self._order,
+            {
+                index: SavedTier(
+                    {a.tenant: a.counter for a in tier.accounts.values()},
+                    tier.last_leaver,
+                    tier.reached,
+                )
+                for index, tier in self._tiers.items()
+            },
+            [
+                save_ticket(ticket, is_resumed=False)
+                for name, ticket in self._tickets.items()
+                if name not in self._resumed
+            ]
+            + [save_ticket(ticket, is_resumed=True) for ticket in self._resumed.values()],
+            self._predictor.export(),
+            self._floor.export(),
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Takes over everything from a snapshot. Only for a queue that was never used."""
+        assert not self._tiers, "a queue in use is not overwritten"
+        self._order = snapshot.order
+        self._predictor.load(snapshot.lengths)
+        self._floor.load(*snapshot.tier_credit)
+        for index, saved in snapshot.tiers.items():
+            tier = self._tier(index)
+            tier.last_leaver, tier.reached = saved.last_leaver, saved.reached
+            for tenant, counter in saved.counters.items():
+                tier.account_of(tenant).counter = counter
+        for ticket in snapshot.tickets:
+            self._load(ticket)
+        for tier in self._tiers.values():
+            for account in tier.accounts.values():
+                tier.note_idle(account)
+
+    # --- choosing ----------------------------------------------------------------------------
+
+    def _admit_resumed(self, place: Place, now_s: float) -> Admission | None:
+        for name, ticket in self._resumed.items():
+            fit = place(ticket.request)
+            if fit is not None:
+                del self._resumed[name]
+                ticket.is_running = True
+                self._tell_admission(ticket, fit, (), now_s, is_resumed=True)
+                return Admission(ticket.request, fit, "it had lost its engine", is_resumed=True)
+        return None
+
+    def _admit_new(self, place: Place, now_s: float) -> Admission | None:
+        choice = self._choose(place)
+        if choice is None:
+            return None
+        counter = choice.turn.account.counter
+        ticket = self._start(choice, now_s)
+        reason = f"least counter with room: {counter / UNITS:.0f}"
+        if choice.refused:
+            reason += f"; {len(choice.refused)} lanes before it had none"
+        return Admission(ticket.request, choice.fit, reason)
+
+    def _choose(self, place: Place) -> _Choice | None:
+        waiting = [index for index in sorted(self._n_waiting) if self._n_waiting[index]]
+        tiers = self._floor.order(waiting) if len(waiting) > 1 else waiting
+        for index in tiers:
+            choice = self._choose_in_tier(index, place)
+            if choice is not None:
+                return choice
+        return None
+
+    def _choose_in_tier(self, index: int, place: Place) -> _Choice | None:
+        tier = self._tiers[index]
+        refused: list[str] = []
+        choice: _Choice | None = None
+        while choice is None and (turn := tier.least()) is not None:
+            fit = place(self._tickets[turn.ticket].request)
+            if fit is None:
+                refused.append(turn.lane)
+                tier.set_aside(turn.lane)
+                continue
+            if self._settings.locality is not None:
+                turn, fit = self._choose_near(tier, self._settings.locality, turn, fit, place)
+            choice = _Choice(turn, index, fit, tuple(refused))
+        for lane in refused:
+            tier.put_back(lane)
+        return choice
+
+    def _choose_near(
+        self, tier: Tier, locality: Locality, turn: Turn, fit: Fit, place: Place
+    ) -> tuple[Turn, Fit]:
+        best, best_fit = turn, fit
+        limit = turn.account.counter + self._quantum
+        for other in tier.turns_within(limit, locality.max_candidates):
+            other_fit = place(self._tickets[other.ticket].request)
+            if other_fit is not None and _nearness(other_fit) > _nearness(best_fit):
+                best, best_fit = other, other_fit
+        return best, best_fit
+
+    # --- tickets and what they pay -----------------------------------------------------------
+
+    def _add(self, request: Waiting) -> Ticket:
+        assert request.ticket not in self._tickets, "a ticket arrives once"
+        share = self._shares.get(request.tenant, _DEFAULT_SHARE)
+        account = self._tier(share.tier).account_of(request.tenant)
+        rates = self._rates_of(share.weight, request.model)
+        self._order += 1
+        ticket = Ticket(request, share.tier, account, rates, self._order)
+        self._tickets[request.ticket] = ticket
+        return ticket
+
+    def _start(self, choice: _Choice, now_s: float) -> Ticket:
+        ticket = self._tickets[choice.turn.ticket]
+        tier = self._tiers[choice.tier]
+        tier.admit(choice.turn)
+        self._n_waiting[choice.tier] -= 1
+        ticket.is_running = True
+        ticket.cached_tokens = choice.fit.cached_tokens
+        ticket.predicted_tokens = self._predictor.predict(ticket.request)
+        self._settle(ticket, is_computed=True)
+        ticket.account.ahead += ticket.ahead
+        tier.drop_idle(self._refundable)
+        self._tell_admission(ticket, choice.fit, choice.refused, now_s, is_resumed=False)
+        return ticket
+
+    def _end(self, ticket: Ticket, cached_tokens: int, *, is_computed: bool) -> None:
+        tier, request = self._tiers[ticket.tier], ticket.request
+        del self._tickets[request.ticket]
+        if ticket.is_running or self._resumed.pop(request.ticket, None) is not None:
+            ticket.account.ahead -= ticket.ahead
+            ticket.cached_tokens, ticket.predicted_tokens = cached_tokens, 0
+            self._settle(ticket, is_computed=is_computed)
+            self._refundable -= ticket.refundable
+            tier.stop(ticket.account)
+        else:
+            tier.leave(ticket.account, request.lane, request.ticket)
+            self._n_waiting[ticket.tier] -= 1
+        if self._audit is not None:
+            counter = ticket.account.counter
+            self._audit(Ended(request.ticket, cached_tokens, is_computed, counter))
+
+    def _settle(self, ticket: Ticket, *, is_computed: bool) -> None:
+        """Moves the counter by what the ticket's price differs from what it has paid."""
+        self._pay(ticket, ticket.price(is_computed=is_computed) - ticket.paid)
+
+    def _pay(self, ticket: Ticket, units: int) -> None:
+        if units:
+            ticket.paid += units
+            self._refundable += units
+            self._tiers[ticket.tier].change(ticket.account, units)
+            self._floor.charge(ticket.tier, units)
+
+    def _tier(self, index: int) -> Tier:
+        if index not in self._tiers:
+            self._tiers[index] = Tier(lifts=self._settings.lifts, max_credit=self._max_credit)
+        return self._tiers[index]
+
+    def _rates_of(self, weight: float, model: str) -> Rates:
+        rates = self._rates.get((weight, model))
+        if rates is None:
+            rates = self._rates[weight, model] = plan_rates(self._settings.cost, weight, model)
+        return rates
+
+    def _served_of_waiting(self, index: int) -> dict[TenantId, int]:
+        accounts = self._tiers[index].accounts.values()
+        return {a.tenant: a.counter - a.ahead for a in accounts if a.lanes}
+
+    # --- records -----------------------------------------------------------------------------
+
+    def _tell_arrival(self, ticket: Ticket, now_s: float) -> Arrived:
+        request, rates = ticket.request, ticket.rates
+        return Arrived(
+            request.ticket,
+            request.tenant,
+            ticket.tier,
+            request.lane,
+            request.prompt_tokens,
+            (rates.prompt, rates.cached, rates.output),
+            ticket.account.counter,
+            now_s,
+        )
+
+    def _tell_admission(
+        self, ticket: Ticket, fit: Fit, refused: Iterable[str], now_s: float, *, is_resumed: bool
+    ) -> None:
+        if self._audit is None:
+            return
+        self._audit(
+            Admitted(
+                ticket.request.ticket,
+                fit.engine_id,
+                ticket.cached_tokens,
+                ticket.predicted_tokens,
+                list(refused),
+                ticket.account.counter,
+                is_resumed,
+                now_s,
+            )
+        )
+
+    def _load(self, saved: SavedTicket) -> None:
+        tier = self._tiers[saved.tier]
+        ticket = load_ticket(saved, tier.accounts[saved.tenant])
+        self._tickets[saved.ticket] = ticket
+        if saved.state == "waiting":
+            tier.enter(ticket.account, saved.lane, saved.ticket, saved.order)
+            self._n_waiting[saved.tier] = self._n_waiting.get(saved.tier, 0) + 1
+            return
+        tier.run(ticket.account)
+        ticket.account.ahead += ticket.ahead
+        self._refundable += ticket.refundable
+        if saved.state == "resumed":
+            self._resumed[saved.ticket] = ticket
+
+
+_DEFAULT_SHARE = Share()
+_NO_ENGINE = EngineId("")
+
+
+def _to_units(service: float | None) -> int | None:
+    return None if service is None else round(service * UNITS)
+
+
+def _nearness(fit: Fit) -> tuple[bool, int]:
+    return fit.is_loaded, fit.cached_tokens
+
+
+def _spread(served: Mapping[TenantId, int]) -> float:
+    return (max(served.values()) - min(served.values())) / UNITS if served else 0.0
