@@ -27,6 +27,8 @@ from serve_app.messages import (
     EngineState,
     FrontEndOffer,
     GatewayMail,
+    Progress,
+    TicketId,
 )
 from serve_app.policy.placement import plan_placement
 from serve_app.router_link import FindRouter, RouterLink
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 0.5
+_PROGRESS_S = 0.1
 _SPARE_REQUESTS = 4
 """Requests handed to an engine beyond its batch, so that a place never waits for a round trip."""
 _FAREWELL_S = 0.2
@@ -252,9 +255,16 @@ class Engine:
         )
 
     async def _report_regularly(self) -> None:
+        """Progress often, because fairness knows no more than it is told; the rest seldom."""
+        next_report_s = 0.0
         while True:
-            await asyncio.sleep(_HEARTBEAT_S)
-            self._router.send(self._make_report(self._state in ("ready", "draining")))
+            await asyncio.sleep(_PROGRESS_S)
+            progress = self._server.take_progress() if self._server is not None else {}
+            if progress:
+                self._router.send(Progress({TicketId(t): n for t, n in progress.items()}))
+            if time.monotonic() >= next_report_s:
+                next_report_s = time.monotonic() + _HEARTBEAT_S
+                self._router.send(self._make_report(self._state in ("ready", "draining")))
 
     def _ignore_mail(self, mail: GatewayMail) -> None:
         """Routers have nothing to say to engines yet."""

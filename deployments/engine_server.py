@@ -14,7 +14,7 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from typing import Protocol
 
 import msgspec
@@ -94,6 +94,8 @@ class EngineServer:
         self._index_of: dict[bytes, int] = {}
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreRequest)
+        self._progress: defaultdict[str, int] = defaultdict(int)
+        self._progress_lock = threading.Lock()
         self._recent: deque[tuple[float, int]] = deque()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine-io", daemon=True)
@@ -118,6 +120,12 @@ class EngineServer:
         horizon_s = time.monotonic() - _RATE_WINDOW_S
         recent = sum(n for at_s, n in list(self._recent) if at_s >= horizon_s)
         return EngineLoad(running, waiting, round(kv_usage, 4), round(recent / _RATE_WINDOW_S, 1))
+
+    def take_progress(self) -> dict[str, int]:
+        """Tokens produced by request since the last call."""
+        with self._progress_lock:
+            progress, self._progress = self._progress, defaultdict(int)
+        return progress
 
     def stop(self) -> None:
         """Stops the thread and closes the sockets."""
@@ -149,8 +157,15 @@ class EngineServer:
             if output.finished:
                 client.requests.discard(output.request_id)
         self._count_tokens(n_tokens)
+        self._note_progress(outputs)
         frames = self._encoder.encode(outputs)
         self._router.send_multipart([client.identity, *frames], copy=False)
+
+    def _note_progress(self, outputs: EngineCoreOutputs) -> None:
+        with self._progress_lock:
+            for output in outputs.outputs:
+                if output.new_token_ids:
+                    self._progress[output.request_id] += len(output.new_token_ids)
 
     def _count_tokens(self, n_tokens: int) -> None:
         now_s = time.monotonic()

@@ -8,11 +8,11 @@ themselves, so that clients of a router that died only wait.
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
-from serve_app.config import LimitSettings
+from serve_app.config import FairnessSettings, LimitSettings, Settings
 from serve_app.messages import (
     Alive,
     Endpoint,
@@ -29,14 +29,19 @@ from serve_app.messages import (
     Grant,
     Leave,
     ModelStatus,
+    Progress,
     Refuse,
     Resume,
     RouterMail,
     TicketId,
 )
 from serve_app.policy.admission import admit
-from serve_app.policy.queueing import Fcfs, Waiting, WaitingQueue
+from serve_app.names import TenantId
+from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
+from serve_app.policy.queueing import Waiting
 from serve_app.policy.routing import EngineView, choose_engine
+from serve_app.policy.turns import Fit
 from serve_app.wire import Listener
 
 logger = logging.getLogger(__name__)
@@ -63,12 +68,32 @@ class _Gateway:
     tickets: set[TicketId] = field(default_factory=set)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Ticket:
     gateway: bytes
     engine_id: EngineId | None
     """None while it waits."""
     since_s: float
+    completion_tokens: int = 0
+    """Those charged so far."""
+
+
+def make_turn_order(fairness: FairnessSettings) -> Vtc:
+    """Returns the queue that the settings ask for, empty."""
+    cost = Cost(
+        prompt=fairness.prompt_cost, cached=fairness.cached_cost, output=fairness.output_cost
+    )
+    predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
+    return Vtc(VtcSettings(cost=cost), predictor, shares_of(fairness))
+
+
+def shares_of(fairness: FairnessSettings) -> dict[TenantId, Share]:
+    """Returns what each tenant is entitled to; tenants that are not listed have weight 1."""
+    return {tenant: Share(weight) for tenant, weight in fairness.weights.items()}
+
+
+def _waiting(mail: Enqueue) -> Waiting:
+    return Waiting(mail.ticket, mail.tenant, mail.prompt_tokens, mail.max_tokens)
 
 
 class Router:
@@ -76,15 +101,16 @@ class Router:
 
     Args:
         model_name: For log lines.
-        limits: Bounds on waiting and running requests.
+        settings: Bounds on waiting and running requests, and what is fair.
         host: Address that gateways and engines can reach this process at.
     """
 
-    def __init__(self, model_name: str, limits: LimitSettings, host: str) -> None:
+    def __init__(self, model_name: str, settings: Settings, host: str) -> None:
         self._model_name = model_name
-        self._limits = limits
+        self._limits = settings.limits
         self._listener = Listener(host)
-        self._queue: WaitingQueue = Fcfs()
+        self._queue = make_turn_order(settings.fairness)
+        self._fairness = settings.fairness
         self._engines: dict[EngineId, _Engine] = {}
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
@@ -98,9 +124,13 @@ class Router:
         """Where gateways and engines connect to."""
         return self._listener.endpoint
 
-    def configure(self, limits: LimitSettings) -> None:
-        """Takes new limits; what already waits or runs stays."""
-        self._limits = limits
+    def configure(self, settings: Settings) -> None:
+        """Takes new limits and shares; what already waits or runs stays.
+
+        Costs and prediction are fixed when a router starts: a counter means nothing in other units.
+        """
+        self._limits = settings.limits
+        self._queue.set_shares(shares_of(settings.fairness))
         self._dispatch()
 
     async def run(self) -> None:
@@ -148,6 +178,9 @@ class Router:
                     if any(e.report.config_id == config_id for e in self._engines.values())
                 } | {mail.config_id: mail.payload}
                 return
+            case Progress():
+                self._charge(mail)
+                return
             case EngineGone():
                 self._drop_engine(mail.engine_id, "it left")
                 self._publish_status()
@@ -158,7 +191,7 @@ class Router:
             case Enqueue():
                 self._enqueue(sender, mail)
             case Leave():
-                self._leave(mail.ticket)
+                self._leave(mail)
                 self._dispatch()
             case Resume():
                 self._resume(sender, gateway, mail)
@@ -175,36 +208,52 @@ class Router:
         if mail.ticket in self._tickets:
             return
         self._add_ticket(sender, mail.ticket, None)
-        self._queue.push(Waiting(mail.ticket, mail.tenant, mail.prompt_tokens, mail.max_tokens))
+        self._queue.arrive(_waiting(mail), self._now_s)
         self._dispatch()
         if self._tickets[mail.ticket].engine_id is not None:
             return
         refusal = admit(len(self._queue) - 1, self._limits)
         if refusal is not None:
-            self._leave(mail.ticket)
+            self._leave(Leave(mail.ticket))
             self._send(sender, Refuse(mail.ticket, refusal.reason, refusal.retry_after_s))
 
     def _add_ticket(self, gateway: bytes, ticket: TicketId, engine_id: EngineId | None) -> None:
         self._tickets[ticket] = _Ticket(gateway, engine_id, self._now_s)
         self._gateways[gateway].tickets.add(ticket)
 
-    def _leave(self, ticket: TicketId) -> None:
-        known = self._tickets.pop(ticket, None)
+    def _leave(self, mail: Leave) -> None:
+        """Ends a ticket and settles what it owes on the gateway's count."""
+        known = self._tickets.pop(mail.ticket, None)
         if known is None:
             return
-        self._gateways[known.gateway].tickets.discard(ticket)
-        if known.engine_id is None:
-            self._queue.remove(ticket)
-        elif known.engine_id in self._engines:
-            self._engines[known.engine_id].in_flight.discard(ticket)
+        self._gateways[known.gateway].tickets.discard(mail.ticket)
+        if known.engine_id in self._engines:
+            self._engines[known.engine_id].in_flight.discard(mail.ticket)
+        # The engine's last progress may still be on its way; it will find no ticket.
+        self._queue.charge(mail.ticket, max(0, mail.completion_tokens - known.completion_tokens))
+        if mail.is_finished:
+            self._queue.finish(mail.ticket, mail.cached_tokens)
+        else:
+            is_computed = mail.completion_tokens > 0 or mail.cached_tokens is not None
+            self._queue.abort(mail.ticket, is_computed=is_computed)
+
+    def _charge(self, progress: Progress) -> None:
+        for ticket, n_tokens in progress.tokens.items():
+            known = self._tickets.get(ticket)
+            if known is not None:
+                known.completion_tokens += n_tokens
+                self._queue.charge(ticket, n_tokens)
 
     def _resume(self, sender: bytes, gateway: _Gateway, mail: Resume) -> None:
         for ticket in list(gateway.tickets):
-            self._leave(ticket)
-        for ticket, engine_id in mail.running.items():
-            self._add_ticket(sender, ticket, engine_id)
-            if engine_id in self._engines:
-                self._engines[engine_id].in_flight.add(ticket)
+            self._leave(Leave(ticket))
+        for running in mail.running:
+            ticket = running.enqueue.ticket
+            self._add_ticket(sender, ticket, running.engine_id)
+            self._tickets[ticket].completion_tokens = running.completion_tokens
+            self._queue.adopt(_waiting(running.enqueue), running.completion_tokens, self._now_s)
+            if running.engine_id in self._engines:
+                self._engines[running.engine_id].in_flight.add(ticket)
         for entry in mail.waiting:
             self._enqueue(sender, entry)
         self._send(sender, self._status())
@@ -216,7 +265,7 @@ class Router:
             if waited_s <= self._limits.max_wait_s:
                 return
             if known.engine_id is None:
-                self._leave(ticket)
+                self._leave(Leave(ticket))
                 reason = (
                     f"No engine had room for {waited_s:.0f} s; limits.max_wait_s is "
                     f"{self._limits.max_wait_s:g} s. Try again later."
@@ -225,21 +274,20 @@ class Router:
 
     def _dispatch(self) -> None:
         """Hands out waiting requests as long as one of the engines has room."""
-        while len(self._queue):
-            engine_id = choose_engine(self._view(e) for e in self._engines.values())
-            if engine_id is None:
-                return
-            request = self._queue.pop()
-            assert request is not None
-            self._grant(request.ticket, self._engines[engine_id])
+        while (admission := self._queue.admit(self._place, self._now_s)) is not None:
+            logger.debug("%s runs: %s.", admission.request.ticket, admission.reason)
+            self._grant(admission.request.ticket, self._engines[admission.fit.engine_id])
+
+    def _place(self, request: Waiting) -> Fit | None:
+        engine_id = choose_engine(self._view(e) for e in self._engines.values())
+        return None if engine_id is None else Fit(engine_id)
 
     def _grant(self, ticket: TicketId, engine: _Engine) -> None:
         known = self._tickets[ticket]
-        engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
+        known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
-        self._tickets[ticket] = replace(known, engine_id=engine_id)
         engine.in_flight.add(ticket)
-        self._send(known.gateway, Grant(ticket, engine_id, endpoint))
+        self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint))
 
     def _view(self, engine: _Engine) -> EngineView:
         limit = self._limits.max_running_per_engine or engine.report.max_running
@@ -293,7 +341,7 @@ class Router:
         for identity, gateway in list(self._gateways.items()):
             if self._now_s - gateway.heard_s > _SILENT_GATEWAY_S:
                 for ticket in list(gateway.tickets):
-                    self._leave(ticket)
+                    self._leave(Leave(ticket))
                 del self._gateways[identity]
 
     # --- answers ----------------------------------------------------------------------------

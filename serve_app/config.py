@@ -112,6 +112,26 @@ class LimitSettings(Section):
     """Seconds that a refused client is told to wait."""
 
 
+class FairnessSettings(Section):
+    """Whose request is next when more wait than run: the tenant that has got the least service.
+
+    Service is counted in tokens, by Virtual Token Counters. Costs and prediction take effect when a
+    model's router starts; weights at once.
+    """
+
+    prompt_cost: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    """Service that one prompt token counts as."""
+    cached_cost: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
+    """Service that one prompt token counts as when it was found in the prefix cache."""
+    output_cost: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 2.0
+    """Service that one output token counts as."""
+    predicts_lengths: bool = True
+    """Whether a request is charged for its tenant's average answer when it starts, and corrected
+    as it goes. Keeps tenants closer together."""
+    weights: dict[TenantIdText, Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]] = {}
+    """Weight by tenant; twice the weight is twice the service while both wait. Others have 1."""
+
+
 class AuthOff(Section):
     """No keys: everyone who reaches the port is one tenant. Only on a loopback address."""
 
@@ -165,6 +185,8 @@ class Settings(Section):
     """The actor of each model that decides who is next."""
     limits: LimitSettings = LimitSettings()
     """Bounds on waiting and running requests."""
+    fairness: FairnessSettings = FairnessSettings()
+    """Who is next when requests wait."""
     auth: AuthSettings = AuthOff()
     """Who may send requests."""
     logging: LoggingSettings = LoggingSettings()

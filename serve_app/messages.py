@@ -59,13 +59,27 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     """A ticket ended, whether finished, aborted or failed, waiting or running."""
 
     ticket: TicketId
+    is_finished: bool = False
+    """Whether it came to its own end; what was aborted teaches nothing about lengths."""
+    completion_tokens: int = 0
+    """All that were produced, as the gateway counted them."""
+    cached_tokens: int | None = None
+    """Prompt tokens that were found in the prefix cache; None is not known."""
+
+
+class RunningTicket(msgspec.Struct, frozen=True):
+    """A request that runs, as its gateway describes it to a new router."""
+
+    enqueue: Enqueue
+    engine_id: EngineId
+    completion_tokens: int
 
 
 class Resume(msgspec.Struct, frozen=True, tag=True):
     """A gateway's whole state, sent first on every connection: a new router starts from these."""
 
     waiting: list[Enqueue] = []
-    running: dict[TicketId, EngineId] = {}
+    running: list[RunningTicket] = []
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
@@ -106,6 +120,12 @@ class FrontEndOffer(msgspec.Struct, frozen=True, tag=True):
 
     config_id: str
     payload: bytes
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Tokens that an engine produced since its last such message."""
+
+    tokens: dict[TicketId, int]
 
 
 class EngineGone(msgspec.Struct, frozen=True, tag=True):
@@ -167,6 +187,7 @@ RouterMail = (
     | FrontEndWanted
     | EngineReport
     | FrontEndOffer
+    | Progress
     | EngineGone
 )
 GatewayMail = Grant | Refuse | ModelStatus | FrontEndPayload

@@ -53,10 +53,10 @@ class RouterReplica:
         settings = Settings.model_validate(user_config)
         set_up_logging(settings.logging)
         if self._router is None:
-            self._router = Router(self._model_name, settings.limits, _node_address())
+            self._router = Router(self._model_name, settings, _node_address())
             self._task = asyncio.get_running_loop().create_task(self._router.run(), name="router")
         else:
-            self._router.configure(settings.limits)
+            self._router.configure(settings)
 
     async def endpoint(self) -> Endpoint:
         """Where gateways and engines connect to."""

@@ -17,7 +17,7 @@ import msgspec
 import zmq
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.engine_frames import ABORT, ADD, ALIVE
@@ -35,6 +35,7 @@ from serve_app.messages import (
     ModelStatus,
     Refuse,
     Resume,
+    RunningTicket,
     TicketId,
 )
 from serve_app.names import TenantId
@@ -64,6 +65,14 @@ class _Ticket:
     enqueue: Enqueue
     engine_id: EngineId | None = None
     """None while it waits."""
+    completion_tokens: int = 0
+    cached_tokens: int | None = None
+
+    def take(self, output: EngineCoreOutput) -> None:
+        """Counts what a step produced for it."""
+        self.completion_tokens += len(output.new_token_ids)
+        if output.prefill_stats is not None:
+            self.cached_tokens = output.prefill_stats.num_cached_tokens
 
 
 class ModelClient:
@@ -166,10 +175,11 @@ class ModelClient:
             if engine_id in self._engines:
                 self._engines[engine_id].send([ABORT, msgspec.msgpack.encode(ids)])
 
-    def _end(self, ticket_id: TicketId) -> _Ticket | None:
+    def _end(self, ticket_id: TicketId, *, is_finished: bool = False) -> _Ticket | None:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
-            self._router.send(Leave(ticket_id))
+            counts = (ticket.completion_tokens, ticket.cached_tokens)
+            self._router.send(Leave(ticket_id, is_finished, *counts))
         return ticket
 
     def _fail(self, ticket_id: TicketId, reason: str) -> None:
@@ -200,7 +210,11 @@ class ModelClient:
         self._router.send(
             Resume(
                 waiting=[t.enqueue for t in tickets if t.engine_id is None],
-                running={t.enqueue.ticket: t.engine_id for t in tickets if t.engine_id is not None},
+                running=[
+                    RunningTicket(t.enqueue, t.engine_id, t.completion_tokens)
+                    for t in tickets
+                    if t.engine_id is not None
+                ],
             )
         )
         # A router that is new may know another configuration than its predecessor did.
@@ -248,8 +262,11 @@ class ModelClient:
     def _read_outputs(self, frames: list[zmq.Frame]) -> None:
         outputs: EngineCoreOutputs = self._decoder.decode(frames)
         for output in outputs.outputs:
+            ticket = self._tickets.get(TicketId(output.request_id))
+            if ticket is not None:
+                ticket.take(output)
             if output.finished:
-                self._end(TicketId(output.request_id))
+                self._end(TicketId(output.request_id), is_finished=True)
         for sink in self._sinks:
             sink.take(outputs)
 

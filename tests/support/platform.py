@@ -191,7 +191,7 @@ class LocalPlatform:
         return engine_id
 
     def _start_router(self, model_name: ModelName) -> None:
-        router = Router(model_name, self.settings.limits, _HOST)
+        router = Router(model_name, self.settings, _HOST)
         self._routers[model_name] = (router, asyncio.create_task(router.run()))
         write_endpoint(self._endpoint_file(model_name), router.endpoint)
 
