@@ -54,8 +54,10 @@ def _leave_one_core_free() -> None:
     OpenMP's threads wait for one another by spinning: with one on every core, whatever else runs
     makes each of a step's hundreds of barriers wait for the kernel to switch (1 token/s was seen
     instead of 37 on two cores). Counts for the calling thread, which must be the core's.
+
+    OMP_NUM_THREADS says nothing here: Ray sets it after OpenMP has read it.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
+    if os.environ.get("VLLM_CPU_OMP_THREADS_BIND") != "nobind":
         _set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
 
 
