@@ -77,6 +77,8 @@ def peek_model(body: bytes) -> str | None:
         model = _peek_decoder.decode(body).model
     except msgspec.DecodeError as error:
         raise ApiError(400, f"The request body is not a JSON object: {error}.") from error
+    except RecursionError as error:
+        raise ApiError(400, "The request body is JSON that is nested too deeply.") from error
     if model is not None and not isinstance(model, str):
         raise ApiError(400, "The parameter 'model' must be a string.", param="model")
     return model

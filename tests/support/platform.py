@@ -38,7 +38,9 @@ class GatewayServer:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.socket = socket.create_server((_HOST, 0))
+        # With the protocol named, as asyncio switches Nagle's delays off only then.
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self.socket.bind((_HOST, 0))
         self.url = f"http://{_HOST}:{self.socket.getsockname()[1]}"
         config = uvicorn.Config(
             build_gateway_app(gateway), log_level="warning", timeout_graceful_shutdown=1
