@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from serve_app.config import FairnessSettings, LimitSettings, Settings
+from serve_app.config import FairnessSettings, Settings
 from serve_app.messages import (
     Alive,
     Endpoint,
@@ -35,8 +35,8 @@ from serve_app.messages import (
     RouterMail,
     TicketId,
 )
-from serve_app.policy.admission import admit
 from serve_app.names import TenantId
+from serve_app.policy.admission import admit
 from serve_app.policy.fairness import Vtc, VtcSettings
 from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
 from serve_app.policy.queueing import Waiting

@@ -70,6 +70,7 @@ __all__ = [
 ]
 
 Bytes = Annotated[int, Field(ge=1024, le=1 << 40)]
+Weight = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
 KeyHash = Annotated[
     str, AfterValidator(Form(r"[0-9a-f]{64}", "a SHA-256 in 64 lower-case hexadecimal digits"))
 ]
@@ -128,7 +129,7 @@ class FairnessSettings(Section):
     predicts_lengths: bool = True
     """Whether a request is charged for its tenant's average answer when it starts, and corrected
     as it goes. Keeps tenants closer together."""
-    weights: dict[TenantIdText, Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]] = {}
+    weights: dict[TenantIdText, Weight] = Field(default_factory=dict)
     """Weight by tenant; twice the weight is twice the service while both wait. Others have 1."""
 
 

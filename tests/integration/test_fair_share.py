@@ -1,4 +1,4 @@
-"""Tenants that wait share the engine by weight, whatever they send, over real HTTP with real keys."""
+"""Tenants that wait share the engine by weight, whatever they send: over HTTP, with real keys."""
 
 import asyncio
 import time
