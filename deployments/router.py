@@ -8,6 +8,7 @@ themselves, so that clients of a router that died only wait.
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 import msgspec
@@ -36,7 +37,7 @@ from serve_app.messages import (
     TicketId,
 )
 from serve_app.names import TenantId
-from serve_app.policy.admission import admit
+from serve_app.policy.admission import QueueView, admit
 from serve_app.policy.fairness import Vtc, VtcSettings
 from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
 from serve_app.policy.queueing import Waiting
@@ -71,6 +72,7 @@ class _Gateway:
 @dataclass
 class _Ticket:
     gateway: bytes
+    tenant: TenantId
     engine_id: EngineId | None
     """None while it waits."""
     since_s: float
@@ -114,6 +116,8 @@ class Router:
         self._engines: dict[EngineId, _Engine] = {}
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
+        self._n_waiting: Counter[TenantId] = Counter()
+        """By tenant; those with none are left out."""
         self._front_ends: dict[str, bytes] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
@@ -207,19 +211,32 @@ class Router:
     def _enqueue(self, sender: bytes, mail: Enqueue) -> None:
         if mail.ticket in self._tickets:
             return
-        self._add_ticket(sender, mail.ticket, None)
+        self._add_ticket(sender, mail, None)
         self._queue.arrive(_waiting(mail), self._now_s)
         self._dispatch()
         if self._tickets[mail.ticket].engine_id is not None:
             return
-        refusal = admit(len(self._queue) - 1, self._limits)
+        refusal = admit(self._view_queue(mail.tenant), self._limits)
         if refusal is not None:
             self._leave(Leave(mail.ticket))
             self._send(sender, Refuse(mail.ticket, refusal.reason, refusal.retry_after_s))
 
-    def _add_ticket(self, gateway: bytes, ticket: TicketId, engine_id: EngineId | None) -> None:
-        self._tickets[ticket] = _Ticket(gateway, engine_id, self._now_s)
-        self._gateways[gateway].tickets.add(ticket)
+    def _view_queue(self, tenant: TenantId) -> QueueView:
+        """The queue without this tenant's newest request, which asks to join."""
+        own = self._n_waiting[tenant]
+        others = len(self._n_waiting) - 1
+        return QueueView(self._n_waiting.total() - 1, own - 1, others)
+
+    def _add_ticket(self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None) -> None:
+        self._tickets[enqueue.ticket] = _Ticket(gateway, enqueue.tenant, engine_id, self._now_s)
+        self._gateways[gateway].tickets.add(enqueue.ticket)
+        if engine_id is None:
+            self._n_waiting[enqueue.tenant] += 1
+
+    def _stop_waiting(self, tenant: TenantId) -> None:
+        self._n_waiting[tenant] -= 1
+        if not self._n_waiting[tenant]:
+            del self._n_waiting[tenant]
 
     def _leave(self, mail: Leave) -> None:
         """Ends a ticket and settles what it owes on the gateway's count."""
@@ -227,7 +244,9 @@ class Router:
         if known is None:
             return
         self._gateways[known.gateway].tickets.discard(mail.ticket)
-        if known.engine_id in self._engines:
+        if known.engine_id is None:
+            self._stop_waiting(known.tenant)
+        elif known.engine_id in self._engines:
             self._engines[known.engine_id].in_flight.discard(mail.ticket)
         # The engine's last progress may still be on its way; it will find no ticket.
         self._queue.charge(mail.ticket, max(0, mail.completion_tokens - known.completion_tokens))
@@ -249,7 +268,7 @@ class Router:
             self._leave(Leave(ticket))
         for running in mail.running:
             ticket = running.enqueue.ticket
-            self._add_ticket(sender, ticket, running.engine_id)
+            self._add_ticket(sender, running.enqueue, running.engine_id)
             self._tickets[ticket].completion_tokens = running.completion_tokens
             self._queue.adopt(_waiting(running.enqueue), running.completion_tokens, self._now_s)
             if running.engine_id in self._engines:
@@ -286,6 +305,7 @@ class Router:
         known = self._tickets[ticket]
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
+        self._stop_waiting(known.tenant)
         engine.in_flight.add(ticket)
         self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint))
 
