@@ -219,7 +219,9 @@ class Router:
         refusal = admit(self._view_queue(mail.tenant), self._limits)
         if refusal is not None:
             self._leave(Leave(mail.ticket))
-            self._send(sender, Refuse(mail.ticket, refusal.reason, refusal.retry_after_s))
+            self._send(
+                sender, Refuse(mail.ticket, "crowded", refusal.reason, refusal.retry_after_s)
+            )
 
     def _view_queue(self, tenant: TenantId) -> QueueView:
         """The queue without this tenant's newest request, which asks to join."""
@@ -289,7 +291,8 @@ class Router:
                     f"No engine had room for {waited_s:.0f} s; limits.max_wait_s is "
                     f"{self._limits.max_wait_s:g} s. Try again later."
                 )
-                self._send(known.gateway, Refuse(ticket, reason, self._limits.retry_after_s))
+                retry_after_s = self._limits.retry_after_s
+                self._send(known.gateway, Refuse(ticket, "overdue", reason, retry_after_s))
 
     def _dispatch(self) -> None:
         """Hands out waiting requests as long as one of the engines has room."""

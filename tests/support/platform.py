@@ -105,9 +105,20 @@ class LocalPlatform:
 
     def count_running(self) -> int:
         """Requests that engines have, running or waiting, as `/ready` shows them."""
-        models = self.ready()["models"].values()
-        engines = [engine for model in models for engine in model["engines"]]
-        return sum(engine["running"] + engine["waiting"] for engine in engines)
+        return sum(engine["running"] + engine["waiting"] for engine in self.list_engines())
+
+    def count_in_engines(self) -> int:
+        """Requests that engines have at this moment, by their own count; none are in processes."""
+        loads = [engine.load for engine in self.engines.values()]
+        return sum(load.running + load.waiting for load in loads)
+
+    def count_waiting(self) -> int:
+        """Requests that wait at routers, as `/ready` shows them."""
+        return sum(int(model["waiting"]) for model in self.ready()["models"].values())
+
+    def list_engines(self) -> list[dict[str, Any]]:
+        """Every engine as `/ready` shows it."""
+        return [e for model in self.ready()["models"].values() for e in model["engines"]]
 
     def wait_until(self, is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
         """Waits for the platform to get somewhere; returns the seconds that it took."""
@@ -116,10 +127,14 @@ class LocalPlatform:
     def wait_until_ready(self, timeout_s: float = 90.0) -> None:
         """Waits until every gateway can serve every model."""
         for url in self.urls:
-            wait_until(partial(self._is_ready, url), timeout_s, f"ready: {url}")
+            wait_until(partial(self.is_ready, url), timeout_s, f"ready: {url}")
 
-    def _is_ready(self, url: str) -> bool:
-        return bool(self.ready(url)["ready"])
+    def is_ready(self, url: str | None = None) -> bool:
+        """Whether every model is ready. A gateway too busy to say so is not."""
+        try:
+            return bool(self.ready(url)["ready"])
+        except httpx.TimeoutException:
+            return False
 
     def add_engine(self, model_name: ModelName) -> EngineId:
         """Starts one more engine of a model."""
@@ -128,6 +143,10 @@ class LocalPlatform:
     def kill_engine(self, engine_id: EngineId) -> None:
         """Kills an engine's process."""
         self.engine_processes.pop(engine_id).kill()
+
+    def stop_engine(self, engine_id: EngineId) -> None:
+        """Drains an engine and ends it, as a scale-down does."""
+        self.run(self.engines.pop(engine_id).stop())
 
     def replace_router(self, model_name: ModelName) -> None:
         """Ends a model's router at once and starts another one, at another endpoint."""
