@@ -1,8 +1,8 @@
 """A batching engine and its router as a discrete-event simulation, token by token.
 
-The engine is a model: a step takes a fixed time, and some more for each running sequence, each token
-in the KV cache and each prompt token computed. It holds as many requests as its KV cache has room
-for with prompt and answer complete. The router is real: the policy classes that serve.
+The engine is a model: a step takes a fixed time, and some more for each running sequence, each
+token in the KV cache and each prompt token computed. It holds as many requests as its KV cache has
+room for with prompt and answer complete. The router is real: the policy classes that serve.
 
 What differs from the platform is only where time goes: messages take none, except that gateways may
 report produced tokens late, every `charge_every_s`, each at its own phase.
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.queueing import Waiting
-from serve_app.policy.turns import Fit, TurnOrder
+from serve_app.policy.turns import Fit, Later, TurnOrder
 
 
 class EngineModel(msgspec.Struct, frozen=True):
@@ -155,9 +155,12 @@ class SimEngine:
 class Platform:
     """What surrounds the queue."""
 
-    model: EngineModel = EngineModel()
+    model: EngineModel = field(default_factory=EngineModel)
     engines: int = 1
     gateways: int = 1
+    passing: float | None = 0.0
+    burst: float = 0.0
+    """Both as in `VtcSettings`."""
     window: int | None = None
     """Requests handed to an engine at a time; None hands over just what can start."""
     charge_every_s: float = 0.0
@@ -265,7 +268,7 @@ class Simulation:
         return self._run
 
     def _make_job(self, number: int, request: SimRequest, gateway: int) -> Job:
-        # Sizes by powers of two are lanes, so that one which does not fit holds up none that does.
+        # Sizes by powers of two are lanes, so that one which does not fit can be passed by.
         lane = request.lane
         if self.platform.window is None:
             lane += f"/{(request.prompt_tokens + request.output_tokens).bit_length()}"
@@ -339,7 +342,7 @@ class Simulation:
         held = sum(e.held_tokens + e.handed_tokens for e in self.engines)
         self._run.in_flight_tokens = max(self._run.in_flight_tokens, held)
 
-    def _place(self, request: Waiting) -> Fit | None:
+    def _place(self, request: Waiting) -> Fit | Later | None:
         window = self.platform.window
         tokens = self.by_ticket[request.ticket].held_tokens
         fits = [
@@ -348,7 +351,7 @@ class Simulation:
             if (engine.could_start(tokens) if window is None else engine.in_flight < window)
         ]
         if not fits:
-            return None
+            return Later() if window is None else None
         return Fit(min(fits, key=lambda e: (e.in_flight, e.engine_id)).engine_id)
 
     def _observe(self) -> None:

@@ -39,9 +39,7 @@ def spread_service(jobs: Sequence[Job], end_s: float) -> Spread:
     return Spread(
         np.array([job.first_token_s for job in begun], dtype=np.float64),
         np.array([job.end_s or end_s for job in begun], dtype=np.float64),
-        np.array(
-            [job.request.prompt_tokens + 2 * job.produced for job in begun], dtype=np.float64
-        ),
+        np.array([job.request.prompt_tokens + 2 * job.produced for job in begun], dtype=np.float64),
     )
 
 

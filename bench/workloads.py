@@ -27,6 +27,8 @@ class Workload:
     """From duration, chance and factor of rates to requests in the order of arrival."""
     duration_s: float = 600.0
     weights: Mapping[TenantId, float] = field(default_factory=dict)
+    is_mixed: bool = False
+    """Whether tenants send different lengths in different amounts."""
     light: Sequence[TenantId] = ()
     """Tenants within their share."""
     better: Mapping[str, float] = field(default_factory=dict)
@@ -36,7 +38,7 @@ class Workload:
 
 
 def name_tenant(number: int) -> TenantId:
-    """Returns the id of tenant number 1, 2, …"""
+    """Returns the id of tenant number 1, 2 and so on."""
     return TenantId(f"tenant-{number:02}")
 
 
@@ -83,14 +85,14 @@ def arena(
     rps: float, until_s: float, rng: random.Random, n_tenants: int = 27
 ) -> Iterator[SimRequest]:
     """Yields a skewed mix: 27 tenants of whom three send half, each with lengths of its own."""
-    shares = [1 / rank**1.03 for rank in range(1, n_tenants + 1)]
+    shares = [1 / rank**1.08 for rank in range(1, n_tenants + 1)]
     for number, share in enumerate(shares, 1):
         rate = rps * share / sum(shares)
         talk = rng.uniform(0.7, 1.4)
         at_s = rng.expovariate(rate)
         while at_s < until_s:
-            prompt = min(max(round(rng.lognormvariate(3.69, 1.62)), 2), 1021)
-            output = min(max(round(talk * rng.gammavariate(1.6, 165)), 2), 977)
+            prompt = min(max(round(rng.lognormvariate(3.69, 1.8)), 2), 1021)
+            output = min(max(round(talk * rng.gammavariate(1.6, 150)), 2), 977)
             yield SimRequest(at_s, name_tenant(number), prompt, output, output)
             at_s += rng.expovariate(rate)
 
@@ -118,9 +120,7 @@ _ONE, _TWO = name_tenant(1), name_tenant(2)
 
 
 def _on_off_less(until_s: float, rng: random.Random, factor: float) -> list[SimRequest]:
-    return merge(
-        [on_off(_ONE, 0.5 * factor, until_s, _L), steady(_TWO, 2 * factor, until_s, _L)]
-    )
+    return merge([on_off(_ONE, 0.5 * factor, until_s, _L), steady(_TWO, 2 * factor, until_s, _L)])
 
 
 def _on_off_overload(until_s: float, rng: random.Random, factor: float) -> list[SimRequest]:
@@ -188,8 +188,8 @@ WORKLOADS = (
     Workload("proportional", fixed(0.25, 0.5, 1.5), light=(_ONE, _TWO)),
     Workload("on/off less", _on_off_less, light=(_ONE,)),
     Workload("on/off overload", _on_off_overload),
-    Workload("short/long", _two_poisson((64, 64), (256, 256))),
-    Workload("short/long 2", _two_poisson((512, 32), (32, 512))),
+    Workload("short/long", _two_poisson((64, 64), (256, 256)), is_mixed=True),
+    Workload("short/long 2", _two_poisson((512, 32), (32, 512)), is_mixed=True),
     Workload("increase", _increase, light=(_ONE,)),
     Workload("shift", _shift, duration_s=900.0),
     Workload(

@@ -17,7 +17,7 @@ from serve_app.policy.fairness_options import (
     Share,
 )
 from serve_app.policy.queueing import Waiting
-from serve_app.policy.turns import Fit
+from serve_app.policy.turns import Fit, Later
 from tests.support.batch_engine import ENGINE, BatchEngine, always, make_request
 
 A, B, C = TenantId("a"), TenantId("b"), TenantId("c")
@@ -358,6 +358,38 @@ def test_credit_of_a_tenant_without_room_is_bounded(n: int) -> None:
     queue.admit(always, 0.0)
     behind = queue.counters()[TenantId("busy")] - queue.counters()[TenantId("pinned")]
     assert behind <= 200 * UNITS
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 60))
+def test_passing_is_bounded(passing: int, big: int) -> None:
+    """Small requests pass one that is too big for the room left until they have had `passing`."""
+    queue = Vtc(VtcSettings(passing=float(passing)))
+    queue.arrive(make_request("big", "a", 100 + big, 10, lane="big"), 0.0)
+    for n in range(100):
+        queue.arrive(make_request(f"s{n}", "b", 10, 10, lane="small"), 0.0)
+
+    def too_small(request: Waiting) -> Fit | Later:
+        return Later() if request.lane == "big" else Fit(ENGINE)
+
+    n_passed = 0
+    while queue.admit(too_small, 0.0) is not None:
+        n_passed += 1
+    assert n_passed == min(passing // 10 + 1, 100)
+    admission = queue.admit(always, 0.0)
+    assert admission is not None
+    assert admission.request.tenant == A
+
+
+@given(st.integers(0, 500))
+def test_burst_is_what_an_absent_tenant_has_saved(burst: int) -> None:
+    queue = Vtc(VtcSettings(burst=float(burst)))
+    for n in range(30):
+        queue.arrive(make_request(f"a{n}", "a", 10, 10), 0.0)
+    for _ in range(25):
+        queue.admit(always, 0.0)
+    queue.arrive(make_request("b", "b"), 0.0)
+    assert queue.counters()[B] == max(250 - burst, 0) * UNITS
 
 
 # --- tiers -----------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ capacities = st.builds(
 @given(capacities, st.floats(0, 1e6))
 def test_bound_grows_by_the_quantum(capacity: Capacity, quantum: float) -> None:
     plain = bound_counters(Cost(), capacity)
-    assert bound_counters(Cost(), capacity, quantum=quantum) == pytest.approx(plain + quantum)
-    assert bound_gap(Cost(), capacity, quantum=quantum) == pytest.approx(2 * (plain + quantum))
+    assert bound_counters(Cost(), capacity, slack=quantum) == pytest.approx(plain + quantum)
+    assert bound_gap(Cost(), capacity, slack=quantum) == pytest.approx(2 * (plain + quantum))
 
 
 def test_bound_is_the_papers() -> None:
