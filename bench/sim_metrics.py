@@ -97,7 +97,7 @@ def measure_shares(run: Run, duration_s: float) -> dict[TenantId, float]:
         ).within(60.0, duration_s)
         for tenant in run.tenants
     }
-    total = sum(got.values())
+    total = sum(got.values()) or 1.0
     return {tenant: service / total for tenant, service in got.items()}
 
 

@@ -318,7 +318,7 @@ def main() -> None:
         if args.plots and workload.name in _PLOTTED:
             from bench.sim_plots import draw
 
-            shown = {policy: runs[policy] for policy in ("fcfs", "vtc+mean") if policy in runs}
+            shown = {name: run for name, run in runs.items() if name in ("fcfs", "vtc+mean")}
             print(f"  {draw(workload, shown, args.plots)}")
     figures = judge(results)
     if not args.only:

@@ -157,15 +157,23 @@ class Vtc:
     def admit(self, place: Place, now_s: float) -> Admission | None:
         """Takes out and charges the request whose turn it is among those that fit.
 
-        Asks `place` at most once a lane, and once more a candidate for locality.
+        Asks `place` at most once a lane, and once more a candidate for locality. One to be resumed
+        that is too big for the room left holds up all new ones.
         """
-        return self._admit_resumed(place, now_s) or self._admit_new(place, now_s)
+        for ticket in self._resumed.values():
+            fit = place(ticket.request)
+            if isinstance(fit, Fit):
+                return self._resume(ticket, fit, now_s)
+            if fit is not None:
+                return None
+        return self._admit_new(place, now_s)
 
     def peek(self, place: Place) -> Waiting | None:
         """Returns what `admit` would take now. For vLLM's queue, which looks before it takes."""
         for ticket in self._resumed.values():
-            if isinstance(place(ticket.request), Fit):
-                return ticket.request
+            fit = place(ticket.request)
+            if fit is not None:
+                return ticket.request if isinstance(fit, Fit) else None
         choice = self._choose(place)
         return None if choice is None else self._tickets[choice.turn.ticket].request
 
@@ -189,7 +197,8 @@ class Vtc:
         known = self._tickets.get(ticket)
         if known is None:
             return
-        self._predictor.learn(known.request.tenant, known.produced_tokens)
+        if known.is_running:
+            self._predictor.learn(known.request.tenant, known.produced_tokens)
         cached = known.cached_tokens if cached_tokens is None else cached_tokens
         self._end(known, cached, is_computed=True)
 
@@ -307,15 +316,11 @@ class Vtc:
 
     # --- choosing ----------------------------------------------------------------------------
 
-    def _admit_resumed(self, place: Place, now_s: float) -> Admission | None:
-        for name, ticket in self._resumed.items():
-            fit = place(ticket.request)
-            if isinstance(fit, Fit):
-                del self._resumed[name]
-                ticket.is_running = True
-                self._tell_admission(ticket, fit, (), now_s, is_resumed=True)
-                return Admission(ticket.request, fit, "it had lost its engine", is_resumed=True)
-        return None
+    def _resume(self, ticket: Ticket, fit: Fit, now_s: float) -> Admission:
+        del self._resumed[ticket.request.ticket]
+        ticket.is_running = True
+        self._tell_admission(ticket, fit, (), now_s, is_resumed=True)
+        return Admission(ticket.request, fit, "it had lost its engine", is_resumed=True)
 
     def _admit_new(self, place: Place, now_s: float) -> Admission | None:
         choice = self._choose(place)
