@@ -13,7 +13,7 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
-	bench-overhead bench-gateway
+	bench-overhead bench-gateway bench-router bench-simulate
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -49,6 +49,12 @@ bench-overhead: env-dev ## Measure against bare vLLM and Ray Serve LLM (ARGS=--q
 
 bench-gateway: env-dev ## Measure the gateway alone, beside LiteLLM (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.gateway $(ARGS)
+
+bench-router: env-dev ## Measure what one decision of the fair queue costs
+	@$(VENV)/python -m bench.router $(ARGS)
+
+bench-simulate: env-dev ## Simulate the paper's workloads under every order (ARGS=--quick for seconds)
+	@$(VENV)/python -m bench.simulate $(ARGS)
 
 constraints: env ## Resolve the pinned versions anew
 	@$(VENV)/python -m cluster.pins

@@ -14,7 +14,8 @@ Invariants (each a property test of that name):
 
 1. gap_within_bound: two tenants that stay backlogged get service that differs by no more than
    `bound_gap` says.
-2. work_conserving: if any waiting request has room, one is admitted.
+2. work_conserving: if any waiting request has room, one is admitted, unless all have to wait for
+   one that is too big (`passing`).
 3. charged_once: a finished ticket has paid the price of its tokens, however often it was resumed.
 4. refund_exact: an ended ticket without tokens or computed prompt has paid nothing.
 5. skipped_pays_nothing: a decision changes only the counter of the tenant admitted.
@@ -71,9 +72,16 @@ class VtcSettings:
 
     cost: Cost = field(default_factory=Cost)
     locality: Locality | None = None
+    burst: float = 0.0
+    """Service that a tenant which was away may have saved up, so that a short burst of a light
+    tenant goes first. Counters of backlogged tenants then differ by at most this much more."""
     max_credit: float | None = None
     """Service that a tenant whose lanes have no room may save up; None sets no bound. Not below the
     bound on counters."""
+    passing: float | None = 0.0
+    """How far above a tenant whose request is only too big for the room left (`Later`) others may
+    go first, in service. Then all wait until it fits. None lets them pass for ever. Counters of
+    backlogged tenants then differ by at most this much more."""
     floor: float = 0.1
     """Least share of a lower tier while higher ones wait, 0 to 1."""
     lifts: bool = True
@@ -118,9 +126,17 @@ class Vtc:
         self._order = 0
         self._refundable = 0
         self._max_credit = _to_units(self._settings.max_credit)
+        self._burst = _to_units(self._settings.burst) or 0
+        self._passing = _to_units(self._settings.passing)
         self._quantum = _to_units(getattr(self._settings.locality, "quantum", None)) or 0
         if audit is not None:
-            audit(Opened(quantum_units=self._quantum, max_credit_units=self._max_credit))
+            audit(
+                Opened(
+                    quantum_units=self._quantum,
+                    burst_units=self._burst,
+                    max_credit_units=self._max_credit,
+                )
+            )
 
     def set_shares(self, shares: Mapping[TenantId, Share]) -> None:
         """Takes new weights and tiers; tickets that are known keep theirs."""
@@ -141,15 +157,23 @@ class Vtc:
     def admit(self, place: Place, now_s: float) -> Admission | None:
         """Takes out and charges the request whose turn it is among those that fit.
 
-        Asks `place` at most once a lane, and once more a candidate for locality.
+        Asks `place` at most once a lane, and once more a candidate for locality. One to be resumed
+        that is too big for the room left holds up all new ones.
         """
-        return self._admit_resumed(place, now_s) or self._admit_new(place, now_s)
+        for ticket in self._resumed.values():
+            fit = place(ticket.request)
+            if isinstance(fit, Fit):
+                return self._resume(ticket, fit, now_s)
+            if fit is not None:
+                return None
+        return self._admit_new(place, now_s)
 
     def peek(self, place: Place) -> Waiting | None:
         """Returns what `admit` would take now. For vLLM's queue, which looks before it takes."""
         for ticket in self._resumed.values():
-            if place(ticket.request) is not None:
-                return ticket.request
+            fit = place(ticket.request)
+            if fit is not None:
+                return ticket.request if isinstance(fit, Fit) else None
         choice = self._choose(place)
         return None if choice is None else self._tickets[choice.turn.ticket].request
 
@@ -173,7 +197,8 @@ class Vtc:
         known = self._tickets.get(ticket)
         if known is None:
             return
-        self._predictor.learn(known.request.tenant, known.produced_tokens)
+        if known.is_running:
+            self._predictor.learn(known.request.tenant, known.produced_tokens)
         cached = known.cached_tokens if cached_tokens is None else cached_tokens
         self._end(known, cached, is_computed=True)
 
@@ -291,15 +316,11 @@ class Vtc:
 
     # --- choosing ----------------------------------------------------------------------------
 
-    def _admit_resumed(self, place: Place, now_s: float) -> Admission | None:
-        for name, ticket in self._resumed.items():
-            fit = place(ticket.request)
-            if fit is not None:
-                del self._resumed[name]
-                ticket.is_running = True
-                self._tell_admission(ticket, fit, (), now_s, is_resumed=True)
-                return Admission(ticket.request, fit, "it had lost its engine", is_resumed=True)
-        return None
+    def _resume(self, ticket: Ticket, fit: Fit, now_s: float) -> Admission:
+        del self._resumed[ticket.request.ticket]
+        ticket.is_running = True
+        self._tell_admission(ticket, fit, (), now_s, is_resumed=True)
+        return Admission(ticket.request, fit, "it had lost its engine", is_resumed=True)
 
     def _admit_new(self, place: Place, now_s: float) -> Admission | None:
         choice = self._choose(place)
@@ -316,18 +337,26 @@ class Vtc:
         waiting = [index for index in sorted(self._n_waiting) if self._n_waiting[index]]
         tiers = self._floor.order(waiting) if len(waiting) > 1 else waiting
         for index in tiers:
-            choice = self._choose_in_tier(index, place)
-            if choice is not None:
+            choice, is_held = self._choose_in_tier(index, place)
+            if choice is not None or is_held:
                 return choice
         return None
 
-    def _choose_in_tier(self, index: int, place: Place) -> _Choice | None:
+    def _choose_in_tier(self, index: int, place: Place) -> tuple[_Choice | None, bool]:
+        """Returns the choice, and whether all have to wait for one that is too big."""
         tier = self._tiers[index]
         refused: list[str] = []
         choice: _Choice | None = None
+        limit: int | None = None
+        is_held = False
         while choice is None and (turn := tier.least()) is not None:
+            is_held = limit is not None and turn.account.counter > limit
+            if is_held:
+                break
             fit = place(self._tickets[turn.ticket].request)
-            if fit is None:
+            if not isinstance(fit, Fit):
+                if fit is not None and limit is None and self._passing is not None:
+                    limit = turn.account.counter + self._passing
                 refused.append(turn.lane)
                 tier.set_aside(turn.lane)
                 continue
@@ -336,7 +365,7 @@ class Vtc:
             choice = _Choice(turn, index, fit, tuple(refused))
         for lane in refused:
             tier.put_back(lane)
-        return choice
+        return choice, is_held
 
     def _choose_near(
         self, tier: Tier, locality: Locality, turn: Turn, fit: Fit, place: Place
@@ -345,7 +374,7 @@ class Vtc:
         limit = turn.account.counter + self._quantum
         for other in tier.turns_within(limit, locality.max_candidates):
             other_fit = place(self._tickets[other.ticket].request)
-            if other_fit is not None and _nearness(other_fit) > _nearness(best_fit):
+            if isinstance(other_fit, Fit) and _nearness(other_fit) > _nearness(best_fit):
                 best, best_fit = other, other_fit
         return best, best_fit
 
@@ -404,7 +433,9 @@ class Vtc:
 
     def _tier(self, index: int) -> Tier:
         if index not in self._tiers:
-            self._tiers[index] = Tier(lifts=self._settings.lifts, max_credit=self._max_credit)
+            self._tiers[index] = Tier(
+                lifts=self._settings.lifts, burst=self._burst, max_credit=self._max_credit
+            )
         return self._tiers[index]
 
     def _rates_of(self, weight: float, model: str) -> Rates:

@@ -24,6 +24,7 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     """First record of a log."""
 
     quantum_units: int = 0
+    burst_units: int = 0
     bound_units: int | None = None
     """Greatest difference of counters that is allowed; None does not check it."""
     max_credit_units: int | None = None
@@ -194,7 +195,7 @@ def _check_arrival(state: _Replay, record: Arrived) -> None:
     key = (record.tier, record.tenant)
     is_lifted = key not in state.waiting(record.tier)
     level = state.level(record.tier) if is_lifted else 0
-    expected = max(state.counters.get(key, 0), level)
+    expected = max(state.counters.get(key, 0), level - state.opened.burst_units if is_lifted else 0)
     if record.counter != expected:
         state.complain(f"counter of {record.tenant} is {record.counter}, expected {expected}")
     state.counters[key] = record.counter

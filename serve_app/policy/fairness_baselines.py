@@ -1,6 +1,6 @@
 """Orders to compare the fair one with. They are not for use.
 
-  - `FirstCome`: first come, first served, whoever it is.
+  - `FirstCome`: first come, first served, whoever it is. Who only lacks room holds up the rest.
   - `least_counter_first`: VTC without the lift, so that who was away catches up at others' cost.
   - `RoundRobin`: one request of each tenant in turn, however long.
   - `RequestCap`: first come, first served, and no more requests of a tenant in a minute than a cap.
@@ -21,7 +21,7 @@ from serve_app.names import TenantId
 from serve_app.policy.admission import Refusal
 from serve_app.policy.fairness import Vtc, VtcSettings
 from serve_app.policy.queueing import Waiting
-from serve_app.policy.turns import Admission, Place
+from serve_app.policy.turns import Admission, Later, Place
 
 _MINUTE_S = 60.0
 
@@ -50,6 +50,8 @@ class FirstCome:
             if request.lane in refused:
                 continue
             fit = place(request)
+            if isinstance(fit, Later):
+                return None
             if fit is not None:
                 self._take(request)
                 return Admission(request, fit, "it was first")

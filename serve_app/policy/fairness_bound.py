@@ -5,7 +5,7 @@ Inputs: what the engines can hold, costs and options; service by tenant as it ha
 The bound for two tenants that wait without a break, divided by their weights: the counters of those
 who wait differ by at most U = max(w_p * longest prompt, w_q * tokens that can be in flight) / least
 weight. So over any stretch of time their service differs by at most 2 U.
-  - A locality quantum lets counters differ by that much more.
+  - A locality quantum, `burst` and `passing` each let counters differ by that much more: `slack`.
   - Tokens that are charged late may give a tenant as many turns too many: they count as in flight.
   - With several engines, what all of them can hold is in flight; with a window beyond the batch,
     the whole window.
@@ -39,20 +39,20 @@ class Capacity:
 
 
 def bound_counters(
-    cost: Cost, capacity: Capacity, *, quantum: float = 0.0, least_weight: float = 1.0
+    cost: Cost, capacity: Capacity, *, slack: float = 0.0, least_weight: float = 1.0
 ) -> float:
     """Returns by how much counters of waiting tenants differ at most, in service."""
     factor = max(cost.models.values(), default=1.0)
     tokens = capacity.in_flight_tokens + capacity.uncharged_tokens
     most = max(cost.prompt * capacity.max_prompt_tokens, cost.output * tokens, cost.prompt * tokens)
-    return max(factor, 1.0) * most / least_weight + quantum
+    return max(factor, 1.0) * most / least_weight + slack
 
 
 def bound_gap(
-    cost: Cost, capacity: Capacity, *, quantum: float = 0.0, least_weight: float = 1.0
+    cost: Cost, capacity: Capacity, *, slack: float = 0.0, least_weight: float = 1.0
 ) -> float:
     """Returns by how much the service of two backlogged tenants differs at most."""
-    return 2 * bound_counters(cost, capacity, quantum=quantum, least_weight=least_weight)
+    return 2 * bound_counters(cost, capacity, slack=slack, least_weight=least_weight)
 
 
 class GapMeter:

@@ -7,14 +7,14 @@ The rule:
     one tenant's lanes to the oldest request.
   - A tenant that had nothing waiting is lifted to the least counter among those who wait. If nobody
     waits, to that of the tenant that last left the queue or the least among those who run,
-    whichever is more. A counter is never lowered by this.
+    whichever is more. A counter is never lowered by this. `burst` leaves it that much below.
   - `max_credit` bounds what a tenant may save up while its lanes have no room.
 
 Invariants (each a property test of that name):
 
 1. least_counter_is_next: no waiting tenant in a lane with room has a smaller counter.
 2. lift_never_lowers: a lift leaves a counter as it is or raises it.
-3. lift_meets_the_waiting: nobody who comes back is behind all who wait.
+3. lift_meets_the_waiting: nobody who comes back is more than `burst` behind all who wait.
 4. dropping_changes_nothing: forgetting idle tenants changes no decision.
 
 Source: Sheng et al., *Fairness in Serving Large Language Models*, OSDI 2024, algorithm 2. Counting
@@ -67,12 +67,16 @@ class Tier:
 
     Args:
         lifts: False leaves out the lift, which makes it Least Counter First.
+        burst: Units that a tenant which was away may have saved up.
         max_credit: Units that a tenant without room may fall behind; None sets no bound. At least
             the bound on counters, or it disturbs tenants that have room.
     """
 
-    def __init__(self, *, lifts: bool = True, max_credit: int | None = None) -> None:
+    def __init__(
+        self, *, lifts: bool = True, burst: int = 0, max_credit: int | None = None
+    ) -> None:
         self._lifts = lifts
+        self._burst = burst
         self._max_credit = max_credit
         self.accounts: dict[TenantId, Account] = {}
         self.last_leaver: TenantId | None = None
@@ -93,7 +97,7 @@ class Tier:
     def join(self, account: Account, lane: str, ticket: TicketId, order: int) -> None:
         """Lets a request wait, and lifts its tenant if none of its requests did."""
         if not account.lanes and self._lifts:
-            account.counter = max(account.counter, self.level())
+            account.counter = max(account.counter, self.level() - self._burst)
         self.enter(account, lane, ticket, order)
 
     def enter(self, account: Account, lane: str, ticket: TicketId, order: int) -> None:
@@ -194,7 +198,7 @@ class Tier:
         """
         if not self._idle:
             return
-        keep_above = self.level() - refundable
+        keep_above = self.level() - self._burst - refundable
         for _ in range(_DROPS_PER_CALL):
             if not self._idle or self._idle[0][0] > keep_above:
                 return

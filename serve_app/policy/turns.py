@@ -30,8 +30,13 @@ class Fit:
     """Whether that engine has the request's adapter, or it needs none."""
 
 
-Place = Callable[[Waiting], Fit | None]
-"""Says where a request could start now; None when no engine that may run it has room.
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An engine that may run it has too little room, and will have enough when others end."""
+
+
+Place = Callable[[Waiting], Fit | Later | None]
+"""Says where a request could start now; None when no engine that may run it takes any.
 
 It may be asked about several requests before one is admitted, so it must not take the room.
 """

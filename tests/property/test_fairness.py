@@ -17,7 +17,7 @@ from serve_app.policy.fairness_options import (
     Share,
 )
 from serve_app.policy.queueing import Waiting
-from serve_app.policy.turns import Fit
+from serve_app.policy.turns import Fit, Later
 from tests.support.batch_engine import ENGINE, BatchEngine, always, make_request
 
 A, B, C = TenantId("a"), TenantId("b"), TenantId("c")
@@ -169,6 +169,7 @@ def test_cheating_gains_nothing_by_large_max_tokens(limit: int, predicts: bool) 
 tokens = st.integers(1, 5000)
 
 
+@settings(deadline=None)
 @given(tokens, tokens, st.lists(st.integers(1, 50), min_size=1), st.integers(0, 6000), tokens)
 def test_charged_once(
     prompt: int, limit: int, chunks: list[int], cached: int, first_length: int
@@ -189,6 +190,7 @@ def test_charged_once(
     assert queue.counters()[A] == (computed + 2 * sum(chunks)) * UNITS
 
 
+@settings(deadline=None)
 @given(tokens, tokens, tokens, st.booleans())
 def test_refund_exact(prompt: int, limit: int, learned: int, is_running: bool) -> None:
     predictor = MovingAverage()
@@ -203,6 +205,7 @@ def test_refund_exact(prompt: int, limit: int, learned: int, is_running: bool) -
     assert queue.counters()[A] == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 100), max_size=20), st.sampled_from([1.0, 3.0, 7.0]))
 def test_cost_is_linear(chunks: list[int], weight: float) -> None:
     queues = [Vtc(shares={A: Share(weight)}) for _ in range(2)]
@@ -216,6 +219,7 @@ def test_cost_is_linear(chunks: list[int], weight: float) -> None:
     assert queues[0].counters() == queues[1].counters()
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 10), st.integers(1, 100), st.integers(0, 100))
 def test_cost_factor_applies_to_a_model(factor: float, prompt: int, output: int) -> None:
     queue = Vtc(VtcSettings(cost=Cost(models={"large": factor})))
@@ -226,6 +230,7 @@ def test_cost_factor_applies_to_a_model(factor: float, prompt: int, output: int)
     assert queue.counters()[A] / UNITS == pytest.approx(factor * (prompt + 2 * output), rel=1e-4)
 
 
+@settings(deadline=None)
 @given(st.lists(tokens, max_size=30), tokens, st.sampled_from([A, B]))
 def test_prediction_within_limits(lengths: list[int], limit: int, tenant: TenantId) -> None:
     predictor = MovingAverage()
@@ -247,6 +252,7 @@ histories = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(histories)
 def test_lift_never_lowers(history: list[tuple[str, int, int]]) -> None:
     queue = Vtc()
@@ -260,6 +266,7 @@ def test_lift_never_lowers(history: list[tuple[str, int, int]]) -> None:
             queue.charge(admission.request.ticket, output)
 
 
+@settings(deadline=None)
 @given(histories)
 def test_lift_meets_the_waiting(history: list[tuple[str, int, int]]) -> None:
     queue = Vtc()
@@ -274,6 +281,7 @@ def test_lift_meets_the_waiting(history: list[tuple[str, int, int]]) -> None:
             queue.charge(admission.request.ticket, output)
 
 
+@settings(deadline=None)
 @given(histories, st.booleans())
 def test_dropping_changes_nothing(history: list[tuple[str, int, int]], predicts: bool) -> None:
     """The replay keeps every tenant for ever, and yet agrees with every counter."""
@@ -303,6 +311,7 @@ def test_idle_tenants_are_forgotten() -> None:
     assert len(queue.counters()) < 20
 
 
+@settings(deadline=None)
 @given(histories)
 def test_least_counter_is_next(history: list[tuple[str, int, int]]) -> None:
     queue = Vtc()
@@ -341,6 +350,7 @@ def test_running_tenants_count_when_nobody_waits() -> None:
     assert queue.counters()[C] == queue.counters()[A]
 
 
+@settings(deadline=None)
 @given(st.integers(100, 1000))
 def test_credit_of_a_tenant_without_room_is_bounded(n: int) -> None:
     """Its engine was away for long; it may not take everything when the engine comes back."""
@@ -358,6 +368,58 @@ def test_credit_of_a_tenant_without_room_is_bounded(n: int) -> None:
     queue.admit(always, 0.0)
     behind = queue.counters()[TenantId("busy")] - queue.counters()[TenantId("pinned")]
     assert behind <= 200 * UNITS
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 60))
+def test_passing_is_bounded(passing: int, big: int) -> None:
+    """Small requests pass one that is too big for the room left until they have had `passing`."""
+    queue = Vtc(VtcSettings(passing=float(passing)))
+    queue.arrive(make_request("big", "a", 100 + big, 10, lane="big"), 0.0)
+    for n in range(100):
+        queue.arrive(make_request(f"s{n}", "b", 10, 10, lane="small"), 0.0)
+
+    def too_small(request: Waiting) -> Fit | Later:
+        return Later() if request.lane == "big" else Fit(ENGINE)
+
+    n_passed = 0
+    while queue.admit(too_small, 0.0) is not None:
+        n_passed += 1
+    assert n_passed == min(passing // 10 + 1, 100)
+    admission = queue.admit(always, 0.0)
+    assert admission is not None
+    assert admission.request.tenant == A
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20))
+def test_new_requests_do_not_pass_one_to_be_resumed(n: int) -> None:
+    queue = Vtc(VtcSettings(passing=None))
+    big = make_request("big", "a", 1000, 10)
+    queue.arrive(big, 0.0)
+    queue.admit(always, 0.0)
+    queue.requeue(big.ticket)
+    for i in range(n):
+        queue.arrive(make_request(f"s{i}", "b"), 0.0)
+
+    def too_small(request: Waiting) -> Fit | Later:
+        return Fit(ENGINE) if request.prompt_tokens < 1000 else Later()
+
+    assert queue.peek(too_small) is None
+    assert queue.admit(too_small, 0.0) is None
+    assert queue.peek(always) == big
+
+
+@settings(deadline=None)
+@given(st.integers(0, 500))
+def test_burst_is_what_an_absent_tenant_has_saved(burst: int) -> None:
+    queue = Vtc(VtcSettings(burst=float(burst)))
+    for n in range(30):
+        queue.arrive(make_request(f"a{n}", "a", 10, 10), 0.0)
+    for _ in range(25):
+        queue.admit(always, 0.0)
+    queue.arrive(make_request("b", "b"), 0.0)
+    assert queue.counters()[B] == max(250 - burst, 0) * UNITS
 
 
 # --- tiers -----------------------------------------------------------------------------------
@@ -398,6 +460,7 @@ def test_strict_above_floor(floor: float, predicts: bool) -> None:
 # --- locality --------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.lists(st.integers(0, 100), min_size=8, max_size=8))
 def test_locality_prefers_the_longest_prefix_within_the_quantum(
     quantum: int, cached: list[int]
@@ -446,6 +509,7 @@ def test_snapshot_restores_all(
     assert engine.service == twin.service
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20), st.integers(0, 20), st.booleans())
 def test_adopted_tickets_pay_what_the_snapshot_did_not_know(
     known: int, since: int, predicts: bool

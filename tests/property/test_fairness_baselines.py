@@ -2,7 +2,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.policy.fairness_baselines import (
@@ -51,6 +51,7 @@ def test_baselines_keep_every_request(
         assert len(order) == len(waiting)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 300), max_size=60), st.integers(1, 5))
 def test_cap_is_kept(times_s: list[float], cap: int) -> None:
     order = RequestCap(cap)

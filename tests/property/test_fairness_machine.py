@@ -65,17 +65,23 @@ class FairRouter(RuleBasedStateMachine):
         weights=st.lists(st.sampled_from([1.0, 2.0, 4.0]), min_size=4, max_size=4),
         predicts=st.booleans(),
         quantum=st.sampled_from([0.0, 30.0]),
+        burst=st.sampled_from([0.0, 50.0]),
         credit=st.sampled_from([None, 10_000.0]),
     )
     def open(
-        self, weights: list[float], predicts: bool, quantum: float, credit: float | None
+        self,
+        weights: list[float],
+        predicts: bool,
+        quantum: float,
+        burst: float,
+        credit: float | None,
     ) -> None:
         self.weights = dict(zip(TENANTS, weights, strict=True))
         self.predicts = predicts
         self.settings = VtcSettings(
-            locality=Locality(quantum) if quantum else None, max_credit=credit
+            locality=Locality(quantum) if quantum else None, burst=burst, max_credit=credit
         )
-        self.quantum = quantum
+        self.quantum, self.burst = quantum, burst
         self.queue = self.make_queue()
 
     def make_queue(self) -> Vtc:
@@ -210,7 +216,7 @@ class FairRouter(RuleBasedStateMachine):
             return
         capacity = Capacity(MAX_TOKENS, len(ENGINES) * TOKENS_PER_ENGINE)
         weight = min(self.weights.values())
-        bound = bound_gap(Cost(), capacity, quantum=self.quantum, least_weight=weight)
+        bound = bound_gap(Cost(), capacity, slack=self.quantum + self.burst, least_weight=weight)
         assert self.meter.worst <= bound
 
     def teardown(self) -> None:

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.policy.least_first import Key, LeastFirst
@@ -38,11 +38,13 @@ def replay_events(steps: list[tuple[str, str]]) -> tuple[LeastFirst[str], int]:
     return heap, most
 
 
+@settings(deadline=None)
 @given(events)
 def test_least_is_least(steps: list[tuple[str, str]]) -> None:
     replay_events(steps)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2000))
 def test_heap_stays_small(n: int) -> None:
     steps = [("add", "a"), ("add", "b"), *[("shrink", "a")] * n]

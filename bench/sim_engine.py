@@ -1,0 +1,377 @@
+"""A batching engine and its router as a discrete-event simulation, token by token.
+
+The engine is a model: a step takes a fixed time, and some more for each running sequence, each
+token in the KV cache and each prompt token computed. It holds as many requests as its KV cache has
+room for with prompt and answer complete. The router is real: the policy classes that serve.
+
+What differs from the platform is only where time goes: messages take none, except that gateways may
+report produced tokens late, every `charge_every_s`, each at its own phase.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.messages import EngineId, TicketId
+from serve_app.names import TenantId
+from serve_app.policy.queueing import Waiting
+from serve_app.policy.turns import Fit, Later, TurnOrder
+
+
+class EngineModel(msgspec.Struct, frozen=True):
+    """What an engine can hold and how long its steps take.
+
+    The defaults are Llama-2-7B on an A10G as the paper has it: 1.744 requests/s of 256/256.
+    """
+
+    kv_tokens: int = 10_000
+    max_running: int = 256
+    step_s: float = 0.0300
+    """Of a step by itself: reading the weights."""
+    per_sequence_s: float = 0.00022
+    per_kv_token_s: float = 0.8e-6
+    per_prompt_token_s: float = 0.000196
+
+    @classmethod
+    def load(cls, path: Path) -> "EngineModel":
+        """Reads measurements of another engine from JSON; absent fields keep their default."""
+        return msgspec.json.decode(path.read_bytes(), type=cls)
+
+
+@dataclass(frozen=True, slots=True)
+class SimRequest:
+    """One request of a workload."""
+
+    arrival_s: float
+    tenant: TenantId
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    lane: str = ""
+
+    @property
+    def service(self) -> int:
+        """Prompt tokens, and twice the output tokens."""
+        return self.prompt_tokens + 2 * self.output_tokens
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request in the simulation; what became of it."""
+
+    request: SimRequest
+    waiting: Waiting
+    gateway: int
+    is_refused: bool = False
+    admitted_s: float | None = None
+    first_token_s: float | None = None
+    end_s: float | None = None
+    produced: int = 0
+    unreported: int = 0
+    engine: "SimEngine | None" = None
+
+    @property
+    def held_tokens(self) -> int:
+        """Room it takes in the KV cache."""
+        return self.request.prompt_tokens + self.request.output_tokens
+
+
+class SimEngine:
+    """One engine: what was handed to it, first come first served, and what runs."""
+
+    def __init__(self, name: str, model: EngineModel) -> None:
+        self.engine_id = EngineId(name)
+        self.model = model
+        self.handed: deque[Job] = deque()
+        self.running: list[Job] = []
+        self.held_tokens = 0
+        self.handed_tokens = 0
+        self.kv_tokens = 0
+        self.busy_until_s: float | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests handed over and not ended."""
+        return len(self.handed) + len(self.running)
+
+    def could_start(self, tokens: int) -> bool:
+        """Whether a request of so many tokens would start at once."""
+        held = self.held_tokens + self.handed_tokens + tokens
+        return held <= self.model.kv_tokens and self.in_flight < self.model.max_running
+
+    def hand(self, job: Job) -> None:
+        """Gives it a request."""
+        job.engine = self
+        self.handed.append(job)
+        self.handed_tokens += job.held_tokens
+
+    def begin_step(self) -> float | None:
+        """Starts what fits; returns how long the next step takes, None if there is nothing."""
+        model, prompt_tokens = self.model, 0
+        while self.handed and len(self.running) < model.max_running:
+            need = self.handed[0].held_tokens
+            if self.held_tokens + need > model.kv_tokens:
+                break
+            job = self.handed.popleft()
+            self.handed_tokens -= need
+            self.held_tokens += need
+            self.running.append(job)
+            prompt_tokens += job.request.prompt_tokens
+        if not self.running:
+            return None
+        self.kv_tokens += prompt_tokens
+        return (
+            model.step_s
+            + model.per_sequence_s * len(self.running)
+            + model.per_kv_token_s * self.kv_tokens
+            + model.per_prompt_token_s * prompt_tokens
+        )
+
+    def end_step(self, now_s: float) -> list[Job]:
+        """Produces a token for each running request; returns those that have ended."""
+        ended = []
+        for job in self.running:
+            job.produced += 1
+            if job.produced == 1:
+                job.first_token_s = now_s
+            if job.produced == job.request.output_tokens:
+                ended.append(job)
+        self.kv_tokens += len(self.running)
+        for job in ended:
+            job.end_s = now_s
+            self.running.remove(job)
+            self.held_tokens -= job.held_tokens
+            self.kv_tokens -= job.held_tokens
+        return ended
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What surrounds the queue."""
+
+    model: EngineModel = field(default_factory=EngineModel)
+    engines: int = 1
+    gateways: int = 1
+    passing: float | None = 0.0
+    burst: float = 0.0
+    """Both as in `VtcSettings`."""
+    window: int | None = None
+    """Requests handed to an engine at a time; None hands over just what can start."""
+    charge_every_s: float = 0.0
+    """How often a gateway reports produced tokens; 0 is at once."""
+
+
+@dataclass
+class Run:
+    """What happened."""
+
+    jobs: list[Job]
+    tenants: list[TenantId]
+    gap: float
+    """Greatest difference of weighted service of two tenants over any time both were backlogged."""
+    uncharged_tokens: int
+    """Most tokens that were produced and not yet reported."""
+    in_flight_tokens: int
+    """Most tokens that all requests handed over could hold."""
+    decisions: int = 0
+    end_s: float = 0.0
+
+
+@dataclass
+class GapArrays:
+    """`GapMeter` for few tenants and many events."""
+
+    n: int
+    worst: float = 0.0
+    low: npt.NDArray[np.float64] = field(init=False)
+    high: npt.NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.low = np.zeros((self.n, self.n))
+        self.high = np.zeros((self.n, self.n))
+
+    def observe(self, service: npt.NDArray[np.float64], backlogged: npt.NDArray[np.bool_]) -> None:
+        """Takes service so far by tenant, and who waits."""
+        ahead = service[:, None] - service[None, :]
+        both = backlogged[:, None] & backlogged[None, :]
+        self.low = np.where(both, np.minimum(self.low, ahead), ahead)
+        self.high = np.where(both, np.maximum(self.high, ahead), ahead)
+        self.worst = max(self.worst, float((self.high - self.low).max()))
+
+
+class Simulation:
+    """Runs one workload through one turn order.
+
+    Args:
+        order: The policy.
+        requests: In the order of their arrival.
+        platform: Engines, gateways, window.
+        weights: By tenant; 1 for others.
+    """
+
+    def __init__(
+        self,
+        order: TurnOrder,
+        requests: Sequence[SimRequest],
+        platform: Platform,
+        weights: dict[TenantId, float] | None = None,
+    ) -> None:
+        self.order = order
+        self.platform = platform
+        self.engines = [SimEngine(str(i), platform.model) for i in range(platform.engines)]
+        self.jobs = [
+            self._make_job(i, request, i % platform.gateways) for i, request in enumerate(requests)
+        ]
+        self.by_ticket = {job.waiting.ticket: job for job in self.jobs}
+        self.tenants = sorted({request.tenant for request in requests})
+        self._index = {tenant: i for i, tenant in enumerate(self.tenants)}
+        weights = weights or {}
+        self._weights = np.array([weights.get(tenant, 1.0) for tenant in self.tenants])
+        self._service = np.zeros(len(self.tenants))
+        self._n_waiting = np.zeros(len(self.tenants), dtype=np.int64)
+        self._gap = GapArrays(len(self.tenants))
+        self._events: list[tuple[float, int, int]] = []
+        self._unreported: list[dict[TicketId, Job]] = [{} for _ in range(platform.gateways)]
+        every_s = platform.charge_every_s
+        self._report_due_s = [
+            every_s * (i + 1) / platform.gateways for i in range(platform.gateways)
+        ]
+        self._n_unreported = 0
+        self._run = Run(self.jobs, self.tenants, 0.0, 0, 0)
+
+    def run(self, until_s: float) -> Run:
+        """Plays everything up to a time."""
+        arrivals = iter(self.jobs)
+        job = next(arrivals, None)
+        while True:
+            step_s = self._events[0][0] if self._events else float("inf")
+            arrival_s = job.request.arrival_s if job is not None else float("inf")
+            now_s = min(step_s, arrival_s)
+            if now_s > until_s:
+                break
+            if job is not None and arrival_s <= step_s:
+                self._arrive(job, now_s)
+                job = next(arrivals, None)
+            else:
+                _, _, number = heapq.heappop(self._events)
+                self._end_step(self.engines[number], now_s)
+            self._report(now_s)
+            self._dispatch(now_s)
+        self._run.gap = self._gap.worst
+        self._run.end_s = until_s
+        return self._run
+
+    def _make_job(self, number: int, request: SimRequest, gateway: int) -> Job:
+        # Sizes by powers of two are lanes, so that one which does not fit can be passed by.
+        lane = request.lane
+        if self.platform.window is None:
+            lane += f"/{(request.prompt_tokens + request.output_tokens).bit_length()}"
+        waiting = Waiting(
+            TicketId(f"{number:06}"),
+            request.tenant,
+            request.prompt_tokens,
+            request.max_tokens,
+            lane,
+        )
+        return Job(request, waiting, gateway)
+
+    def _arrive(self, job: Job, now_s: float) -> None:
+        job.is_refused = self.order.arrive(job.waiting, now_s) is not None
+        if not job.is_refused:
+            self._n_waiting[self._index[job.request.tenant]] += 1
+
+    def _end_step(self, engine: SimEngine, now_s: float) -> None:
+        engine.busy_until_s = None
+        running = list(engine.running)
+        ended = engine.end_step(now_s)
+        is_late = self.platform.charge_every_s > 0
+        for job in running:
+            self._service[self._index[job.request.tenant]] += 2.0
+            if is_late:
+                job.unreported += 1
+                self._unreported[job.gateway][job.waiting.ticket] = job
+            else:
+                self.order.charge(job.waiting.ticket, 1)
+        if is_late:
+            self._n_unreported += len(running)
+            most = max(self._run.uncharged_tokens, self._n_unreported)
+            self._run.uncharged_tokens = most
+        for job in ended:
+            self._report_job(job)
+            self.order.finish(job.waiting.ticket)
+        self._observe()
+
+    def _report(self, now_s: float) -> None:
+        if not self.platform.charge_every_s:
+            return
+        for i, due_s in enumerate(self._report_due_s):
+            if now_s >= due_s:
+                for job in list(self._unreported[i].values()):
+                    self._report_job(job)
+                self._report_due_s[i] = due_s + self.platform.charge_every_s
+
+    def _report_job(self, job: Job) -> None:
+        if self._unreported[job.gateway].pop(job.waiting.ticket, None) is not None:
+            self.order.charge(job.waiting.ticket, job.unreported)
+            self._n_unreported -= job.unreported
+            job.unreported = 0
+
+    def _dispatch(self, now_s: float) -> None:
+        while (admission := self.order.admit(self._place, now_s)) is not None:
+            job = self.by_ticket[admission.request.ticket]
+            engine = self.engines[int(admission.fit.engine_id)]
+            job.admitted_s = now_s
+            engine.hand(job)
+            i = self._index[job.request.tenant]
+            self._n_waiting[i] -= 1
+            self._service[i] += job.request.prompt_tokens
+            self._run.decisions += 1
+            self._observe()
+        for number, engine in enumerate(self.engines):
+            if engine.busy_until_s is None:
+                step_s = engine.begin_step()
+                if step_s is not None:
+                    engine.busy_until_s = now_s + step_s
+                    heapq.heappush(self._events, (engine.busy_until_s, number, number))
+        held = sum(e.held_tokens + e.handed_tokens for e in self.engines)
+        self._run.in_flight_tokens = max(self._run.in_flight_tokens, held)
+
+    def _place(self, request: Waiting) -> Fit | Later | None:
+        window = self.platform.window
+        tokens = self.by_ticket[request.ticket].held_tokens
+        fits = [
+            engine
+            for engine in self.engines
+            if (engine.could_start(tokens) if window is None else engine.in_flight < window)
+        ]
+        if not fits:
+            return Later() if window is None else None
+        return Fit(min(fits, key=lambda e: (e.in_flight, e.engine_id)).engine_id)
+
+    def _observe(self) -> None:
+        self._gap.observe(self._service / self._weights, self._n_waiting > 0)
+
+
+def measure_capacity(model: EngineModel, prompt_tokens: int, output_tokens: int) -> float:
+    """Returns requests per second that an engine ends when it always has more to do."""
+    from serve_app.policy.fairness_baselines import FirstCome
+
+    n = 2 * model.kv_tokens * 20 // (prompt_tokens + output_tokens)
+    requests = [
+        SimRequest(0.0, TenantId("a"), prompt_tokens, output_tokens, output_tokens)
+        for _ in range(n)
+    ]
+    run = Simulation(FirstCome(), requests, Platform(model)).run(1e9)
+    ends = sorted(_ends(run.jobs))
+    first, last = len(ends) // 4, 3 * len(ends) // 4
+    return (last - first) / (ends[last] - ends[first])
+
+
+def _ends(jobs: Iterable[Job]) -> list[float]:
+    return [job.end_s for job in jobs if job.end_s is not None]
