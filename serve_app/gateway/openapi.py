@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.pooling.embed.api_router import router as embed_router
 
 from serve_app.config import FrontEndSettings
 from serve_app.gateway.front_end import front_end_args
@@ -14,8 +15,10 @@ from serve_app.gateway.front_end import front_end_args
 def build_openapi(app: FastAPI, model_paths: Collection[str]) -> dict[str, Any]:
     """Returns the document. Needs no model: vLLM's request forms are the same for all."""
     own = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    vllm_app = build_app(front_end_args(FrontEndSettings()), ("generate", "embed"), None)
-    routes = [r for r in vllm_app.routes if getattr(r, "path", None) in model_paths]
+    vllm_app = build_app(front_end_args(FrontEndSettings()), ("generate",), None)
+    # Without a model, vLLM leaves the routes of models that embed out.
+    every = [*vllm_app.routes, *embed_router.routes]
+    routes = [r for r in every if getattr(r, "path", None) in model_paths]
     theirs = get_openapi(title=app.title, version=app.version, routes=routes)
     own["paths"] |= theirs["paths"]
     own.setdefault("components", {}).setdefault("schemas", {}).update(

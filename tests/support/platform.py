@@ -130,8 +130,11 @@ class LocalPlatform:
             wait_until(partial(self.is_ready, url), timeout_s, f"ready: {url}")
 
     def is_ready(self, url: str | None = None) -> bool:
-        """Whether every model is ready."""
-        return bool(self.ready(url)["ready"])
+        """Whether every model is ready. A gateway too busy to say so is not."""
+        try:
+            return bool(self.ready(url)["ready"])
+        except httpx.TimeoutException:
+            return False
 
     def add_engine(self, model_name: ModelName) -> EngineId:
         """Starts one more engine of a model."""

