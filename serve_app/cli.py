@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve_app.errors import ConfigError
+from serve_app.cli_keys import add_keys
+from serve_app.cli_tenants import add_tenants
+from serve_app.cli_usage import add_usage
+from serve_app.errors import ArrieroError, ConfigError
 
 _EXAMPLES = """\
 examples:
@@ -19,6 +22,9 @@ examples:
   arriero up configs/one-h100-llama-3.1-8b.yaml
   arriero status                            what runs, and is it ready?
   arriero down                              stop what `up` started
+  arriero keys create --bootstrap config.yaml        the first admin key
+  arriero tenants list                      who may send requests, and how much
+  arriero usage                             what they used
 
 exit status: 0 done, 1 failed, 2 wrong usage or an invalid file
 """
@@ -39,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except ArrieroError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -89,7 +98,13 @@ def _run_local(options: argparse.Namespace) -> int:
     return status
 
 
-_SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (_add_check, _add_local)
+_SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (
+    _add_check,
+    _add_local,
+    add_tenants,
+    add_keys,
+    add_usage,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

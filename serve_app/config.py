@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     Field,
     ValidationError,
     field_validator,
@@ -37,15 +36,17 @@ from serve_app.config_model import (
 )
 from serve_app.config_problems import Problem, describe_invalid, list_problems
 from serve_app.config_section import Cpus, Seconds, Section
+from serve_app.config_store import StoreSettings
+from serve_app.config_tenants import DeclaredTenant, find_tenant_conflict
 from serve_app.errors import ConfigError
-from serve_app.names import Form, TenantIdText
 
 __all__ = [
     "Accelerator",
+    "AuthKeys",
     "AuthOff",
     "AuthSettings",
-    "AuthStatic",
     "CpuAccelerator",
+    "DeclaredTenant",
     "EchoEngine",
     "EmbeddedSource",
     "Engine",
@@ -63,6 +64,7 @@ __all__ = [
     "Section",
     "Settings",
     "Source",
+    "StoreSettings",
     "VllmEngine",
     "check_exposure",
     "is_loopback",
@@ -70,10 +72,6 @@ __all__ = [
 ]
 
 Bytes = Annotated[int, Field(ge=1024, le=1 << 40)]
-Weight = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
-KeyHash = Annotated[
-    str, AfterValidator(Form(r"[0-9a-f]{64}", "a SHA-256 in 64 lower-case hexadecimal digits"))
-]
 
 
 class GatewaySettings(Section):
@@ -117,7 +115,7 @@ class FairnessSettings(Section):
     """Whose request is next when more wait than run: the tenant that has got the least service.
 
     Service is counted in tokens, by Virtual Token Counters. Costs and prediction take effect when a
-    model's router starts; weights at once.
+    model's router starts. Weights and tiers belong to tenants.
     """
 
     prompt_cost: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
@@ -129,8 +127,6 @@ class FairnessSettings(Section):
     predicts_lengths: bool = True
     """Whether a request is charged for its tenant's average answer when it starts, and corrected
     as it goes. Keeps tenants closer together."""
-    weights: dict[TenantIdText, Weight] = Field(default_factory=dict)
-    """Weight by tenant; twice the weight is twice the service while both wait. Others have 1."""
 
 
 class AuthOff(Section):
@@ -139,31 +135,13 @@ class AuthOff(Section):
     kind: Literal["off"] = "off"
 
 
-class AuthStatic(Section):
-    """API keys listed here, as hashes."""
+class AuthKeys(Section):
+    """Every request needs an API key. Keys are declared with their tenants or made in the store."""
 
-    kind: Literal["static"]
-    tenants: Annotated[
-        dict[TenantIdText, Annotated[tuple[KeyHash, ...], Field(strict=False, min_length=1)]],
-        Field(min_length=1),
-    ]
-    """SHA-256 of each tenant's keys, in lower-case hexadecimal. Never the keys themselves."""
-
-    @model_validator(mode="after")
-    def _check_each_key_has_one_tenant(self) -> Self:
-        owner: dict[str, str] = {}
-        for tenant_id, hashes in self.tenants.items():
-            for key_hash in hashes:
-                if key_hash in owner:
-                    raise ValueError(
-                        f"the key hash {key_hash[:8]}… is listed for tenant {owner[key_hash]!r} "
-                        f"and again for {tenant_id!r}; a key belongs to one tenant, remove one"
-                    )
-                owner[key_hash] = tenant_id
-        return self
+    kind: Literal["keys"]
 
 
-AuthSettings = Annotated[AuthOff | AuthStatic, Field(discriminator="kind")]
+AuthSettings = Annotated[AuthOff | AuthKeys, Field(discriminator="kind")]
 
 
 class LoggingSettings(Section):
@@ -189,7 +167,11 @@ class Settings(Section):
     fairness: FairnessSettings = FairnessSettings()
     """Who is next when requests wait."""
     auth: AuthSettings = AuthOff()
-    """Who may send requests."""
+    """Whether requests need keys."""
+    tenants: Annotated[tuple[DeclaredTenant, ...], Field(strict=False)] = ()
+    """Tenants that are declared here. Others are made with `arriero tenants create`."""
+    store: StoreSettings = StoreSettings()
+    """Where tenants, keys and usage are kept."""
     logging: LoggingSettings = LoggingSettings()
     """What is logged."""
 
@@ -209,6 +191,18 @@ class Settings(Section):
             raise ValueError(
                 f"{_places_of(twice[0], self.models)} are both {twice[0]!r}; "
                 "a name or alias belongs to one model, rename or remove the others"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tenants(self) -> Self:
+        if conflict := find_tenant_conflict(self.tenants):
+            raise ValueError(conflict)
+        keyed = next((tenant for tenant in self.tenants if tenant.keys), None)
+        if self.auth.kind == "off" and keyed is not None:
+            raise ValueError(
+                f"tenants has keys for {keyed.id!r} while auth.kind is 'off', where no key is "
+                "looked at; set auth.kind to keys, or remove the keys"
             )
         return self
 
@@ -260,8 +254,7 @@ def check_exposure(host: str, settings: Settings) -> None:
     if settings.auth.kind == "off" and not is_loopback(host):
         raise ConfigError(
             f"http_options.host is {host!r} while auth.kind is 'off': anyone who reaches the port "
-            "could use the models. Set http_options.host to 127.0.0.1, or auth.kind to static with "
-            "the hashes of your tenants' keys."
+            "could use the models. Set http_options.host to 127.0.0.1, or auth.kind to keys."
         )
 
 

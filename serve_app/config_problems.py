@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 _LONGEST_VALUE = 80
-_SECRET_PATH = re.compile(r"\b(auth|env)\b|(key|token|secret|password)s?\b(?<!tokens)", re.I)
+_SECRET_PATH = re.compile(r"\b(auth|env|url)\b|(key|token|secret|password)s?\b(?<!tokens)", re.I)
 _LOCATION_OF_MOVED = {
     "reasoning_parser": "write it as engine.args.reasoning_parser",
     "max_model_len": "write it as engine.args.max_model_len",

@@ -182,12 +182,14 @@ def _show_default(field: FieldInfo) -> str:
         return "required"
     if isinstance(default, BaseModel):
         return f"kind `{_kind_of(type(default))}`" if "kind" in type(default).model_fields else "-"
-    if isinstance(default, dict | tuple):
+    if isinstance(default, dict | tuple) and not default:
         return "empty"
     return f"`{_as_yaml(default)}`"
 
 
 def _as_yaml(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_as_yaml, value))}]"
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else str(value)
 

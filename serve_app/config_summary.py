@@ -18,7 +18,7 @@ def summarize(file: ServeFile) -> str:
         [
             f"{file.path} is valid.",
             "",
-            *_format_table([_HEADER, *(_describe_model(model) for model in settings.models)]),
+            *format_table([_HEADER, *(_describe_model(model) for model in settings.models)]),
             "",
             f"Gateways and routers: {edge:g} CPU.",
             f"In all: {_describe_total(settings.models, edge)}.",
@@ -96,7 +96,8 @@ def _describe_sum(parts: Iterable[tuple[dict[str, float], int]], edge_cpus: floa
     return f"{gpus:.4g} GPU and {cpus:.4g} CPU" if gpus else f"{cpus:.4g} CPU"
 
 
-def _format_table(rows: Sequence[Sequence[str]]) -> list[str]:
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose columns are as wide as they must be."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -5,7 +5,10 @@
     ├── OverloadedError    no room now; send it again after `retry_after_s`
     ├── InternalError      our fault
     │   ├── EngineStartError   a model could not be loaded
-    │   └── EngineDeadError    an engine stopped working while it served
+    │   ├── EngineDeadError    an engine stopped working while it served
+    │   └── StoreError         tenants, keys or usage cannot be read or written now
+    │       └── StoreRefusedError  the database will never take these values
+    ├── CommandError       a command failed
     └── ConfigError        the settings are wrong; nothing was started
 
 Texts say what is wrong, which value, which limit and what to do. They never hold prompt text or a
@@ -59,6 +62,21 @@ class EngineStartError(InternalError):
 @dataclass(eq=False)
 class EngineDeadError(InternalError):
     """An engine stopped working while it served."""
+
+
+@dataclass(eq=False)
+class StoreError(InternalError):
+    """Tenants, keys or usage cannot be read or written now."""
+
+
+@dataclass(eq=False)
+class StoreRefusedError(StoreError):
+    """The database will never take these values: one is out of bounds, or must not repeat."""
+
+
+@dataclass(eq=False)
+class CommandError(ArrieroError):
+    """A command failed; the text says why and what to do."""
 
 
 @dataclass(eq=False)

@@ -46,9 +46,11 @@ def build(args: Mapping[str, Any]) -> Application:
     except ConfigError as error:
         raise RayServeException(str(error)) from error
     shared = settings.model_dump(mode="json")
+    # Routers need tenants' weights, and no keys.
+    for_routers = settings.model_dump(mode="json", exclude={"tenants": {"__all__": {"keys"}}})
     routers = []
     for model in settings.models:
-        router = _router(model, settings, shared)
+        router = _router(model, settings, for_routers)
         # The gateway is bound to the engines too, as Serve deploys only what the ingress reaches.
         routers += [router, _engine(model, settings, router)]
     return _gateway(settings, shared, routers)

@@ -51,6 +51,10 @@ class Enqueue(msgspec.Struct, frozen=True, tag=True):
 
     ticket: TicketId
     tenant: TenantId
+    weight: float
+    """The tenant's; twice the weight is twice the service while both wait."""
+    tier: int
+    """The tenant's; a higher one goes first."""
     prompt_tokens: int
     max_tokens: int
 

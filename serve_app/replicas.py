@@ -141,6 +141,6 @@ class GatewayReplica:
         return self._build()
 
     async def __del__(self) -> None:
-        """Drops the connections; Serve has drained the streams by then."""
+        """Stores what is left to store; Serve has drained the streams by then."""
         if hasattr(self, "_gateway"):
-            self._gateway.close()
+            await self._gateway.stop()

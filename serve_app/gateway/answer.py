@@ -14,6 +14,7 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 
 from serve_app import telemetry
 from serve_app.gateway.error_body import ApiError, from_vllm, render
+from serve_app.usage import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,14 @@ class FrontEndAnswer:
         self._error_body = b""
         self._has_begun = False
         self._has_ended = False
+        self._has_failed = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the request ended, once nothing more can come."""
+        if self._has_failed:
+            return "failed"
+        return "finished" if self._has_ended else "cancelled"
 
     async def __call__(self, message: Message) -> None:
         """Takes one message of the answer."""
@@ -75,7 +84,7 @@ class FrontEndAnswer:
         """Ends the answer with an error: its status if there is none yet, else an event."""
         if self._has_ended:
             return
-        self._has_ended = True
+        self._has_ended = self._has_failed = True
         if not self._has_begun:
             await send_error(self._send, error, self._path)
             return

@@ -10,6 +10,7 @@ from typing import Any
 
 import vllm
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -19,7 +20,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import telemetry
+from serve_app.config_tenants import Scope as KeyScope
+from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
+from serve_app.gateway.auth import current_caller
 from serve_app.gateway.body import (
     ClientGoneError,
     Outer,
@@ -27,10 +31,11 @@ from serve_app.gateway.body import (
     read_body,
     run_until_hang_up,
 )
-from serve_app.gateway.engine_client import current_tenant
-from serve_app.gateway.error_body import ApiError, render
+from serve_app.gateway.error_body import ApiError, from_validation, render
 from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
+from serve_app.gateway.usage_routes import add_usage_routes
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +58,8 @@ def build_gateway_app(gateway: Gateway) -> ASGIApp:
     """Returns the ASGI application of one gateway."""
     app = FastAPI(title="Arriero", version=telemetry.version(), redoc_url=None)
     _add_own_routes(app, gateway)
+    add_admin_routes(app, gateway.accounts)
+    add_usage_routes(app, gateway.accounts)
     dispatch = Dispatch(gateway)
     for path in MODEL_PATHS:
         app.router.routes.append(Route(path, endpoint=dispatch, methods=["POST"]))
@@ -66,6 +73,7 @@ def build_gateway_app(gateway: Gateway) -> ASGIApp:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
     return Edge(app, gateway)
 
 
@@ -90,21 +98,16 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models", tags=["models"])
     async def models() -> dict[str, Any]:
         """The models that requests may name."""
-        return {"object": "list", "data": gateway.model_cards()}
+        return {"object": "list", "data": gateway.model_cards(current_caller.get())}
 
     @app.get("/v1/models/{model:path}", tags=["models"], responses={404: {"description": "None"}})
     async def model(model: str) -> dict[str, Any]:
         """One model."""
-        for card in gateway.model_cards():
+        caller = current_caller.get()
+        for card in gateway.model_cards(caller):
             if card["id"] == model:
                 return card
-        known = ", ".join(card["id"] for card in gateway.model_cards())
-        raise ApiError(
-            404,
-            f"The model {model[:200]!r} does not exist. Models served here: {known}.",
-            param="model",
-            code="model_not_found",
-        )
+        raise gateway.no_such_model(model, caller)
 
 
 async def _answer_api_error(request: Request, error: Exception) -> Response:
@@ -120,6 +123,11 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     return await _answer_api_error(request, _from_starlette(error, request.scope))
 
 
+async def _answer_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _answer_api_error(request, from_validation(error.errors()))
+
+
 class Dispatch:
     """Hands a request to the front end of the model that its body names."""
 
@@ -129,16 +137,22 @@ class Dispatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs one request (ASGI)."""
         body = await read_body(scope, receive, self._gateway.settings.gateway.max_body_bytes)
-        front_end = self._gateway.front_end_for(peek_model(body), scope["path"])
+        caller = current_caller.get()
+        front_end = self._gateway.front_end_for(peek_model(body), scope["path"], caller)
         retry_after_s = self._gateway.settings.limits.retry_after_s
         answer = FrontEndAnswer(send, scope["path"], retry_after_s)
         # The front end is an application of its own; it must not see this one's routing.
         inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
         inner["state"] = {}
+        meter = Meter(caller, front_end.model_name)
+        current_meter.set(meter)
         try:
             await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
         except Exception as error:
             await answer.fail(error)
+        finally:
+            if meter.is_used:
+                self._gateway.accounts.recorder.record(meter.close(answer.outcome))
 
 
 class Edge:
@@ -159,7 +173,7 @@ class Edge:
         path = scope["path"]
         try:
             if path not in _OPEN_PATHS:
-                current_tenant.set(self._gateway.identify(headers))
+                current_caller.set(self._gateway.identify(headers, _scope_of(path)))
             telemetry.request_id.set(request_id)
             await self._app(scope, receive, answered)
         except ApiError as error:
@@ -169,6 +183,13 @@ class Edge:
         except Exception:
             logger.exception("Request %s failed.", request_id)
             await answered.with_error(internal_error(), path)
+
+
+def _scope_of(path: str) -> KeyScope | None:
+    """The scope that a path needs; any key does for what only tells of its own tenant."""
+    if path in MODEL_PATHS:
+        return "inference"
+    return "admin" if path == "/admin" or path.startswith("/admin/") else None
 
 
 class _Answered:

@@ -1,61 +1,97 @@
-"""Who sends a request. Decides from the key alone and does no I/O.
+"""Who sends a request. Decides from the key alone and does no I/O."""
 
-Run `python -m serve_app.gateway.auth new-key` to make a key and the hash that config.yaml wants.
-"""
-
-import hashlib
-import secrets
-import sys
+import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 
-from serve_app.config import AuthOff, AuthStatic
-from serve_app.names import TenantId
+from serve_app.catalog import Caller, Catalog
+from serve_app.config_tenants import Scope
+from serve_app.gateway.error_body import ApiError
+from serve_app.keys import hash_key, read_key
+from serve_app.names import KeyId
 
-ANONYMOUS = TenantId("anonymous")
-_PREFIX = "sk-arriero-"
+current_caller: ContextVar[Caller] = ContextVar("current_caller")
+"""Whose request this task handles. Set by the gateway from the API key and nothing else."""
 
-
-def hash_key(key: str) -> str:
-    """SHA-256 in hexadecimal. Keys are 256 random bits, so a slow hash would add nothing."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+_HOW_TO_SEND = "Send it as 'Authorization: Bearer <key>'."
+_MAX_NOTED = 100_000
 
 
 class Authenticator:
-    """Maps API keys to tenants."""
+    """Finds the caller of a request in the catalog, and notes which keys are in use.
 
-    def __init__(self, settings: AuthOff | AuthStatic) -> None:
-        self._tenant_of: dict[str, TenantId] | None = None
-        if isinstance(settings, AuthStatic):
-            self._tenant_of = {
-                key_hash: tenant
-                for tenant, hashes in settings.tenants.items()
-                for key_hash in hashes
-            }
+    Args:
+        catalog: Tenants and keys as they are known now.
+        needs_keys: Whether a request without a key is refused. If not, keys are not looked at.
+    """
 
-    def identify(self, headers: Mapping[str, str]) -> TenantId | None:
-        """Returns the tenant, or None when the key is missing or unknown.
+    def __init__(self, catalog: Catalog, *, needs_keys: bool) -> None:
+        self._catalog = catalog
+        self.needs_keys = needs_keys
+        """May change while the gateway runs."""
+        self._used_s: dict[KeyId, float] = {}
 
-        Looking up a hash by dictionary takes time that depends on the hash only, of which a
-        guesser of keys learns nothing.
+    def identify(self, headers: Mapping[str, str]) -> Caller:
+        """Returns who sends a request.
+
+        Raises:
+            ApiError: 401 the key is missing or does not work; 503 it is not known yet whether it
+                does.
         """
-        if self._tenant_of is None:
-            return ANONYMOUS
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        # Anthropic's clients send their key in a header of its own.
-        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return self._tenant_of.get(hash_key(key)) if key else None
+        if not self.needs_keys:
+            return self._catalog.anonymous()
+        key = read_key(headers)
+        if key is None:
+            raise ApiError(401, f"There is no API key in the request. {_HOW_TO_SEND}")
+        now_s = time.time()
+        caller = self._catalog.identify(hash_key(key), now_s)
+        if caller is not None:
+            self._note_use(caller, now_s)
+            return caller
+        if not self._catalog.is_loaded:
+            raise ApiError(
+                503,
+                "The API keys are still being read. Try again shortly.",
+                code="keys_not_loaded",
+                retry_after_s=2.0,
+            )
+        raise ApiError(
+            401,
+            "The API key is unknown, expired or revoked. Check that it is complete, or ask for "
+            "a new one.",
+        )
+
+    def _note_use(self, caller: Caller, now_s: float) -> None:
+        if caller.key is not None and caller.key.source == "admin":
+            if len(self._used_s) >= _MAX_NOTED:
+                self._used_s.clear()
+            self._used_s[caller.key.id] = now_s
+
+    def take_used(self) -> dict[KeyId, float]:
+        """Returns when stored keys were last used, and forgets it."""
+        used, self._used_s = self._used_s, {}
+        return used
 
 
-def main(argv: list[str]) -> int:
-    """Prints a new key and its hash."""
-    if argv != ["new-key"]:
-        print("usage: python -m serve_app.gateway.auth new-key", file=sys.stderr)
-        return 2
-    key = _PREFIX + secrets.token_urlsafe(32)
-    print(f"key (give it to the tenant; it is not stored): {key}")
-    print(f"hash (for config.yaml, auth.tenants): {hash_key(key)}")
-    return 0
+def check_scope(caller: Caller, scope: Scope) -> None:
+    """Refuses a key that lacks a scope.
 
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    Raises:
+        ApiError: 403.
+    """
+    if caller.can(scope):
+        return
+    if caller.key is None:
+        raise ApiError(
+            403,
+            "Administration needs a key, and keys are off here. Set auth.kind to keys in the "
+            "config file and make a key with `arriero keys create --bootstrap`.",
+            code="keys_are_off",
+        )
+    has = ", ".join(sorted(caller.key.scopes))
+    raise ApiError(
+        403,
+        f"This API key has the scope {has} and not {scope}, which this path needs. "
+        f"Use a key with the scope {scope}.",
+        code="insufficient_scope",
+    )

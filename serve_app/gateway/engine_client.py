@@ -10,7 +10,6 @@ that the attributes set here are those which AsyncLLM's own constructor sets.
 """
 
 import asyncio
-from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +20,10 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from serve_app.gateway.identity import seal_renderer, seal_request
 from serve_app.gateway.input_bounds import BoundedInputProcessor
+from serve_app.gateway.meter import current_meter
 from serve_app.gateway.model_client import ModelClient
-from serve_app.names import TenantId
-
-ANONYMOUS = TenantId("anonymous")
-current_tenant: ContextVar[TenantId] = ContextVar("current_tenant", default=ANONYMOUS)
-"""Whose request this task handles. Set by the gateway from the API key and nothing else."""
 
 
 class RemoteCore:
@@ -51,7 +47,9 @@ class RemoteCore:
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Queues a request; does not wait for its turn."""
-        self._client.send(request, current_tenant.get(), self.sink)
+        meter = current_meter.get()
+        seal_request(request, meter.caller)
+        self._client.send(request, meter, self.sink)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """Ends requests wherever they are."""
@@ -85,6 +83,7 @@ class RemoteEngineClient(AsyncLLM):
         self.logger_manager = None
         self.admission_stats = None
         self.renderer = renderer_from_config(config)
+        seal_renderer(self.renderer)
         self.input_processor = BoundedInputProcessor(config, self.renderer)
         self.output_processor = OutputProcessor(
             self.renderer.tokenizer,

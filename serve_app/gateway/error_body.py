@@ -161,7 +161,9 @@ def _place_of(problem: dict[str, Any]) -> tuple[str | None, str]:
     named = getattr(problem.get("ctx", {}).get("error"), "parameter", None)
     if isinstance(named, str):
         return named, ""
-    loc = [str(part) for part in problem.get("loc", ()) if part != "body"]
+    loc = [str(part) for part in problem.get("loc", ())]
+    if loc and loc[0] in ("body", "query", "path"):
+        del loc[0]
     if not loc or problem.get("type") == "json_invalid":
         return None, ""
     # Fields are written in lower case, the classes of a union's branches are not.

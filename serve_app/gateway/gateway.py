@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.catalog import Caller
 from serve_app.config import Settings
 from serve_app.config_model import ModelSettings
+from serve_app.config_tenants import Scope
 from serve_app.errors import InternalError
-from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.accounts import Accounts
+from serve_app.gateway.auth import check_scope
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.front_end import FrontEnd
 from serve_app.gateway.model_client import ModelClient
-from serve_app.names import ModelName, TenantId
+from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 
 logger = logging.getLogger(__name__)
@@ -52,13 +55,13 @@ class Gateway:
         self._models: dict[ModelName, _Model] = {}
         self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._auth: Authenticator
+        self.accounts = Accounts()
         self.settings: Settings
 
     def configure(self, settings: Settings) -> None:
         """Takes new settings. Models that did not change keep their connections and streams."""
         self.settings = settings
-        self._auth = Authenticator(settings.auth)
+        self.accounts.configure(settings)
         self._base_of = {name: m.name for m in settings.models for name in m.names}
         wanted = {model.name: model for model in settings.models}
         for name in self._models.keys() - wanted.keys():
@@ -71,10 +74,16 @@ class Gateway:
                 self._replace_settings(known, model)
 
     def check_health(self) -> None:
-        """Raises InternalError when a front end has failed: a new gateway is the remedy."""
+        """Raises InternalError when a part has failed: a new gateway is the remedy."""
+        self.accounts.check_health()
         for name, model in self._models.items():
             if model.front_end is not None and model.front_end.has_failed:
                 raise InternalError(f"The front end of {name!r} stopped handling outputs.")
+
+    async def stop(self) -> None:
+        """Writes down what is left and drops every connection."""
+        self.close()
+        await self.accounts.close()
 
     def close(self) -> None:
         """Drops every connection."""
@@ -85,28 +94,27 @@ class Gateway:
 
     # --- requests ---------------------------------------------------------------------------
 
-    def identify(self, headers: Mapping[str, str]) -> TenantId:
-        """Returns who sends a request.
+    def identify(self, headers: Mapping[str, str], scope: Scope | None) -> Caller:
+        """Returns who sends a request that needs a scope, or any key where that is None.
 
         Raises:
-            ApiError: 401.
+            ApiError: 401; 403 the key lacks the scope; 503 keys are not known yet.
         """
-        tenant = self._auth.identify(headers)
-        if tenant is None:
-            raise ApiError(
-                401,
-                "The API key is missing or unknown. Send it as 'Authorization: Bearer <key>'.",
-            )
-        return tenant
+        caller = self.accounts.authenticator.identify(headers)
+        if scope is not None:
+            check_scope(caller, scope)
+        return caller
 
-    def front_end_for(self, model_name: str | None, path: str) -> FrontEnd:
+    def front_end_for(self, model_name: str | None, path: str, caller: Caller) -> FrontEnd:
         """Returns the front end that answers a request.
 
         Raises:
             ApiError: 400 no model named though there are several, or it cannot do this; 404 there
-                is no such model; 503 it is still loading.
+                is no such model for this caller; 503 it is still loading, or usage cannot be
+                recorded.
         """
-        model = self._models[self._resolve(model_name)]
+        model = self._models[self._resolve(model_name, caller)]
+        self.accounts.check_room()
         front_end = model.front_end
         if front_end is None or not model.client.is_ready:
             raise self._not_ready(model)
@@ -119,23 +127,33 @@ class Gateway:
             )
         return front_end
 
-    def _resolve(self, model_name: str | None) -> ModelName:
-        known = ", ".join(sorted(self._base_of))
+    def _resolve(self, model_name: str | None, caller: Caller) -> ModelName:
+        """Whether a model does not exist or is another tenant's is not told apart."""
+        if model_name is None and len(self._models) == 1:
+            model_name = next(iter(self._models))
         if model_name is None:
-            if len(self._models) == 1:
-                return next(iter(self._models))
+            known = self._names_for(caller)
             raise ApiError(
                 400, f"The parameter 'model' is missing. Name one of: {known}.", param="model"
             )
         base = self._base_of.get(model_name)
-        if base is None:
-            raise ApiError(
-                404,
-                f"The model {model_name[:200]!r} does not exist. Models served here: {known}.",
-                param="model",
-                code="model_not_found",
-            )
+        if base is None or not caller.tenant.may_use(model_name, base):
+            raise self.no_such_model(model_name, caller)
         return base
+
+    def _names_for(self, caller: Caller) -> str:
+        return ", ".join(sorted(card["id"] for card in self.model_cards(caller))) or "none"
+
+    def no_such_model(self, model_name: str, caller: Caller) -> ApiError:
+        """Says that there is no such model, and which there are for this caller."""
+        known = self._names_for(caller)
+        return ApiError(
+            404,
+            f"The model {model_name[:200]!r} does not exist or you do not have access to it. "
+            f"Models served here: {known}.",
+            param="model",
+            code="model_not_found",
+        )
 
     def _not_ready(self, model: _Model) -> ApiError:
         state, detail = _describe(model)
@@ -174,10 +192,15 @@ class Gateway:
                     for engine in status.engines
                 ],
             }
-        return {"ready": all(m["ready"] for m in models.values()), "models": models}
+        store = self.accounts.state
+        return {
+            "ready": all(m["ready"] for m in models.values()) and store != "loading",
+            "models": models,
+            "store": {"state": store},
+        }
 
-    def model_cards(self) -> list[dict[str, Any]]:
-        """Every model and alias as `/v1/models` lists them."""
+    def model_cards(self, caller: Caller) -> list[dict[str, Any]]:
+        """Every model and alias that the caller may use, as `/v1/models` lists them."""
         return [
             {
                 "id": alias,
@@ -190,6 +213,7 @@ class Gateway:
             }
             for name, model in self._models.items()
             for alias in model.settings.names
+            if caller.tenant.may_use(alias, name)
         ]
 
     # --- models -----------------------------------------------------------------------------

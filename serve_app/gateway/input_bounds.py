@@ -14,6 +14,8 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams, check_
 from vllm.tasks import SupportedTask
 from vllm.v1.engine.input_processor import InputProcessor
 
+from serve_app.gateway.identity import seal_params
+
 MAX_SCHEMA_COUNT = 10_000
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
@@ -26,6 +28,7 @@ class BoundedInputProcessor(InputProcessor):
         params: SamplingParams | PoolingParams,
         supported_tasks: tuple[SupportedTask, ...],
     ) -> bool | None:
+        seal_params(params)
         if isinstance(params, SamplingParams) and params.structured_outputs is not None:
             check_schema_counts(params.structured_outputs)
         return super()._validate_params(params, supported_tasks)

@@ -21,6 +21,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.engine_frames import ABORT, ADD, ALIVE
+from serve_app.gateway.meter import Meter
 from serve_app.messages import (
     Alive,
     Endpoint,
@@ -38,7 +39,6 @@ from serve_app.messages import (
     RunningTicket,
     TicketId,
 )
-from serve_app.names import TenantId
 from serve_app.router_link import FindRouter, RouterLink
 from serve_app.wire import Frames, Link
 
@@ -67,6 +67,7 @@ class _Ticket:
     """The request as engines take it."""
     sink: Sink
     enqueue: Enqueue
+    meter: Meter
     has_grammar: bool
     """Whether the request asks for structured output."""
     engine_id: EngineId | None = None
@@ -76,6 +77,7 @@ class _Ticket:
 
     def take(self, output: EngineCoreOutput) -> None:
         """Counts what a step produced for it."""
+        self.meter.take(output)
         self.completion_tokens += len(output.new_token_ids)
         if output.prefill_stats is not None:
             self.cached_tokens = output.prefill_stats.num_cached_tokens
@@ -141,8 +143,8 @@ class ModelClient:
         """Whether a front end still waits for outputs."""
         return any(ticket.sink is sink for ticket in self._tickets.values())
 
-    def send(self, request: EngineCoreRequest, tenant: TenantId, sink: Sink) -> None:
-        """Queues a request at the router.
+    def send(self, request: EngineCoreRequest, meter: Meter, sink: Sink) -> None:
+        """Queues a request at the router; counts what it uses.
 
         Raises:
             VLLMValidationError: A number in it is too large to be sent.
@@ -152,12 +154,15 @@ class ModelClient:
         params = request.sampling_params
         enqueue = Enqueue(
             ticket_id,
-            tenant,
+            meter.caller.tenant_id,
+            meter.caller.tenant.settings.weight,
+            meter.caller.tenant.settings.tier,
             prompt_tokens=len(request.prompt_token_ids or ()),
             max_tokens=(params.max_tokens or 0) if params is not None else 0,
         )
         has_grammar = params is not None and params.structured_outputs is not None
-        self._tickets[ticket_id] = _Ticket(frames, sink, enqueue, has_grammar)
+        self._tickets[ticket_id] = _Ticket(frames, sink, enqueue, meter, has_grammar)
+        meter.begin(request)
         self._router.send(enqueue)
 
     def _encode(self, request: EngineCoreRequest) -> Frames:

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from serve_app.gateway.auth import hash_key
+from serve_app.keys import hash_key
 from tests.integration.conftest import CONTEXT, make_settings, write_echo
 from tests.support.clients import ask, connect, post, read_error
 from tests.support.platform import LocalPlatform
@@ -152,8 +152,8 @@ def test_loading_model_is_503_with_retry_after(tiny_model: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def keyed_platform(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    auth = {"kind": "static", "tenants": {"team-a": [hash_key(KEY)]}}
-    settings = make_settings(write_echo(tiny_model), auth=auth)
+    tenant = {"id": "team-a", "keys": [{"hash": hash_key(KEY)}]}
+    settings = make_settings(write_echo(tiny_model), auth={"kind": "keys"}, tenants=[tenant])
     with LocalPlatform(settings, tmp_path_factory.mktemp("keyed")) as platform:
         yield platform
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from serve_app.gateway.auth import hash_key
+from serve_app.keys import hash_key
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.clients import ask, connect_async
 from tests.support.platform import LocalPlatform
@@ -55,11 +55,19 @@ async def _find_ending_order(urls: list[str]) -> list[str]:
 async def test_tenant_with_fewer_requests_gets_its_share_beside_a_noisy_one(
     tiny_model: Path, tmp_path: Path, weights: dict[str, float], expected: float
 ) -> None:
-    keys = {tenant: [hash_key(f"key-{tenant}")] for tenant in _SENT}
+    tenants = [
+        {
+            "id": tenant,
+            "weight": weights.get(tenant, 1.0),
+            "keys": [{"hash": hash_key(f"key-{tenant}")}],
+        }
+        for tenant in _SENT
+    ]
     settings = make_settings(
         write_echo(tiny_model, tokens_per_s=20.0, max_num_seqs=4),
-        auth={"kind": "static", "tenants": keys},
-        fairness={"weights": weights},
+        auth={"kind": "keys"},
+        tenants=tenants,
+        store={"state_dir": str(tmp_path / "state")},
     )
     with LocalPlatform(settings, tmp_path, n_gateways=2) as platform:
         order = await _find_ending_order(platform.urls)

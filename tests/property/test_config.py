@@ -51,7 +51,9 @@ models = st.fixed_dictionaries(
 )
 almost_settings = st.fixed_dictionaries(
     {"models": st.lists(models, max_size=3) | json_like},
-    optional=dict.fromkeys(("gateway", "router", "limits", "auth", "logging", "other"), json_like),
+    optional=dict.fromkeys(
+        ("gateway", "router", "limits", "auth", "tenants", "store", "logging", "other"), json_like
+    ),
 )
 
 

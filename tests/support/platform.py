@@ -232,7 +232,7 @@ class LocalPlatform:
             server.server.should_exit = True
             assert server.task is not None
             await server.task
-            server.gateway.close()
+            await server.gateway.stop()
             server.socket.close()
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
         for model_name in list(self._routers):

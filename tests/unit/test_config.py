@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import (
+    AuthKeys,
     AuthOff,
     CpuAccelerator,
     EmbeddedSource,
@@ -37,8 +38,13 @@ def refuse_vllm(args: dict[str, Any], **changes: Any) -> str:
     return refuse(write_args(write_vllm_model(args, **changes)))
 
 
-def write_static(**tenants: list[str]) -> dict[str, Any]:
-    return {"kind": "static", "tenants": tenants}
+def write_keyed(*models: dict[str, Any], **tenants: list[str]) -> dict[str, Any]:
+    """Returns `args` with keys on and these tenants and key hashes."""
+    declared = [
+        {"id": tenant_id, "keys": [{"hash": key_hash} for key_hash in hashes]}
+        for tenant_id, hashes in tenants.items()
+    ]
+    return write_args(*models, auth={"kind": "keys"}, tenants=declared)
 
 
 def test_settings_need_only_name_source_and_accelerator() -> None:
@@ -55,7 +61,8 @@ def test_settings_need_only_name_source_and_accelerator() -> None:
 
 
 def test_settings_survive_json() -> None:
-    settings = parse_settings(write_args(auth=write_static(a=[HASH_A])))
+    settings = parse_settings(write_keyed(a=[HASH_A]))
+    assert settings.auth == AuthKeys(kind="keys")
     assert parse_settings(settings.model_dump(mode="json")) == settings
 
 
@@ -86,12 +93,32 @@ def test_off_is_understood_without_quotes() -> None:
         (write_args(gateway={"replica": 2}), "gateway.replica", "2", "mean 'replicas'?"),
         (write_args(gateway={"replicas": 10**60}), "gateway.replicas", "a huge number", "at most"),
         (write_args(logging={"level": "LOUD"}), "logging.level", '"LOUD"', "'WARNING'"),
-        (write_args(auth={"kind": "oidc"}), "auth.kind", '"oidc"', "one of 'off', 'static'"),
-        (write_args(auth={}), "auth.kind", None, "must be one of 'off', 'static'"),
+        (write_args(auth={"kind": "oidc"}), "auth.kind", '"oidc"', "one of 'off', 'keys'"),
+        (write_args(auth={}), "auth.kind", None, "must be one of 'off', 'keys'"),
         (write_args(auth=3), "auth", None, "mapping"),
-        (write_args(auth=write_static()), "auth.tenants", None, "at least 1 entry"),
-        (write_args(auth=write_static(a=[])), "auth.tenants.a", None, "at least 1 entry"),
-        (write_args(auth={"kind": "static"}), "auth.tenants", None, "is required. SHA-256"),
+        (write_args(tenants=[{}]), "tenants[0].id", None, "is required. Name of the tenant"),
+        (write_args(tenants=[{"id": "a b"}]), "tenants[0].id", '"a b"', "1 to 64 letters"),
+        (write_args(tenants=[{"id": "a", "weight": 0}]), "tenants[0].weight", "0", "at least"),
+        (write_args(tenants=[{"id": "a", "tier": 10}]), "tenants[0].tier", "10", "at most 9"),
+        (
+            write_args(tenants=[{"id": "a", "limits": {"rpm": 3}}]),
+            "tenants[0].limits.rpm",
+            "3",
+            "known: completion_tokens_per_min",
+        ),
+        (
+            write_args(tenants=[{"id": "a", "allowed_models": ["a*b"]}]),
+            "tenants[0].allowed_models[0]",
+            '"a*b"',
+            "with '*' at the end",
+        ),
+        (
+            write_args(store={"database": {"kind": "postgresql", "url": "postgresql://u:p@h/d"}}),
+            "store.database.url",
+            None,
+            "must be env:NAME",
+        ),
+        (write_args(store={"state_dir": "x"}), "store.state_dir", '"x"', "an absolute path"),
     ],
 )
 def test_settings_are_refused_with_path_value_and_remedy(
@@ -297,14 +324,29 @@ def test_name_of_two_models_is_refused(alias: str) -> None:
 
 
 def test_key_of_two_tenants_is_refused_without_showing_it() -> None:
-    message = refuse(write_args(auth=write_static(a=[HASH_A], b=[HASH_B, HASH_A])))
+    message = refuse(write_keyed(a=[HASH_A], b=[HASH_B, HASH_A]))
     assert "is listed for tenant 'a' and again for 'b'" in message
     assert HASH_A not in message
 
 
+def test_tenant_that_is_declared_twice_is_refused() -> None:
+    message = refuse(write_args(tenants=[{"id": "a"}, {"id": "a"}]))
+    assert "the tenant 'a' is declared twice" in message
+
+
+def test_keys_that_nobody_would_look_at_are_refused() -> None:
+    message = refuse(write_keyed(a=[HASH_A]) | {"auth": {"kind": "off"}})
+    assert "tenants has keys for 'a' while auth.kind is 'off'" in message
+
+
+def test_password_of_the_store_is_not_shown() -> None:
+    url = "postgresql://user:hush-hush@host/database"
+    assert "hush" not in refuse(write_args(store={"database": {"kind": "postgresql", "url": url}}))
+
+
 def test_key_in_the_clear_is_refused_without_showing_it() -> None:
-    message = refuse(write_args(auth=write_static(a=["sk-secret"]), api_key="sk-other"))
-    assert "auth.tenants.a[0]\n" in message
+    message = refuse(write_keyed(a=["sk-secret"]) | {"api_key": "sk-other"})
+    assert "tenants[0].keys[0].hash\n" in message
     assert "SHA-256" in message
     assert "sk-secret" not in message
     assert "sk-other" not in message
@@ -341,7 +383,7 @@ def test_other_address_is_refused_without_keys(host: str) -> None:
 
 
 def test_other_address_is_accepted_with_keys() -> None:
-    check_exposure("0.0.0.0", parse_settings(write_args(auth=write_static(a=[HASH_A]))))
+    check_exposure("0.0.0.0", parse_settings(write_keyed(a=[HASH_A])))
 
 
 def test_settings_are_frozen() -> None:

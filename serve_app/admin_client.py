@@ -1,0 +1,74 @@
+"""Asks a running platform's admin API, for the command line."""
+
+import os
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from serve_app.config import is_loopback
+from serve_app.errors import CommandError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_VARIABLE = "ARRIERO_ADMIN_KEY"
+URL_VARIABLE = "ARRIERO_URL"
+
+_TIMEOUT_S = 30.0
+
+
+class AdminClient:
+    """Sends requests with the administrator's key. What is refused becomes a `CommandError`.
+
+    Args:
+        url: The platform's address. None takes `ARRIERO_URL`, or else this machine's default port.
+    """
+
+    def __init__(self, url: str | None) -> None:
+        self._url = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not key:
+            raise CommandError(
+                f"{KEY_VARIABLE} is not set. Set it to a key with the scope admin; "
+                "`arriero keys create --bootstrap CONFIG` makes the first one."
+            )
+        if not key.isascii() or not key.isprintable():
+            raise CommandError(f"{KEY_VARIABLE} does not hold a key; it has odd characters.")
+        parts = urlsplit(self._url)
+        if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+            print("Warning: the key travels unencrypted; use https.", file=sys.stderr)
+        self._headers = {"authorization": f"Bearer {key}"}
+
+    def call(self, method: str, path: str, body: Any = None, **query: str | None) -> Any:
+        """Returns the answer's JSON, or its text where it is none.
+
+        Raises:
+            CommandError: It was refused, or nobody answered.
+        """
+        params = {name: value for name, value in query.items() if value is not None}
+        try:
+            answer = httpx.request(
+                method,
+                f"{self._url}{path}",
+                json=body,
+                params=params,
+                headers=self._headers,
+                timeout=_TIMEOUT_S,
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise CommandError(
+                f"{self._url} does not answer ({type(error).__name__}). Is it up? "
+                f"Another address is given by --url or {URL_VARIABLE}."
+            ) from None
+        if answer.is_error:
+            raise CommandError(_explain(answer))
+        if "json" in answer.headers.get("content-type", ""):
+            return answer.json()
+        return answer.text
+
+
+def _explain(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"The answer was HTTP {answer.status_code}; is this an Arriero gateway?"

@@ -1,0 +1,115 @@
+"""The tables, as the code sees them. `migrations/` makes them; a test compares the two.
+
+Times are seconds since 1970 (UTC). Costs are whole billionths of a US dollar, so that sums are
+exact. An adapter of '' means the base model itself.
+"""
+
+import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Date,
+    Double,
+    Index,
+    Integer,
+    String,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Table(DeclarativeBase):
+    """What every table is made from."""
+
+
+class CatalogVersionRow(Table):
+    """One row: the number of changes ever made to tenants and keys.
+
+    Whoever changes one raises it first and so holds its lock: changes become visible in the order
+    of their numbers, and a reader that has seen a number has missed nothing below it.
+    """
+
+    __tablename__ = "catalog_version"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    version: Mapped[int] = mapped_column(BigInteger)
+
+
+class TenantRow(Table):
+    """A tenant made through the admin API. A deleted one leaves its row, to tell of it."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """Weight, tier, limits, budgets, allowed models: `TenantSettings` without its id."""
+    created_s: Mapped[float] = mapped_column(Double)
+    updated_s: Mapped[float] = mapped_column(Double)
+    deleted_s: Mapped[float | None] = mapped_column(Double)
+    version: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class KeyRow(Table):
+    """An API key. Its tenant may be a declared one, of which there is no row."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(String(64), index=True)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    prefix: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str | None] = mapped_column(String(128))
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    limits: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_s: Mapped[float] = mapped_column(Double)
+    expires_s: Mapped[float | None] = mapped_column(Double)
+    revoked_s: Mapped[float | None] = mapped_column(Double)
+    last_used_s: Mapped[float | None] = mapped_column(Double)
+    version: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class UsageRow(Table):
+    """What one request used. Written once."""
+
+    __tablename__ = "usage"
+
+    request_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Ours, never the client's: two requests under one name would be billed as one."""
+    client_request_id: Mapped[str] = mapped_column(String(128))
+    """The answer's `x-request-id`, which a client may choose and use twice."""
+    tenant_id: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(256))
+    adapter: Mapped[str] = mapped_column(String(256))
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    outcome: Mapped[str] = mapped_column(String(16))
+    cost_nano_usd: Mapped[int] = mapped_column(BigInteger)
+    started_s: Mapped[float] = mapped_column(Double)
+    first_token_s: Mapped[float | None] = mapped_column(Double)
+    ended_s: Mapped[float] = mapped_column(Double)
+
+    __table_args__ = (Index("ix_usage_tenant_ended", "tenant_id", "ended_s"),)
+
+
+class UsageDayRow(Table):
+    """Usage of a tenant, model and adapter summed over a day (UTC), kept beside the rows.
+
+    Reports over months and a ledger that starts anew read this; raw rows may be purged.
+    """
+
+    __tablename__ = "usage_days"
+
+    day: Mapped[datetime.date] = mapped_column(Date, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(String(256), primary_key=True)
+    adapter: Mapped[str] = mapped_column(String(256), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    failed: Mapped[int] = mapped_column(BigInteger)
+    cancelled: Mapped[int] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    cost_nano_usd: Mapped[int] = mapped_column(BigInteger)

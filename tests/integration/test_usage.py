@@ -1,0 +1,70 @@
+"""What a request used is recorded once, however it ended."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.keys import hash_key
+from tests.integration.conftest import make_settings, write_echo
+from tests.support.clients import ask, connect, post
+from tests.support.platform import LocalPlatform, wait_until
+
+_KEY = "key-of-team-a"
+_HEADERS = {"authorization": f"Bearer {_KEY}"}
+
+
+@pytest.fixture
+def platform(tiny_model: Path, tmp_path: Path) -> Any:
+    settings = make_settings(
+        write_echo(tiny_model, tokens_per_s=50.0),
+        auth={"kind": "keys"},
+        tenants=[{"id": "team-a", "keys": [{"hash": hash_key(_KEY)}]}],
+        store={"state_dir": str(tmp_path / "state"), "usage_batch_s": 0.05},
+    )
+    with LocalPlatform(settings, tmp_path) as platform:
+        yield platform
+
+
+def _totals(platform: LocalPlatform) -> dict[str, Any]:
+    rows = httpx.get(f"{platform.url}/v1/usage", headers=_HEADERS, timeout=10.0).json()["data"]
+    names = ("requests", "prompt_tokens", "completion_tokens")
+    return {name: sum(row[name] for row in rows) for name in names}
+
+
+def test_answer_is_recorded_once_with_the_tokens_that_it_reports(platform: LocalPlatform) -> None:
+    client = connect(platform.url, _KEY)
+    usages = [
+        client.chat.completions.create(model="tiny", messages=ask(), max_tokens=5, n=n).usage
+        for n in (1, 3)
+    ]
+    wait_until(lambda: _totals(platform)["requests"] == 2, 10.0, "both recorded")
+    assert all(usages)
+    assert _totals(platform) == {
+        "requests": 2,
+        "prompt_tokens": sum(usage.prompt_tokens for usage in usages if usage),
+        "completion_tokens": sum(usage.completion_tokens for usage in usages if usage),
+    }
+
+
+def test_stream_whose_client_leaves_is_recorded_with_what_was_produced(
+    platform: LocalPlatform,
+) -> None:
+    body = {"model": "tiny", "messages": ask(), "max_tokens": 400, "stream": True}
+    with httpx.stream(
+        "POST", f"{platform.url}/v1/chat/completions", json=body, headers=_HEADERS, timeout=30.0
+    ) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        for _ in range(5):
+            next(lines)
+    wait_until(lambda: _totals(platform)["requests"] == 1, 10.0, "recorded")
+    assert 3 <= _totals(platform)["completion_tokens"] < 400
+
+
+def test_refused_request_is_not_recorded(platform: LocalPlatform) -> None:
+    body = {"model": "tiny", "messages": ask(), "temperature": -1}
+    assert post(platform.url, "/v1/chat/completions", body, **_HEADERS).status_code == 400
+    connect(platform.url, _KEY).chat.completions.create(model="tiny", messages=ask(), max_tokens=1)
+    wait_until(lambda: _totals(platform)["requests"] > 0, 10.0, "the other recorded")
+    assert _totals(platform)["requests"] == 1
