@@ -4,7 +4,7 @@ N clients each hold one connection and send their next request when the last ans
 They speak HTTP/1.1 on raw asyncio transports and look into an event's JSON only at the end of an
 answer, so that a token costs some tens of microseconds; the client's own CPU time is reported.
 
-What is measured, for streams: `ttft_s` from the request's last byte sent to the first event;
+What is measured, for streams: `ttft_s` from the request's sending to the first event;
 `itl_s` between two arrivals of events. Events that come in one read are one arrival: a server
 that holds tokens back and sends five at once shows one long gap, not four of zero.
 
@@ -248,8 +248,8 @@ class _Connection(asyncio.Protocol):
                     await loop.create_connection(lambda: self, self._host, self._port)
                 if self._transport is None:
                     raise ConnectionResetError("the server closed the connection at once")
-                self._transport.write(self._head(ask) + ask.body)
                 answer.sent_s = time.monotonic()
+                self._transport.write(self._head(ask) + ask.body)
                 await self._done
             answer.ended_s = time.monotonic()
             self._check(ask, answer)
@@ -279,7 +279,7 @@ class _Connection(asyncio.Protocol):
             return
         try:
             usage = _read_usage(self._body, is_stream=ask.is_stream)
-        except ValueError as error:
+        except (ValueError, LookupError, TypeError) as error:
             answer.error = f"{error}: …{bytes(self._body[-300:])!r}"
             return
         answer.completion_tokens = usage["completion_tokens"]
@@ -338,7 +338,7 @@ def _read_usage(body: bytearray, *, is_stream: bool) -> dict[str, int]:
     if events[-1] != _DONE:
         raise ValueError("the stream has no [DONE] at its end")
     last = [json.loads(event.removeprefix(b"data: ")) for event in events[-4:-1]]
-    reasons = [c["finish_reason"] for event in last for c in event["choices"] if event["choices"]]
+    reasons = [c.get("finish_reason") for event in last for c in event.get("choices", [])]
     _check_reason(next((reason for reason in reasons if reason), None))
     return _usage_of(last[-1])
 

@@ -7,6 +7,7 @@ late heartbeats and connects some parts anew; nothing is measured before request
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -48,8 +49,30 @@ class Measured:
         return {role: cpu_s / n for role, cpu_s in self.cpu_s.items()}
 
 
+@contextmanager
+def running(systems: dict[str, System]) -> Iterator[dict[str, System]]:
+    """Starts all systems one after the other, and holds each still once it is ready."""
+    try:
+        for system in systems.values():
+            say(f"starting {system.name}")
+            system.start()
+            say(f"  ready after {wait_ready(system):.0f} s")
+            system.processes.pause()
+        yield systems
+    finally:
+        for system in systems.values():
+            system.stop()
+
+
 def measure(
-    system: System, asks: Asks, warm_up: Asks, clients: int, n_requests: int, tries: int = 1
+    system: System,
+    asks: Asks,
+    warm_up: Asks,
+    clients: int,
+    n_requests: int,
+    *,
+    tries: int = 1,
+    base_url: str | None = None,
 ) -> Measured:
     """Lets a paused system run, warms it up, loads it and pauses it again.
 
@@ -61,18 +84,20 @@ def measure(
         n_requests: In all.
         tries: Runs at most. One during which something else used the processor is done again; the
             quietest one counts.
+        base_url: Where to ask; None means the system's usual address.
 
     Raises:
         NotRunningError: The system does not answer, or answers wrongly.
     """
+    url = base_url or system.base_url
     system.processes.resume()
     try:
         wait_ready(system)
-        _warm_up(system, warm_up, clients)
+        _warm_up(system, url, warm_up, clients)
         found: list[Measured] = []
         for n in range(tries):
             # Never the same prompts twice on one system: they would be in its prefix cache.
-            found.append(_measure_once(system, asks(n), clients, n_requests))
+            found.append(_measure_once(system, url, asks(n), clients, n_requests))
             if found[-1].others_cores <= _QUIET_CORES:
                 break
             say(f"  something else used {found[-1].others_cores:.2f} cores during the next line")
@@ -81,12 +106,12 @@ def measure(
         system.processes.pause()
 
 
-def _warm_up(system: System, asks: Asks, clients: int) -> None:
+def _warm_up(system: System, url: str, asks: Asks, clients: int) -> None:
     """Sends short requests until they pass without an error for a while."""
     give_up_s = time.monotonic() + _RECOVERY_S
     good_since_s: float | None = None
     while good_since_s is None or time.monotonic() - good_since_s < _WARM_UP_S:
-        result = uvloop.run(run_load(system.base_url, asks(0), clients, clients))
+        result = uvloop.run(run_load(url, asks(0), clients, clients))
         if not result.n_errors:
             good_since_s = good_since_s or time.monotonic() - result.wall_s
             continue
@@ -96,10 +121,12 @@ def _warm_up(system: System, asks: Asks, clients: int) -> None:
         time.sleep(0.5)
 
 
-def _measure_once(system: System, asks: Iterator[Ask], clients: int, n_requests: int) -> Measured:
-    everything, before = _busy_s(), system.processes.cpu_s()
-    load = uvloop.run(run_load(system.base_url, asks, clients, n_requests))
-    after, now = system.processes.cpu_s(), _busy_s()
+def _measure_once(
+    system: System, url: str, asks: Iterator[Ask], clients: int, n_requests: int
+) -> Measured:
+    before, everything = system.processes.cpu_s(), _busy_s()
+    load = uvloop.run(run_load(url, asks, clients, n_requests))
+    now, after = _busy_s(), system.processes.cpu_s()
     if load.n_errors:
         raise NotRunningError(f"{system.name}: {load.n_errors} errors, such as {load.errors}")
     cpu_s = {role: after[role] - before.get(role, 0.0) for role in after}

@@ -14,14 +14,13 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from bench.load import completion_asks
-from bench.measure import Asks, Measured, measure
+from bench.measure import Asks, Measured, measure, running
 from bench.peers import PeerMissingError, ray_llm_folder
 from bench.report import (
     Figure,
@@ -40,7 +39,6 @@ from bench.systems import (
     System,
     arriero_vllm,
     ray_serve_llm,
-    wait_ready,
 )
 from serve_app.embedded_model import prepare_embedded_model
 
@@ -127,7 +125,7 @@ def main() -> int:
     rounds = options.rounds or (2 if options.quick else 3)
     model_path = prepare_embedded_model(progress=say)
     try:
-        with _running(_make_systems(options, model_path)) as systems:
+        with running(_make_systems(options, model_path)) as systems:
             results = _run(systems, cells, rounds, options)
     except (NotRunningError, PeerMissingError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -166,21 +164,6 @@ def _make_systems(options: argparse.Namespace, model_path: Path) -> dict[str, Sy
     return {key: make[key]() for key in keys}
 
 
-@contextmanager
-def _running(systems: dict[str, System]) -> Iterator[dict[str, System]]:
-    """Starts all systems one after the other, and holds each still once it is ready."""
-    try:
-        for system in systems.values():
-            say(f"starting {system.name}")
-            system.start()
-            say(f"  ready after {wait_ready(system):.0f} s")
-            system.processes.pause()
-        yield systems
-    finally:
-        for system in systems.values():
-            system.stop()
-
-
 def _run(
     systems: dict[str, System], cells: tuple[Cell, ...], rounds: int, options: argparse.Namespace
 ) -> Results:
@@ -205,7 +188,7 @@ def _run(
 
 def _run_cell(system: System, cell: Cell, seed: str, tries: int) -> Measured:
     warm_up = cell.asks(f"warm-up-{time.monotonic_ns()}", _WARM_UP_TOKENS)
-    return measure(system, cell.asks(seed), warm_up, cell.clients, cell.n_requests, tries)
+    return measure(system, cell.asks(seed), warm_up, cell.clients, cell.n_requests, tries=tries)
 
 
 # --- report ---------------------------------------------------------------------------------

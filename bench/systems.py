@@ -101,12 +101,14 @@ def free_ports(n: int) -> list[int]:
             each.close()
 
 
-def has_answer(base_url: str) -> bool:
-    """Whether a server completes a prompt of one token by one token."""
-    body = {"model": MODEL_NAME, "prompt": [1_000], "max_tokens": 1}
+def has_answer(base_url: str, path: str = "/v1/completions") -> bool:
+    """Whether a server completes a short prompt by one token."""
+    prompt: dict[str, Any] = {"prompt": [1_000]}
+    if "chat" in path:
+        prompt = {"messages": [{"role": "user", "content": "Hello"}]}
     request = urllib.request.Request(
-        f"{base_url}/v1/completions",
-        json.dumps(body).encode(),
+        f"{base_url}{path}",
+        json.dumps({"model": MODEL_NAME, "max_tokens": 1, **prompt}).encode(),
         {"Content-Type": "application/json"},
     )
     try:
@@ -315,17 +317,10 @@ _RAY_LLM_ROLES = (
 )
 
 
-def arriero(engine: Mapping[str, Any], env: Mapping[str, str], threads: int | None) -> RayServed:
-    """This platform with one model on one engine, otherwise as config.yaml has it."""
-    accelerator = {"kind": "cpu", "kv_cache_gib": KV_CACHE_GIB, "cpus": 0.8, "threads": threads}
-    model = {
-        "name": MODEL_NAME,
-        "source": {"kind": "embedded"},
-        "engine": dict(engine),
-        "accelerator": accelerator,
-    }
+def arriero(models: list[dict[str, Any]]) -> RayServed:
+    """This platform with these models, otherwise as config.yaml has it."""
     args = {
-        "models": [model],
+        "models": models,
         "gateway": {"cpus": 0.2},
         "auth": {"kind": "off"},
         "logging": {"level": "WARNING"},
@@ -336,13 +331,97 @@ def arriero(engine: Mapping[str, Any], env: Mapping[str, str], threads: int | No
         "route_prefix": "/",
         "args": args,
     }
-    return RayServed("Arriero", [application], env, _ARRIERO_ROLES)
+    return RayServed("Arriero", [application], {}, _ARRIERO_ROLES)
 
 
 def arriero_vllm(threads: int | None = None) -> RayServed:
     """This platform with the real engine."""
     engine = {"kind": "vllm", "args": copy.deepcopy(ENGINE_ARGS)}
-    return arriero(engine, {}, threads)
+    return arriero([_model(MODEL_NAME, engine, threads)])
+
+
+def arriero_echo(paced_name: str, tokens_per_s: float) -> RayServed:
+    """This platform with two echo engines: MODEL_NAME answers at once, the other at a pace."""
+    echo = {"kind": "echo", "max_num_seqs": 1024}
+    paced = {**echo, "tokens_per_s": tokens_per_s}
+    return arriero([_model(MODEL_NAME, echo), _model(paced_name, paced)])
+
+
+def _model(name: str, engine: Mapping[str, Any], threads: int | None = None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "source": {"kind": "embedded"},
+        "engine": dict(engine),
+        "accelerator": {
+            "kind": "cpu", "kv_cache_gib": KV_CACHE_GIB, "cpus": 0.8, "threads": threads
+        },
+    }  # fmt: skip
+
+
+@dataclass
+class LiteLlm:
+    """LiteLLM's proxy, one worker, in front of `bench.fake_openai`.
+
+    Args:
+        python: Of the environment that it is installed in.
+        tokens_per_s: Pace of one of the fake's streams.
+    """
+
+    python: Path
+    tokens_per_s: float
+    name: str = "LiteLLM"
+
+    def __post_init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="arb-"))
+        self.processes = ProcessGroup(self._role_of)
+        proxy, fake = self._ports = free_ports(2)
+        self.base_url = f"http://127.0.0.1:{proxy}"
+        self.direct_url = f"http://127.0.0.1:{fake}"
+
+    def start(self) -> None:
+        """Starts both; does not wait."""
+        proxy, fake = self._ports
+        params = {"model": f"openai/{MODEL_NAME}", "api_base": f"{self.direct_url}/v1"}
+        config = {
+            "model_list": [
+                {"model_name": MODEL_NAME, "litellm_params": {**params, "api_key": "none"}}
+            ],
+            "litellm_settings": {"telemetry": False, "request_timeout": 300},
+        }
+        file = self.folder / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        env = {
+            **os.environ,
+            "LITELLM_MODE": "PRODUCTION",
+            "LITELLM_LOG": "ERROR",
+            # No keys on either side, and both listen on the loopback address only.
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "PYTHONPATH": str(ROOT),
+        }
+        log = self.folder / "log"
+        fake_server = [sys.executable, "-m", "bench.fake_openai", str(fake), str(self.tokens_per_s)]
+        self.processes.start(fake_server, env, log)
+        command = [str(self.python.with_name("litellm")), "--config", str(file)]
+        command += ["--host", "127.0.0.1", "--port", str(proxy), "--num_workers", "1"]
+        self.processes.start(command, {**env, "PYTHONPATH": ""}, log)
+
+    def is_ready(self) -> bool:
+        """Whether it would answer a request."""
+        return has_answer(self.base_url, "/v1/chat/completions")
+
+    def log_tail(self) -> str:
+        """The end of what it has written."""
+        return tail_of(self.folder / "log")
+
+    def stop(self) -> None:
+        """Ends all of it and removes its files."""
+        self.processes.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @staticmethod
+    def _role_of(command: str) -> Role:
+        return "fake OpenAI" if "fake_openai" in command else "proxy"
 
 
 def ray_serve_llm(

@@ -70,7 +70,8 @@ class Stream:
 
 def test_client_that_leaves_a_stream_is_aborted_within_a_second(platform: LocalPlatform) -> None:
     with httpx.stream("POST", f"{platform.url}/v1/completions", json=body()) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # Held: a dropped iterator closes the stream.
+        next(lines)
         platform.wait_until(lambda: platform.count_in_engines() == 1, 5.0, "running")
     assert platform.wait_until(lambda: platform.count_in_engines() == 0, 5.0, "idle") < 1.0
 
@@ -85,7 +86,8 @@ def test_client_that_leaves_while_it_waits_for_an_answer_is_aborted_within_a_sec
 
 def test_client_that_leaves_n_choices_leaves_none_running(platform: LocalPlatform) -> None:
     with httpx.stream("POST", f"{platform.url}/v1/completions", json=body(n=3)) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # Held: a dropped iterator closes the stream.
+        next(lines)
         platform.wait_until(lambda: platform.count_in_engines() == 3, 5.0, "running")
     assert platform.wait_until(lambda: platform.count_in_engines() == 0, 5.0, "idle") < 1.0
 
