@@ -293,7 +293,8 @@ class ModelClient:
         if ticket is None or not has_failed:
             return
         # Some grammars pass vLLM's check here and fail when an engine compiles them.
-        if ticket.has_grammar and not ticket.completion_tokens:
+        has_spoken = ticket.completion_tokens > len(output.new_token_ids)
+        if ticket.has_grammar and not has_spoken:
             error = VLLMValidationError(
                 "The grammar or JSON schema that the output must follow cannot be compiled. "
                 "Make it simpler.",
