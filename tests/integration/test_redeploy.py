@@ -2,10 +2,12 @@
 
 import copy
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from serve_app.deployment_names import GATEWAY, engine_of, router_of
@@ -76,6 +78,18 @@ def say(platform: RayPlatform, model: str) -> str:
 def test_each_model_answers_to_its_name(platform: RayPlatform) -> None:
     assert say(platform, CALM) == say(platform, BUSY) == "One two three"
     assert {card.id for card in connect(platform.url).models.list()} == {CALM, BUSY}
+
+
+def test_clients_that_leave_before_their_answer_are_noticed_behind_the_proxy(
+    platform: RayPlatform,
+) -> None:
+    request = {"model": CALM, "prompt": "One two", "max_tokens": 400}
+    for _ in range(6):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{platform.url}/v1/completions", json=request, timeout=0.5)
+    # `/ready` is at most a second behind the engine.
+    time.sleep(2.0)
+    assert [engine["running"] for engine in platform.ready()["models"][CALM]["engines"]] == [0]
 
 
 def test_changed_engine_setting_restarts_only_that_models_engines(

@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -227,3 +228,12 @@ def test_memory_heeds_the_limit_of_the_container(tmp_path: Path) -> None:
     assert observe_available_memory_bytes(tmp_path, tmp_path) == 1000 * 1024
     (tmp_path / "memory.max").write_text("1005\n")
     assert observe_available_memory_bytes(tmp_path, tmp_path) == 1000
+
+
+def test_stand_in_takes_splicing_of_requests_out_and_nothing_else(tmp_path: Path) -> None:
+    config = tmp_path / "haproxy.cfg"
+    kept = "defaults\n    option abortonclose\n    option splice-response\n"
+    config.write_text(kept + "    option splice-request\n")
+    environ = {**os.environ, "ARRIERO_HAPROXY": shutil.which("true") or "true"}
+    subprocess.run([str(STAND_IN), "-f", str(config)], env=environ, check=True)
+    assert config.read_text() == kept
