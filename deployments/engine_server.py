@@ -229,4 +229,11 @@ class EngineServer:
                     _SILENT_GATEWAY_S,
                     len(client.requests),
                 )
-                self._abort(client, list(client.requests))
+                self._fail_all(client)
+
+    def _fail_all(self, client: _Client) -> None:
+        """Ends a gateway's requests and says so: it may have been slow only, and still wait."""
+        request_ids = list(client.requests)
+        self._abort(client, request_ids)
+        failed = [EngineCoreOutput(r, [], finish_reason=FinishReason.ERROR) for r in request_ids]
+        self.emit(self._index_of[client.identity], EngineCoreOutputs(outputs=failed))

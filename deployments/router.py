@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,6 +29,7 @@ from serve_app.messages import (
     FrontEndWanted,
     GatewayMail,
     Grant,
+    Introduce,
     Leave,
     ModelStatus,
     Progress,
@@ -43,7 +45,7 @@ from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction,
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.routing import EngineView, choose_engine
 from serve_app.policy.turns import Fit
-from serve_app.wire import Listener
+from serve_app.wire import Mailbox
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +101,21 @@ class Router:
     Args:
         model_name: For log lines.
         settings: Bounds on waiting and running requests, and what is fair.
-        host: Address that gateways and engines can reach this process at.
+        listener: Where gateways and engines connect to.
+        now: The monotonic clock.
     """
 
-    def __init__(self, model_name: str, settings: Settings, host: str) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        settings: Settings,
+        listener: Mailbox,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._model_name = model_name
         self._limits = settings.limits
-        self._listener = Listener(host)
+        self._listener = listener
+        self._now = now
         self._queue = make_turn_order(settings.fairness)
         self._engines: dict[EngineId, _Engine] = {}
         self._gateways: dict[bytes, _Gateway] = {}
@@ -116,7 +126,7 @@ class Router:
         self._front_ends: dict[str, bytes] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
-        self._now_s = time.monotonic()
+        self._now_s = now()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -135,7 +145,7 @@ class Router:
         """Receives and decides until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._receive_mail())
-            tasks.create_task(self._look_around())
+            tasks.create_task(self._look_around_regularly())
 
     def close(self) -> None:
         """Stops listening."""
@@ -144,7 +154,6 @@ class Router:
     async def _receive_mail(self) -> None:
         while True:
             sender, frames = await self._listener.receive()
-            self._now_s = time.monotonic()
             try:
                 mail = self._decoder.decode(frames[0])
             except msgspec.DecodeError as error:
@@ -152,19 +161,24 @@ class Router:
                     "A message for the router of %s is malformed: %s", self._model_name, error
                 )
                 continue
-            self._handle(sender, mail)
+            self.handle(sender, mail)
 
-    async def _look_around(self) -> None:
-        """Forgets who went silent and tells gateways how things stand."""
+    async def _look_around_regularly(self) -> None:
         while True:
             await asyncio.sleep(_STATUS_EVERY_S)
-            self._now_s = time.monotonic()
-            self._drop_silent()
-            self._dispatch()
-            self._refuse_overdue()
-            self._publish_status()
+            self.look_around()
 
-    def _handle(self, sender: bytes, mail: RouterMail) -> None:
+    def look_around(self) -> None:
+        """Forgets who went silent and tells gateways how things stand; called regularly."""
+        self._now_s = self._now()
+        self._drop_silent()
+        self._dispatch()
+        self._refuse_overdue()
+        self._publish_status()
+
+    def handle(self, sender: bytes, mail: RouterMail) -> None:
+        """Takes one message; called for each, in order."""
+        self._now_s = self._now()
         match mail:
             case EngineReport():
                 self._take_report(mail)
@@ -183,6 +197,10 @@ class Router:
                 self._drop_engine(mail.engine_id, "it left")
                 self._publish_status()
                 return
+        if sender not in self._gateways and not isinstance(mail, Resume):
+            # It was silent for so long that it was forgotten, tickets included.
+            self._send(sender, Introduce())
+            return
         gateway = self._gateways.setdefault(sender, _Gateway(self._now_s))
         gateway.heard_s = self._now_s
         match mail:

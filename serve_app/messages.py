@@ -159,6 +159,10 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: float
 
 
+class Introduce(msgspec.Struct, frozen=True, tag=True):
+    """The router does not know this gateway, or not any more: it is to send `Resume`."""
+
+
 class EngineStatus(msgspec.Struct, frozen=True):
     """One engine as `/ready` shows it."""
 
@@ -196,4 +200,4 @@ RouterMail = (
     | Progress
     | EngineGone
 )
-GatewayMail = Grant | Refuse | ModelStatus | FrontEndPayload
+GatewayMail = Grant | Refuse | Introduce | ModelStatus | FrontEndPayload

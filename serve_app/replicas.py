@@ -20,6 +20,7 @@ from serve_app.messages import Endpoint, EngineId
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.telemetry import set_up_logging
+from serve_app.wire import Listener
 
 
 def _replica_name() -> str:
@@ -55,7 +56,7 @@ class RouterReplica:
         settings = Settings.model_validate(user_config)
         set_up_logging(settings.logging)
         if self._router is None:
-            self._router = Router(self._model_name, settings, _node_address())
+            self._router = Router(self._model_name, settings, Listener(_node_address()))
             self._task = asyncio.get_running_loop().create_task(self._router.run(), name="router")
         else:
             self._router.configure(settings)

@@ -12,6 +12,7 @@ Ray's authenticated calls only.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import zmq
 import zmq.asyncio
@@ -43,6 +44,23 @@ def listen(socket: "zmq.Socket[bytes] | zmq.asyncio.Socket", host: str) -> Endpo
         host = f"[{host}]"
     port = socket.bind_to_random_port(f"tcp://{host}")
     return Endpoint(address=f"tcp://{host}:{port}", key=public)
+
+
+class Mailbox(Protocol):
+    """What a router does with its listener."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where others connect to."""
+
+    async def receive(self) -> tuple[bytes, list[bytes]]:
+        """Next message: the sender's identity and its frames."""
+
+    def send(self, identity: bytes, frames: Frames) -> None:
+        """Queues a message; one for a peer that has gone is dropped."""
+
+    def close(self) -> None:
+        """Stops at once."""
 
 
 class Listener:

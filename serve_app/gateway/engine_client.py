@@ -96,6 +96,7 @@ class RemoteEngineClient(AsyncLLM):
         self.output_handler = None
         self.profiler = None
         self._frontend_profiler_injected = False
+        self._frontend_profiler_worker_name = ""
         self._profile_lock = asyncio.Lock()
         self._profile_session_guard_enabled = False
         self._profile_session_active = False

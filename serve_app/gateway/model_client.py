@@ -32,6 +32,7 @@ from serve_app.messages import (
     FrontEndWanted,
     GatewayMail,
     Grant,
+    Introduce,
     Leave,
     ModelStatus,
     Refuse,
@@ -243,6 +244,8 @@ class ModelClient:
                 self._start_on_engine(mail)
             case Refuse():
                 self._fail(mail.ticket, mail.reason, _STATUS_OF_REFUSAL[mail.kind])
+            case Introduce():
+                self._resume()
             case ModelStatus():
                 self.status = mail
                 self._ask_for_front_end()

@@ -27,6 +27,7 @@ from serve_app.gateway.gateway import Gateway
 from serve_app.messages import Endpoint, EngineId
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
+from serve_app.wire import Listener
 from tests.support.engine_process import EngineProcess, write_endpoint
 
 _HOST = "127.0.0.1"
@@ -212,7 +213,7 @@ class LocalPlatform:
         return engine_id
 
     def _start_router(self, model_name: ModelName) -> None:
-        router = Router(model_name, self.settings, _HOST)
+        router = Router(model_name, self.settings, Listener(_HOST))
         self._routers[model_name] = (router, asyncio.create_task(router.run()))
         write_endpoint(self._endpoint_file(model_name), router.endpoint)
 

@@ -1,0 +1,77 @@
+"""The composition root, without Ray running."""
+
+from typing import Any
+
+import pytest
+from ray.serve.exceptions import RayServeException
+
+from serve_app import main
+from tests.support.settings import write_args, write_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def build_versions(args: dict[str, Any]) -> dict[str, str]:
+    """The version of each deployment: what has another one is restarted."""
+    found: dict[str, str] = {}
+
+    def walk(application: Any) -> None:
+        deployment = application._bound_deployment
+        found[deployment.name] = deployment._deployment_config.version
+        for argument in deployment.init_args:
+            if hasattr(argument, "_bound_deployment"):
+                walk(argument)
+
+    walk(main.build(args))
+    return found
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    old, new = build_versions(before), build_versions(after)
+    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+A, B = write_model("a"), write_model("b")
+
+
+def test_same_settings_restart_nothing() -> None:
+    assert changed(write_args(A, B), write_args(A, B)) == set()
+
+
+def test_engine_setting_restarts_that_models_engines_only() -> None:
+    other = write_model("b", engine={"kind": "echo", "max_num_seqs": 3})
+    assert changed(write_args(A, B), write_args(A, other)) == {"engine-b"}
+
+
+def test_new_model_restarts_nothing_else() -> None:
+    assert changed(write_args(A), write_args(A, B)) == {"engine-b", "router-b"}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"limits": {"max_waiting": 3}}, {"gateway": {"max_body_bytes": 4096}}],
+)
+def test_settings_that_apply_at_run_time_restart_nothing(section: dict[str, Any]) -> None:
+    assert changed(write_args(A), write_args(A, **section)) == set()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"replicas": {"min": 2, "max": 2}}, {"aliases": ["c"]}, {"front_end": {}}]
+)
+def test_settings_that_engines_do_not_see_do_not_restart_them(changes: dict[str, Any]) -> None:
+    assert changed(write_args(A), write_args(A | changes)) == set()
+
+
+def test_invalid_settings_are_refused_with_the_fields_path() -> None:
+    with pytest.raises(RayServeException) as caught:
+        main.build(write_args(write_model("a", engine={"kind": "echo", "max_num_seqs": 0})))
+    assert "models[0].engine.max_num_seqs" in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3"])
+def test_open_host_without_keys_is_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "_http_host", lambda: host)
+    with pytest.raises(RayServeException) as caught:
+        main.build(write_args(A))
+    assert host in str(caught.value)
+    assert "auth.kind" in str(caught.value)

@@ -1,0 +1,277 @@
+from collections.abc import Sequence
+
+import pytest
+
+from deployments.router import Router
+from serve_app.config import parse_settings
+from serve_app.messages import (
+    Alive,
+    EngineGone,
+    EngineId,
+    EngineUnreachable,
+    FrontEndOffer,
+    FrontEndPayload,
+    FrontEndWanted,
+    GatewayMail,
+    Grant,
+    Introduce,
+    Leave,
+    ModelStatus,
+    Refuse,
+    Resume,
+    RunningTicket,
+    TicketId,
+)
+from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
+from tests.support.settings import write_args
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+A, B, ENGINE = b"gateway-a", b"gateway-b", b"engine-1"
+
+
+class Desk:
+    """A router with its post and its clock."""
+
+    def __init__(self, **limits: float) -> None:
+        self.clock = FakeClock()
+        self.post = FakeMailbox()
+        settings = parse_settings(write_args(limits=limits))
+        self.router = Router("tiny", settings, self.post, self.clock)
+        self.connect(A)
+
+    def connect(self, gateway: bytes, resume: Resume | None = None) -> None:
+        self.router.handle(gateway, resume or Resume())
+        self.post.take(gateway)
+
+    def enqueue(self, *tickets: str, gateway: bytes = A) -> None:
+        for ticket in tickets:
+            self.router.handle(gateway, enqueue(ticket))
+
+    def leave(self, ticket: str, gateway: bytes = A) -> None:
+        self.router.handle(gateway, Leave(TicketId(ticket)))
+
+    def granted(self, gateway: bytes = A) -> dict[str, str]:
+        """The engine of each ticket that was granted since the last look."""
+        return granted(self.post.take(gateway))
+
+    def pass_s(self, seconds: float, gateways: Sequence[bytes] = (), engines: int = 0) -> None:
+        """Lets time pass while these gateways and engines show that they live."""
+        for _ in range(round(seconds)):
+            self.clock.pass_s(1.0)
+            for gateway in gateways:
+                self.router.handle(gateway, Alive())
+            for i in range(1, engines + 1):
+                self.router.handle(ENGINE, report(f"e{i}"))
+            self.router.look_around()
+
+
+def granted(mail: Sequence[GatewayMail]) -> dict[str, str]:
+    return {str(m.ticket): str(m.engine_id) for m in mail if isinstance(m, Grant)}
+
+
+def refused(mail: Sequence[GatewayMail]) -> dict[str, str]:
+    return {str(m.ticket): m.kind for m in mail if isinstance(m, Refuse)}
+
+
+def last_status(mail: Sequence[GatewayMail]) -> ModelStatus:
+    return next(m for m in reversed(mail) if isinstance(m, ModelStatus))
+
+
+def test_router_grants_at_once_where_there_is_room() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1"))
+    desk.enqueue("t1")
+    assert desk.granted() == {"t1": "e1"}
+
+
+def test_router_holds_requests_until_an_engine_is_ready() -> None:
+    desk = Desk()
+    desk.enqueue("t1")
+    desk.router.handle(ENGINE, report("e1", "loading"))
+    assert desk.granted() == {}
+    desk.router.handle(ENGINE, report("e1"))
+    assert desk.granted() == {"t1": "e1"}
+
+
+def test_router_fills_engines_evenly_and_not_beyond_their_room() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1"))
+    desk.router.handle(ENGINE, report("e2"))
+    desk.enqueue("t1", "t2", "t3", "t4", "t5")
+    found = desk.granted()
+    assert sorted(found.values()) == ["e1", "e1", "e2", "e2"]
+    assert "t5" not in found
+
+
+def test_router_heeds_the_configured_room_before_the_engines_own() -> None:
+    desk = Desk(max_running_per_engine=1)
+    desk.router.handle(ENGINE, report("e1", max_running=8))
+    desk.enqueue("t1", "t2")
+    assert desk.granted() == {"t1": "e1"}
+
+
+def test_leave_of_a_running_ticket_makes_room_for_a_waiting_one() -> None:
+    desk = Desk(max_running_per_engine=1)
+    desk.router.handle(ENGINE, report("e1"))
+    desk.enqueue("t1", "t2")
+    desk.granted()
+    desk.leave("t1")
+    assert desk.granted() == {"t2": "e1"}
+
+
+def test_leave_of_a_waiting_ticket_takes_it_out_of_the_queue() -> None:
+    desk = Desk(max_running_per_engine=1)
+    desk.router.handle(ENGINE, report("e1"))
+    desk.enqueue("t1", "t2", "t3")
+    desk.granted()
+    desk.leave("t2")
+    desk.leave("t2")
+    desk.leave("t1")
+    assert desk.granted() == {"t3": "e1"}
+
+
+def test_repeated_enqueue_is_granted_once() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1"))
+    desk.enqueue("t1", "t1")
+    mail = desk.post.take(A)
+    assert [m.ticket for m in mail if isinstance(m, Grant)] == ["t1"]
+
+
+def test_request_beyond_max_waiting_is_refused_and_those_before_it_are_kept() -> None:
+    desk = Desk(max_waiting=2)
+    desk.enqueue("t1", "t2", "t3")
+    assert refused(desk.post.take(A)) == {"t3": "crowded"}
+    desk.router.handle(ENGINE, report("e1"))
+    assert desk.granted() == {"t1": "e1", "t2": "e1"}
+
+
+def test_request_that_waits_beyond_max_wait_is_refused_as_overdue() -> None:
+    desk = Desk(max_wait_s=5.0)
+    desk.enqueue("t1")
+    desk.pass_s(4, gateways=[A])
+    assert refused(desk.post.take(A)) == {}
+    desk.pass_s(2, gateways=[A])
+    assert refused(desk.post.take(A)) == {"t1": "overdue"}
+    desk.router.handle(ENGINE, report("e1"))
+    assert desk.granted() == {}
+
+
+def test_running_request_is_never_overdue() -> None:
+    desk = Desk(max_wait_s=5.0)
+    desk.router.handle(ENGINE, report("e1"))
+    desk.enqueue("t1")
+    desk.pass_s(60, gateways=[A], engines=1)
+    assert refused(desk.post.take(A)) == {}
+
+
+def test_silent_engine_gets_nothing_more() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1"))
+    desk.pass_s(6, gateways=[A])
+    assert last_status(desk.post.take(A)).engines == []
+    desk.enqueue("t1")
+    assert desk.granted() == {}
+
+
+def test_engine_that_leaves_gets_nothing_more() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1"))
+    desk.router.handle(ENGINE, EngineGone(EngineId("e1")))
+    desk.enqueue("t1")
+    assert desk.granted() == {}
+
+
+def test_draining_engine_gets_nothing_more() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1"))
+    desk.router.handle(ENGINE, report("e1", "draining"))
+    desk.enqueue("t1")
+    assert desk.granted() == {}
+
+
+def test_unreachable_engine_gets_nothing_until_it_reports_again() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1"))
+    desk.router.handle(A, EngineUnreachable(EngineId("e1")))
+    desk.enqueue("t1")
+    assert desk.granted() == {}
+    desk.router.handle(ENGINE, report("e1"))
+    desk.router.look_around()
+    assert desk.granted() == {"t1": "e1"}
+
+
+def test_failed_engine_stays_visible_with_its_reason() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1", "failed"))
+    desk.pass_s(30, gateways=[A])
+    assert [e.state for e in last_status(desk.post.take(A)).engines] == ["failed"]
+    desk.pass_s(40, gateways=[A])
+    assert last_status(desk.post.take(A)).engines == []
+
+
+def test_silent_gateway_frees_what_it_had() -> None:
+    desk = Desk(max_running_per_engine=1)
+    desk.connect(B)
+    desk.router.handle(ENGINE, report("e1"))
+    desk.enqueue("t1", "t2")
+    desk.enqueue("t3", gateway=B)
+    desk.pass_s(12, gateways=[B], engines=1)
+    assert desk.granted(B) == {"t3": "e1"}
+
+
+def test_forgotten_gateway_that_speaks_again_is_asked_for_everything() -> None:
+    desk = Desk()
+    desk.enqueue("t1")
+    desk.pass_s(12)
+    desk.post.take(A)
+    desk.router.handle(A, Alive())
+    assert desk.post.take(A) == [Introduce()]
+    desk.connect(A, Resume(waiting=[enqueue("t1")]))
+    desk.router.handle(ENGINE, report("e1"))
+    assert desk.granted() == {"t1": "e1"}
+
+
+def test_resume_rebuilds_what_waits_and_what_runs() -> None:
+    desk = Desk(max_running_per_engine=1)
+    running = RunningTicket(enqueue("t1"), EngineId("e1"), 3)
+    desk.connect(B, Resume(waiting=[enqueue("t2")], running=[running]))
+    desk.router.handle(ENGINE, report("e1"))
+    assert desk.granted(B) == {}, "the engine is full with what ran before this router came"
+    desk.leave("t1", gateway=B)
+    assert desk.granted(B) == {"t2": "e1"}
+
+
+def test_resume_after_the_engine_counts_its_running_tickets_too() -> None:
+    desk = Desk(max_running_per_engine=1)
+    desk.router.handle(ENGINE, report("e1"))
+    running = RunningTicket(enqueue("t1"), EngineId("e1"), 0)
+    desk.connect(B, Resume(running=[running]))
+    desk.enqueue("t2")
+    assert desk.granted() == {}
+
+
+def test_second_resume_replaces_the_first() -> None:
+    desk = Desk(max_running_per_engine=1)
+    desk.connect(A, Resume(waiting=[enqueue("t1"), enqueue("t2")]))
+    desk.connect(A, Resume(waiting=[enqueue("t2")]))
+    desk.router.handle(ENGINE, report("e1"))
+    assert desk.granted() == {"t2": "e1"}
+
+
+def test_front_end_is_handed_on_to_who_asks() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, FrontEndOffer("c", b"pickle"))
+    desk.router.handle(A, FrontEndWanted("c"))
+    desk.router.handle(A, FrontEndWanted("other"))
+    assert desk.post.take(A) == [FrontEndPayload("c", b"pickle")]
+
+
+def test_changed_limits_let_more_run_at_once() -> None:
+    desk = Desk(max_running_per_engine=1)
+    desk.router.handle(ENGINE, report("e1"))
+    desk.enqueue("t1", "t2")
+    desk.granted()
+    desk.router.configure(parse_settings(write_args(limits={"max_running_per_engine": 2})))
+    assert desk.granted() == {"t2": "e1"}
