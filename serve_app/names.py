@@ -29,6 +29,9 @@ class Form:
 TenantId = NewType("TenantId", str)
 """Who is served and billed. It becomes a label on metrics, so it is short and has no spaces."""
 
+KeyId = NewType("KeyId", str)
+"""Names an API key where it is shown and billed. Tells nothing of the key itself."""
+
 ModelName = NewType("ModelName", str)
 """What a client writes into `model`. Without ':', which separates a base model and an adapter."""
 
