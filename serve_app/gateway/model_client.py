@@ -48,6 +48,9 @@ _ALIVE_EVERY_S = 1.0
 class Sink(Protocol):
     """Who takes a model's outputs. Unknown request ids are to be ignored."""
 
+    def begin(self, request_id: str) -> None:
+        """Hears that a request is handed to an engine."""
+
     def take(self, outputs: EngineCoreOutputs) -> None:
         """Takes what one step of one engine produced."""
 
@@ -215,6 +218,7 @@ class ModelClient:
         if ticket is None:
             return  # Withdrawn while the grant was on its way; the router has our Leave.
         ticket.engine_id = grant.engine_id
+        ticket.sink.begin(grant.ticket)
         link = self._engines.get(grant.engine_id)
         if link is None:
             link = self._engines[grant.engine_id] = self._connect(grant.engine_id, grant.endpoint)

@@ -159,8 +159,8 @@ class LimitsMachine(RuleBasedStateMachine):
         limits = dict(zip(places, table, strict=True))
         self.source = TableOfLimits(limits, dict.fromkeys(MODELS, PRICE))
         self.wall_s = START_S + start
-        self.naive.pass_to(self.wall_s)
         self.make()
+        self.pass_time(0.0)
 
     def make(self) -> None:
         self.book = LeaseBook(LEASE_S)
@@ -213,10 +213,10 @@ class LimitsMachine(RuleBasedStateMachine):
         before = {scope: self.counts(scope) for scope in scopes(ask)}
         answer = self.decide(ask)
         if isinstance(answer, Refused):
-            self.check_no_false_refusal(ask, answer)
+            self.no_false_refusal(ask, answer)
             # refusal_takes_nothing
             assert before == {scope: self.counts(scope) for scope in scopes(ask)}
-            self.check_wait(ask, answer)
+            self.wait_is_true_and_least(ask, answer)
             return
         used = Usage(ask.prompt_tokens, sum(self.cut(ask)))
         self.naive.known[ask.lease] = Known(
@@ -343,7 +343,7 @@ class LimitsMachine(RuleBasedStateMachine):
                     limit = getattr(spec, f"{name}_per_{span}")
                     assert limit is None or measure(used) <= round(limit * units)
 
-    def check_no_false_refusal(self, ask: Reserve, answer: Refused) -> None:
+    def no_false_refusal(self, ask: Reserve, answer: Refused) -> None:
         scope = next(s for s in scopes(ask) if str(s) == answer.scope)
         wanted = cost(ask, Usage(ask.prompt_tokens, sum(self.cut(ask))))
         limit = getattr(self.source.limits_of(scope), answer.limit)
@@ -365,7 +365,7 @@ class LimitsMachine(RuleBasedStateMachine):
         assert used + asked > bound
         assert (answer.retry_after_s is None) == (asked > bound)
 
-    def check_wait(self, ask: Reserve, answer: Refused) -> None:
+    def wait_is_true_and_least(self, ask: Reserve, answer: Refused) -> None:
         if answer.retry_after_s is None:
             return
         # wait_is_true
