@@ -38,7 +38,7 @@ check: env-dev ## Formatting, lint, types, import rules, generated pages
 	@$(VENV)/ruff format --check --quiet . || { echo 'Not formatted: run make format'; exit 1; }
 	@$(VENV)/ruff check .
 	@$(VENV)/mypy
-	@$(VENV)/lint-imports --verbose=false
+	@$(VENV)/lint-imports --no-logo
 	@$(VENV)/python -m serve_app.config_reference --check
 
 format: env-dev ## Format the code and mend what ruff can

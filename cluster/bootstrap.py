@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         check_python(sys.version_info[:2])
+        check_path(ROOT)
         if options.sky:
             make_sky_environment()
         else:
@@ -83,6 +84,15 @@ def check_python(version: tuple[int, ...]) -> None:
         raise SetupError(
             f"this is Python {found}; Arriero needs {oldest} to {newest}. Install one and name it: "
             f"`make up PYTHON=python{oldest}`."
+        )
+
+
+def check_path(root: Path) -> None:
+    """Refuse a folder whose path Ray's shell command for workers would take apart."""
+    if any(character.isspace() or character in "'\"$`:;&|" for character in str(root)):
+        raise SetupError(
+            f"the path {str(root)!r} has a space or a character that is special to a shell; Ray "
+            "cannot start its workers from there. Move the repository to a plain path."
         )
 
 

@@ -7,6 +7,8 @@
 `up` saves its state before it starts the first process, so that after a Ctrl-C or a crash both `up`
 and `down` find what is there. Run again it changes nothing, unless the config file has changed:
 then it deploys the file into the running platform.
+
+The state is in `.arriero` here, or in $ARRIERO_STATE_DIR: another folder is another platform.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ from cluster.machine import (
 if TYPE_CHECKING:
     from serve_app.config_file import ServeFile
 
-STATE_FILE = ROOT / ".arriero" / "local.json"
+STATE_FILE = Path(os.environ.get("ARRIERO_STATE_DIR") or ROOT / ".arriero") / "local.json"
 
 _NEEDED_MEMORY_BYTES = 4 * GIB
 _NEEDED_DISK_BYTES = 2 * GIB
@@ -129,7 +131,7 @@ def up(config: Path, timeout_s: float) -> int:
 def _start(file: ServeFile, digest: str, watch: Watch, timeout_s: float) -> int:
     _check_machine(file)
     _prepare_models(file, watch)
-    folder = private_folder(ROOT)
+    folder = private_folder(STATE_FILE)
     _remove_old_sessions(folder)
     ports = choose_ports()
     url = f"http://{_reachable(file.host)}:{file.port}"
@@ -263,7 +265,7 @@ def _check_machine(file: ServeFile) -> None:
             f"{memory_bytes / GIB:.1f} GB of memory are available; Ray and the embedded model need "
             f"{_NEEDED_MEMORY_BYTES // GIB} GB. Stop other programs, or use a larger machine."
         )
-    folder = private_folder(ROOT)
+    folder = private_folder(STATE_FILE)
     free_bytes = observe_free_disk_bytes(folder)
     if free_bytes < _NEEDED_DISK_BYTES:
         raise LocalError(
@@ -358,7 +360,7 @@ def _wait_for_port(url: str) -> None:
 
 @contextmanager
 def _only_one_process() -> Iterator[None]:
-    STATE_FILE.parent.mkdir(exist_ok=True)
+    STATE_FILE.parent.mkdir(parents=True, exist_ok=True)
     with (STATE_FILE.parent / "local.lock").open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

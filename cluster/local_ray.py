@@ -1,6 +1,7 @@
 """Ray on this machine alone: its ports, its environment, its token, its start.
 
-Everything listens on the loopback address, in every process; tests/integration checks it.
+Everything listens on the loopback address, in every process; tests/e2e/test_local_platform.py
+checks it.
 """
 
 from __future__ import annotations

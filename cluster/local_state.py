@@ -68,15 +68,15 @@ def new_mark() -> str:
     return secrets.token_hex(16)
 
 
-def private_folder(checkout: Path) -> Path:
-    """Return this checkout's own folder for sockets, making it when it is missing.
+def private_folder(state_file: Path) -> Path:
+    """Return one platform's own folder for sockets, making it when it is missing.
 
     Its path is short, as a socket's path may have 107 bytes and Ray and Serve append up to 80.
 
     Raises:
         StateError: The folder is somebody else's.
     """
-    key = hashlib.sha256(f"{getpass.getuser()}\0{checkout}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(f"{getpass.getuser()}\0{state_file}".encode()).hexdigest()[:8]
     # Not $TMPDIR, which may be long (macOS, batch systems).
     base = Path("/tmp") if os.access("/tmp", os.W_OK) else Path(tempfile.gettempdir())  # noqa: S108 - see below
     folder = base / f"arr-{os.getuid()}-{key}"

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
 
+import numpy as np
 from vllm.config import VllmConfig
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import (
@@ -17,8 +18,12 @@ from vllm.v1.engine import (
     EngineCoreRequest,
     FinishReason,
 )
+from vllm.v1.outputs import LogprobsLists
 
 from deployments.vllm_core import Emit
+
+_IMPOSSIBLE = -100.0
+"""A log-probability next to none."""
 
 
 @dataclass
@@ -34,7 +39,24 @@ class _Running:
         tokens = [self.echo[i % len(self.echo)] for i in range(self.said, end)]
         self.said = end
         done = FinishReason.LENGTH if end >= self.limit else None
-        return EngineCoreOutput(self.request.request_id, tokens, finish_reason=done)
+        return EngineCoreOutput(
+            self.request.request_id, tokens, self._logprobs(tokens), finish_reason=done
+        )
+
+    def _logprobs(self, tokens: list[int]) -> LogprobsLists | None:
+        """Certainty: the token said has probability 1, the first ids stand in for others."""
+        params = self.request.sampling_params
+        if params is None or params.logprobs is None:
+            return None
+        n_others = max(0, params.logprobs)
+        others = range(n_others + 1)
+        ids = [[token, *[i for i in others if i != token][:n_others]] for token in tokens]
+        logprobs = [[0.0] + [_IMPOSSIBLE] * n_others] * len(tokens)
+        return LogprobsLists(
+            np.array(ids, dtype=np.int32).reshape(len(tokens), n_others + 1),
+            np.array(logprobs, dtype=np.float32).reshape(len(tokens), n_others + 1),
+            np.ones(len(tokens), dtype=np.int32),
+        )
 
 
 class EchoCore:

@@ -3,7 +3,7 @@
 One thread owns the socket. The core's thread hands it outputs; it encodes and sends them, so
 that serialisation runs beside the model. Frames, after the sender's identity:
 
-    gateway -> engine   ADD request…   |  ABORT ids  |  ALIVE
+    gateway -> engine   ADD id request…   |  ABORT ids  |  ALIVE
     engine -> gateway   outputs…
 
 `request` and `outputs` are vLLM's EngineCoreRequest and EngineCoreOutputs in vLLM's own
@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 import zmq
 from vllm.tasks import SupportedTask
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.engine_frames import ABORT, ADD, ALIVE
@@ -186,10 +186,17 @@ class EngineServer:
 
     def _add(self, client: _Client, index: int, data: list[zmq.Frame]) -> None:
         assert self.core is not None
-        request: EngineCoreRequest = self._decoder.decode(data)
-        request.client_index = index
-        client.requests.add(request.request_id)
-        self.core.accept(request)
+        request_id = bytes(data[0].buffer).decode()
+        try:
+            request: EngineCoreRequest = self._decoder.decode(data[1:])
+            request.client_index = index
+            client.requests.add(request_id)
+            self.core.accept(request)
+        except Exception:
+            # Whatever is wrong with it, its client must not wait for ever.
+            logger.exception("Request %s could not be taken.", request_id)
+            failed = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR)
+            self.emit(index, EngineCoreOutputs(outputs=[failed]))
 
     def _abort(self, client: _Client, request_ids: list[str]) -> None:
         assert self.core is not None

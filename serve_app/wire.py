@@ -10,6 +10,7 @@ Ray's authenticated calls only.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import zmq
@@ -17,6 +18,8 @@ import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from serve_app.messages import Endpoint
+
+logger = logging.getLogger(__name__)
 
 Frames = Sequence[bytes | bytearray | memoryview | zmq.Frame]
 
@@ -118,7 +121,12 @@ class Link:
 
     async def _receive(self) -> None:
         while True:
-            self._on_message(await self._socket.recv_multipart(copy=False))
+            frames = await self._socket.recv_multipart(copy=False)
+            try:
+                self._on_message(frames)
+            except Exception:
+                # One bad message must not end the conversation.
+                logger.exception("A message could not be handled; it is dropped.")
 
     async def _watch(self) -> None:
         await recv_monitor_message(self._monitor)

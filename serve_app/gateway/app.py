@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import telemetry
+from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
 from serve_app.gateway.body import (
     ClientGoneError,
     Outer,
@@ -27,7 +28,7 @@ from serve_app.gateway.body import (
     run_until_hang_up,
 )
 from serve_app.gateway.engine_client import current_tenant
-from serve_app.gateway.error_body import ApiError, from_vllm, render
+from serve_app.gateway.error_body import ApiError, render
 from serve_app.gateway.gateway import Gateway
 from serve_app.gateway.openapi import build_openapi
 
@@ -130,41 +131,14 @@ class Dispatch:
         body = await read_body(scope, receive, self._gateway.settings.gateway.max_body_bytes)
         front_end = self._gateway.front_end_for(peek_model(body), scope["path"])
         retry_after_s = self._gateway.settings.limits.retry_after_s
-        answer = _ErrorsTranslated(send, scope["path"], retry_after_s)
+        answer = FrontEndAnswer(send, scope["path"], retry_after_s)
         # The front end is an application of its own; it must not see this one's routing.
         inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
         inner["state"] = {}
-        await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
-
-
-class _ErrorsTranslated:
-    """A `send` that passes answers on at once and rewrites errors into our form."""
-
-    def __init__(self, send: Send, path: str, retry_after_s: float) -> None:
-        self._send = send
-        self._path = path
-        self._retry_after_s = retry_after_s
-        self._status = 0
-        self._body = b""
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] >= 400:
-            self._status = message["status"]
-            return
-        if not self._status:
-            await self._send(message)
-            return
-        self._body += message.get("body", b"")
-        if not message.get("more_body", False):
-            error = from_vllm(self._status, self._body, self._retry_after_s)
-            await send_error(self._send, error, self._path)
-
-
-async def send_error(send: Send, error: ApiError, path: str) -> None:
-    """Answers with an error."""
-    payload, headers = render(error, path)
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": payload})
+        try:
+            await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
+        except Exception as error:
+            await answer.fail(error)
 
 
 class Edge:
@@ -194,9 +168,7 @@ class Edge:
             pass
         except Exception:
             logger.exception("Request %s failed.", request_id)
-            await answered.with_error(
-                ApiError(500, f"Something broke here. The request's id is {request_id}."), path
-            )
+            await answered.with_error(internal_error(), path)
 
 
 class _Answered:

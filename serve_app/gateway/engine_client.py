@@ -19,9 +19,9 @@ from vllm.renderers import renderer_from_config
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from serve_app.gateway.input_bounds import BoundedInputProcessor
 from serve_app.gateway.model_client import ModelClient
 from serve_app.names import TenantId
 
@@ -85,7 +85,7 @@ class RemoteEngineClient(AsyncLLM):
         self.logger_manager = None
         self.admission_stats = None
         self.renderer = renderer_from_config(config)
-        self.input_processor = InputProcessor(config, self.renderer)
+        self.input_processor = BoundedInputProcessor(config, self.renderer)
         self.output_processor = OutputProcessor(
             self.renderer.tokenizer,
             log_stats=False,

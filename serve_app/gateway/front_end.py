@@ -25,6 +25,7 @@ from serve_app.config_model import FrontEndSettings, ModelSettings
 from serve_app.gateway.engine_client import RemoteEngineClient
 from serve_app.gateway.error_body import from_validation, render
 from serve_app.gateway.model_client import ModelClient
+from serve_app.gateway.stumbles import answer_stumbles
 
 
 def front_end_args(settings: FrontEndSettings, keep_alive_s: int = 0) -> Namespace:
@@ -86,6 +87,7 @@ class FrontEnd:
         app = build_app(args, tasks, config.model_config)
         await init_app_state(engine, app.state, args, tasks)
         app.add_exception_handler(RequestValidationError, _answer_validation)
+        answer_stumbles(app)
         # vLLM has built the stack of handlers already; without it the next request builds it anew.
         app.middleware_stack = None
         # vLLM would tell its web server to stop when an engine dies. Ours is not for it to stop.

@@ -15,7 +15,8 @@ from typing import Protocol
 
 import msgspec
 import zmq
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
@@ -38,7 +39,7 @@ from serve_app.messages import (
 )
 from serve_app.names import TenantId
 from serve_app.router_link import FindRouter, RouterLink
-from serve_app.wire import Link
+from serve_app.wire import Frames, Link
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class Sink(Protocol):
 
 @dataclass
 class _Ticket:
-    request: EngineCoreRequest
+    frames: Frames
+    """The request as engines take it."""
     sink: Sink
     enqueue: Enqueue
     engine_id: EngineId | None = None
@@ -128,7 +130,12 @@ class ModelClient:
         return any(ticket.sink is sink for ticket in self._tickets.values())
 
     def send(self, request: EngineCoreRequest, tenant: TenantId, sink: Sink) -> None:
-        """Queues a request at the router."""
+        """Queues a request at the router.
+
+        Raises:
+            VLLMValidationError: A number in it is too large to be sent.
+        """
+        frames = self._encode(request)
         ticket_id = TicketId(request.request_id)
         params = request.sampling_params
         enqueue = Enqueue(
@@ -137,8 +144,19 @@ class ModelClient:
             prompt_tokens=len(request.prompt_token_ids or ()),
             max_tokens=(params.max_tokens or 0) if params is not None else 0,
         )
-        self._tickets[ticket_id] = _Ticket(request, sink, enqueue)
+        self._tickets[ticket_id] = _Ticket(frames, sink, enqueue)
         self._router.send(enqueue)
+
+    def _encode(self, request: EngineCoreRequest) -> Frames:
+        """Encodes here, where a failure is the one request's own and its client hears of it."""
+        try:
+            frames: Frames = self._encoder.encode(request)
+        except OverflowError as error:
+            raise VLLMValidationError(
+                "A number in this request does not fit into 64 bits. Send a smaller one.",
+                parameter=_find_too_large(request.sampling_params),
+            ) from error
+        return frames
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests, waiting or running. Unknown ids are ignored."""
@@ -222,7 +240,7 @@ class ModelClient:
         link = self._engines.get(grant.engine_id)
         if link is None:
             link = self._engines[grant.engine_id] = self._connect(grant.engine_id, grant.endpoint)
-        link.send([ADD, *self._encoder.encode(ticket.request)])
+        link.send([ADD, grant.ticket.encode(), *ticket.frames])
 
     # --- from engines -----------------------------------------------------------------------
 
@@ -247,3 +265,12 @@ class ModelClient:
             logger.warning("Engine %s is lost with %d requests.", engine_id, len(lost))
         for ticket_id in lost:
             self._fail(ticket_id, "The engine that ran this request stopped. Send it again.")
+
+
+def _find_too_large(params: SamplingParams | None) -> str | None:
+    """The name of the parameter that msgpack cannot hold."""
+    for name in params.__struct_fields__ if params is not None else ():
+        value = getattr(params, name)
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+            return str(name)
+    return None

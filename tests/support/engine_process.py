@@ -1,0 +1,93 @@
+"""One engine replica in a process of its own, without Ray: to be killed, and for real vLLM.
+
+The process reads where its router is from a file, again after each loss, as a replica would ask
+Ray; so a test can put another router there.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from serve_app.config_model import ModelSettings
+from serve_app.messages import Endpoint, EngineId
+from serve_app.policy.placement import plan_placement
+
+_HOST = "127.0.0.1"
+_ROOT = Path(__file__).parents[2]
+
+
+class EngineProcess:
+    """Starts an engine process; it reports to the router as soon as it runs."""
+
+    def __init__(self, model: ModelSettings, engine_id: EngineId, endpoint_file: Path) -> None:
+        log = endpoint_file.with_name(f"{engine_id}.log")
+        # The computing threads of several test processes would only stand in each other's way.
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+        }
+        command = [sys.executable, "-m", "tests.support.engine_process", engine_id]
+        self.log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*command, str(endpoint_file), model.model_dump_json()],
+                cwd=_ROOT,
+                env=os.environ | dict(plan_placement(model).env) | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """Ends the process as the kernel would: it has no chance to say goodbye."""
+        self._process.kill()
+        self._process.wait()
+
+
+def write_endpoint(file: Path, endpoint: Endpoint) -> None:
+    """Says where the router is, from now on."""
+    draft = file.with_suffix(".draft")
+    draft.write_bytes(msgspec.msgpack.encode(endpoint))
+    draft.rename(file)
+
+
+def read_endpoint(file: Path) -> Endpoint:
+    """Where the router is now."""
+    return msgspec.msgpack.decode(file.read_bytes(), type=Endpoint)
+
+
+async def _run(engine_id: EngineId, endpoint_file: Path, model: ModelSettings) -> None:
+    from deployments.engine import Engine
+
+    async def find_router() -> Endpoint:
+        return read_endpoint(endpoint_file)
+
+    engine = Engine(model, engine_id, find_router, _HOST)
+    await engine.start()
+    while True:
+        await asyncio.sleep(1.0)
+        engine.check_health()
+
+
+def main(argv: list[str]) -> None:
+    engine_id, endpoint_file, model = argv
+    settings = ModelSettings.model_validate_json(model)
+    asyncio.run(_run(EngineId(engine_id), Path(endpoint_file), settings))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,248 @@
+"""The whole platform in one process, without Ray: routers, engines, gateways, on loopback ports.
+
+Its parts are those that Serve's replicas hold (`serve_app.replicas`); only the way they find each
+other is another. They run on an event loop of their own in a thread, so that tests may use
+synchronous clients, and asynchronous ones on a loop of theirs.
+"""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import uvicorn
+
+from deployments.engine import Engine
+from deployments.router import Router
+from serve_app.config import Settings
+from serve_app.config_model import ModelSettings
+from serve_app.gateway.app import build_gateway_app
+from serve_app.gateway.gateway import Gateway
+from serve_app.messages import Endpoint, EngineId
+from serve_app.names import ModelName
+from serve_app.router_link import FindRouter
+from tests.support.engine_process import EngineProcess, write_endpoint
+
+_HOST = "127.0.0.1"
+T = TypeVar("T")
+
+
+class GatewayServer:
+    """One gateway behind a real HTTP server."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.socket = socket.create_server((_HOST, 0))
+        self.url = f"http://{_HOST}:{self.socket.getsockname()[1]}"
+        config = uvicorn.Config(
+            build_gateway_app(gateway), log_level="warning", timeout_graceful_shutdown=1
+        )
+        self.server = uvicorn.Server(config)
+        self.task: asyncio.Task[None] | None = None
+
+
+class LocalPlatform:
+    """Starts with `with`; `url` answers by then unless told not to wait.
+
+    Args:
+        settings: As for the real platform.
+        folder: For files that engine processes read and write.
+        engines_in_processes: Whether each engine gets a process of its own. Echo engines need
+            none, except to be killed; vLLM's do.
+        n_gateways: Gateways, all with the same settings.
+        n_engines: Engines of each model. None means `replicas.min`.
+        is_waiting: Whether to wait until every model is ready at every gateway.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        *,
+        engines_in_processes: bool = False,
+        n_gateways: int = 1,
+        n_engines: int | None = None,
+        is_waiting: bool = True,
+    ) -> None:
+        self.settings = settings
+        self.engine_processes: dict[EngineId, EngineProcess] = {}
+        self.engines: dict[EngineId, Engine] = {}
+        self._folder = folder
+        self._engines_in_processes = engines_in_processes
+        self._n_gateways = n_gateways
+        self._n_engines_each = n_engines
+        self._is_waiting = is_waiting
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="platform", daemon=True)
+        self._routers: dict[ModelName, tuple[Router, asyncio.Task[None]]] = {}
+        self._gateways: list[GatewayServer] = []
+        self._n_engines = 0
+
+    # --- what tests use ---------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The first gateway's address."""
+        return self._gateways[0].url
+
+    @property
+    def urls(self) -> list[str]:
+        """Every gateway's address."""
+        return [gateway.url for gateway in self._gateways]
+
+    def ready(self, url: str | None = None) -> dict[str, Any]:
+        """What `/ready` says."""
+        answer: dict[str, Any] = httpx.get(f"{url or self.url}/ready", timeout=10.0).json()
+        return answer
+
+    def count_running(self) -> int:
+        """Requests that engines have, running or waiting, as `/ready` shows them."""
+        models = self.ready()["models"].values()
+        engines = [engine for model in models for engine in model["engines"]]
+        return sum(engine["running"] + engine["waiting"] for engine in engines)
+
+    def wait_until(self, is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
+        """Waits for the platform to get somewhere; returns the seconds that it took."""
+        return wait_until(is_so, timeout_s, what)
+
+    def wait_until_ready(self, timeout_s: float = 90.0) -> None:
+        """Waits until every gateway can serve every model."""
+        for url in self.urls:
+            wait_until(partial(self._is_ready, url), timeout_s, f"ready: {url}")
+
+    def _is_ready(self, url: str) -> bool:
+        return bool(self.ready(url)["ready"])
+
+    def add_engine(self, model_name: ModelName) -> EngineId:
+        """Starts one more engine of a model."""
+        return self.run(self._start_engine(self._model(model_name)))
+
+    def kill_engine(self, engine_id: EngineId) -> None:
+        """Kills an engine's process."""
+        self.engine_processes.pop(engine_id).kill()
+
+    def replace_router(self, model_name: ModelName) -> None:
+        """Ends a model's router at once and starts another one, at another endpoint."""
+        self.run(self._replace_router(model_name))
+
+    def configure(self, settings: Settings) -> None:
+        """Gives all gateways other settings, as a deployment of a changed file does."""
+
+        async def apply() -> None:
+            for gateway in self._gateways:
+                gateway.gateway.configure(settings)
+
+        self.run(apply())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the platform's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=120.0)
+
+    # --- starting and stopping --------------------------------------------------------------
+
+    def __enter__(self) -> "LocalPlatform":
+        self._thread.start()
+        self.run(self._start())
+        if self._is_waiting:
+            self.wait_until_ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.engine_processes.values():
+            process.kill()
+        self.run(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10.0)
+        self._loop.close()
+
+    async def _start(self) -> None:
+        for model in self.settings.models:
+            self._start_router(model.name)
+        for i in range(self._n_gateways):
+            self._start_gateway(f"gateway-{i}")
+        for model in self.settings.models:
+            n_engines = self._n_engines_each
+            for _ in range(model.replicas.min if n_engines is None else n_engines):
+                await self._start_engine(model)
+
+    def _start_gateway(self, name: str) -> None:
+        gateway = Gateway(name, self._find_router_of)
+        gateway.configure(self.settings)
+        server = GatewayServer(gateway)
+        server.task = asyncio.create_task(server.server.serve(sockets=[server.socket]))
+        self._gateways.append(server)
+
+    async def _start_engine(self, model: ModelSettings) -> EngineId:
+        self._n_engines += 1
+        engine_id = EngineId(f"engine-{self._n_engines}")
+        if self._engines_in_processes:
+            file = self._endpoint_file(model.name)
+            self.engine_processes[engine_id] = EngineProcess(model, engine_id, file)
+            return engine_id
+        engine = Engine(model, engine_id, self._find_router_of(model.name), _HOST)
+        await engine.start()
+        self.engines[engine_id] = engine
+        return engine_id
+
+    def _start_router(self, model_name: ModelName) -> None:
+        router = Router(model_name, self.settings.limits, _HOST)
+        self._routers[model_name] = (router, asyncio.create_task(router.run()))
+        write_endpoint(self._endpoint_file(model_name), router.endpoint)
+
+    async def _replace_router(self, model_name: ModelName) -> None:
+        await self._end_router(model_name)
+        self._start_router(model_name)
+
+    async def _end_router(self, model_name: ModelName) -> None:
+        router, task = self._routers.pop(model_name)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        router.close()
+
+    async def _stop(self) -> None:
+        for server in self._gateways:
+            server.server.should_exit = True
+            assert server.task is not None
+            await server.task
+            server.gateway.close()
+            server.socket.close()
+        await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+        for model_name in list(self._routers):
+            await self._end_router(model_name)
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    def _find_router_of(self, model_name: ModelName) -> FindRouter:
+        async def find() -> Endpoint:
+            return self._routers[model_name][0].endpoint
+
+        return find
+
+    def _endpoint_file(self, model_name: ModelName) -> Path:
+        return self._folder / f"{model_name}.endpoint"
+
+    def _model(self, model_name: ModelName) -> ModelSettings:
+        return next(m for m in self.settings.models if m.name == model_name)
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
+    """Waits until something is so; returns the seconds that it took.
+
+    Raises:
+        TimeoutError: It was not so in time; names what was waited for.
+    """
+    started_s = time.monotonic()
+    while not is_so():
+        if time.monotonic() - started_s > timeout_s:
+            raise TimeoutError(f"not {what} within {timeout_s:g} s")
+        time.sleep(0.02)
+    return time.monotonic() - started_s
