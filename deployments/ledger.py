@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from deployments.ledger_journal import Closed, Journal, Opened, Record, Snapshot
+from deployments.ledger_journal import Closed, Journal, Opened, Record, Snapshot, replay
 from serve_app.config_limits import LedgerSettings
 from serve_app.errors import InternalError
 from serve_app.ledger_messages import (
@@ -101,7 +101,7 @@ class Ledger:
         """
         await self._open_journal()
         started_s = time.monotonic()
-        n_records = self._replay()
+        n_records = replay(self._journal, self._book)
         self._now_s = self._read_clock()
         self._book.recover(self._now_s)
         self._compact()
@@ -211,21 +211,6 @@ class Ledger:
                         "Stop it, or give this one another ledger.folder."
                     ) from error
                 await asyncio.sleep(0.1)
-
-    def _replay(self) -> int:
-        n_records = 0
-        for record in self._journal.read():
-            n_records += 1
-            match record:
-                case Snapshot():
-                    self._book.state = record.state
-                case Opened():
-                    self._book.open(record.lease)
-                case Closed():
-                    self._book.close(
-                        record.lease, record.cost, record.now_s, is_final=record.is_final
-                    )
-        return n_records
 
     def _write(self) -> None:
         if self._records:

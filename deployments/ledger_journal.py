@@ -12,12 +12,13 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, Protocol, get_args
 
 import msgspec
 
 from serve_app.ledger_messages import LeaseId
-from serve_app.policy.leases import BookState, Lease
+from serve_app.policy.leases import BookState, Lease, LeaseBook
 from serve_app.policy.usage_counts import Charge
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,21 @@ class Journal(Protocol):
         """Stops writing."""
 
 
+def replay(journal: Journal, book: LeaseBook) -> int:
+    """Does again what the journal says was done; returns how many records that were."""
+    n_records = 0
+    for record in journal.read():
+        n_records += 1
+        match record:
+            case Snapshot():
+                book.state = record.state
+            case Opened():
+                book.open(record.lease)
+            case Closed():
+                book.close(record.lease, record.cost, record.now_s, is_final=record.is_final)
+    return n_records
+
+
 class FileJournal:
     """A journal in a local file.
 
@@ -93,7 +109,7 @@ class FileJournal:
         self._lock = -1
         self._file = -1
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(Record, dec_hook=_read_ordered)
+        self._decoder = msgspec.msgpack.Decoder(Record, dec_hook=read_ordered)
 
     def open(self) -> None:
         """Becomes the one writer."""
@@ -172,7 +188,7 @@ def _write_all(file: int, content: bytes) -> None:
         rest = rest[os.write(file, rest) :]
 
 
-def _read_ordered(kind: Any, value: Any) -> Any:
+def read_ordered(kind: Any, value: Any) -> Any:
     """Msgspec knows no OrderedDict; the order of a mapping's entries it keeps."""
-    key, entry = get_args(kind)
-    return OrderedDict(msgspec.convert(value, dict[key, entry], dec_hook=_read_ordered))
+    mapping = GenericAlias(dict, get_args(kind))
+    return OrderedDict(msgspec.convert(value, mapping, dec_hook=read_ordered))

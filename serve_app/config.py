@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.config_limits import LedgerSettings, PriceSpec, TenantLimitSpec
 from serve_app.config_model import (
     Accelerator,
     CpuAccelerator,
@@ -38,7 +39,7 @@ from serve_app.config_model import (
 from serve_app.config_problems import Problem, describe_invalid, list_problems
 from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.errors import ConfigError
-from serve_app.names import Form, TenantIdText
+from serve_app.names import Form, ModelNameText, TenantIdText
 
 __all__ = [
     "Accelerator",
@@ -88,6 +89,9 @@ class GatewaySettings(Section):
     """Requests that one gateway holds at the same time, waiting ones included."""
     sse_keep_alive_s: Annotated[int, Field(ge=0, le=3600)] = 15
     """Seconds of silence after which a stream sends a comment, so no proxy cuts it. 0 = never."""
+    request_timeout_s: Seconds | None = None
+    """Most seconds that a request may take, if its `x-request-timeout` does not say fewer. None
+    means no bound."""
     drain_timeout_s: Seconds = 300.0
     """Seconds that a stopping gateway gets to finish its streams."""
 
@@ -165,6 +169,12 @@ class Settings(Section):
     """The actor of each model that decides who is next."""
     limits: LimitSettings = LimitSettings()
     """Bounds on waiting and running requests."""
+    ledger: LedgerSettings = LedgerSettings()
+    """The actor that keeps count of what is used."""
+    limits_by_tenant: dict[TenantIdText, TenantLimitSpec] = Field(default_factory=dict)
+    """How much each tenant may use. One that is not listed has no limits."""
+    prices: dict[ModelNameText, PriceSpec] = Field(default_factory=dict)
+    """What models cost, by base model. One that is not listed is free."""
     auth: AuthSettings = AuthOff()
     """Who may send requests."""
     logging: LoggingSettings = LoggingSettings()

@@ -14,6 +14,7 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 
 from serve_app import telemetry
 from serve_app.gateway.error_body import ApiError, from_vllm, render
+from serve_app.gateway.metering import RequestMeter
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,12 @@ class FrontEndAnswer:
         send: Where the answer goes.
         path: The request's path; decides the form of errors.
         retry_after_s: What clients are told when an error is worth another try.
+        meter: Knows better why a request was refused.
     """
 
-    def __init__(self, send: Send, path: str, retry_after_s: float) -> None:
+    def __init__(self, send: Send, path: str, retry_after_s: float, meter: RequestMeter) -> None:
         self._send = send
+        self._meter = meter
         self._path = path
         self._retry_after_s = retry_after_s
         self._held: Message | None = None
@@ -76,6 +79,7 @@ class FrontEndAnswer:
         if self._has_ended:
             return
         self._has_ended = True
+        error = self._meter.failure or error
         if not self._has_begun:
             await send_error(self._send, error, self._path)
             return

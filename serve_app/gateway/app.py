@@ -6,6 +6,7 @@ request -> Edge (key, request id, errors) -> this gateway's own routes
 
 import logging
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import vllm
@@ -23,13 +24,15 @@ from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
 from serve_app.gateway.body import (
     ClientGoneError,
     Outer,
-    peek_model,
+    peek,
     read_body,
     run_until_hang_up,
 )
 from serve_app.gateway.engine_client import current_tenant
 from serve_app.gateway.error_body import ApiError, render
 from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.limit_answers import limit_headers
+from serve_app.gateway.metering import RequestMeter, current_meter
 from serve_app.gateway.openapi import build_openapi
 
 logger = logging.getLogger(__name__)
@@ -129,9 +132,14 @@ class Dispatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs one request (ASGI)."""
         body = await read_body(scope, receive, self._gateway.settings.gateway.max_body_bytes)
-        front_end = self._gateway.front_end_for(peek_model(body), scope["path"])
+        seen = peek(body)
+        front_end = self._gateway.front_end_for(seen.model, scope["path"])
+        meter = current_meter.get()
+        assert meter is not None, "Edge meters every request for a model"
+        meter.model = front_end.model_name
+        meter.is_max_tokens_given = seen.is_max_tokens_given
         retry_after_s = self._gateway.settings.limits.retry_after_s
-        answer = FrontEndAnswer(send, scope["path"], retry_after_s)
+        answer = FrontEndAnswer(send, scope["path"], retry_after_s, meter)
         # The front end is an application of its own; it must not see this one's routing.
         inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
         inner["state"] = {}
@@ -157,10 +165,13 @@ class Edge:
         request_id = _request_id(headers)
         answered = _Answered(send, request_id)
         path = scope["path"]
+        telemetry.request_id.set(request_id)
         try:
             if path not in _OPEN_PATHS:
                 current_tenant.set(self._gateway.identify(headers))
-            telemetry.request_id.set(request_id)
+            if path in MODEL_PATHS:
+                answered.meter = self._gateway.meter(current_tenant.get(), headers)
+                current_meter.set(answered.meter)
             await self._app(scope, receive, answered)
         except ApiError as error:
             await answered.with_error(error, path)
@@ -169,12 +180,17 @@ class Edge:
         except Exception:
             logger.exception("Request %s failed.", request_id)
             await answered.with_error(internal_error(), path)
+        finally:
+            if answered.meter is not None:
+                answered.meter.close()
 
 
 class _Answered:
-    """A `send` that adds the request id and knows whether an answer has begun."""
+    """A `send` that adds the request id and the limits, and knows whether an answer has begun."""
 
     def __init__(self, send: Send, request_id: str) -> None:
+        self.meter: RequestMeter | None = None
+        """Of a request for a model."""
         self._send = send
         self._request_id = request_id.encode()
         self._has_begun = False
@@ -183,8 +199,15 @@ class _Answered:
         if message["type"] == "http.response.start":
             self._has_begun = True
             headers = [h for h in message["headers"] if h[0].lower() != b"x-request-id"]
-            message = {**message, "headers": [*headers, (b"x-request-id", self._request_id)]}
+            headers += [(b"x-request-id", self._request_id), *await self._limit_headers()]
+            message = {**message, "headers": headers}
         await self._send(message)
+
+    async def _limit_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        if self.meter is None:
+            return ()
+        await self.meter.look()
+        return limit_headers(self.meter.standing) if self.meter.standing is not None else ()
 
     async def with_error(self, error: ApiError, path: str) -> None:
         """Answers with an error unless an answer has begun."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 
 from serve_app.config import AuthOff, AuthStatic
-from serve_app.names import TenantId
+from serve_app.names import KeyId, TenantId
 
 ANONYMOUS = TenantId("anonymous")
 _PREFIX = "sk-arriero-"
@@ -40,10 +40,19 @@ class Authenticator:
         """
         if self._tenant_of is None:
             return ANONYMOUS
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        # Anthropic's clients send their key in a header of its own.
-        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        key = _read_key(headers)
         return self._tenant_of.get(hash_key(key)) if key else None
+
+
+def key_id_of(headers: Mapping[str, str]) -> KeyId:
+    """Names the key of a request that was identified; tells nothing of it."""
+    return KeyId(f"declared-{hash_key(_read_key(headers))[:8]}")
+
+
+def _read_key(headers: Mapping[str, str]) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    # Anthropic's clients send their key in a header of its own.
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
 def main(argv: list[str]) -> int:

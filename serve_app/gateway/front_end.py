@@ -26,6 +26,7 @@ from serve_app.gateway.engine_client import RemoteEngineClient
 from serve_app.gateway.error_body import from_validation, render
 from serve_app.gateway.model_client import ModelClient
 from serve_app.gateway.stumbles import answer_stumbles
+from serve_app.names import ModelName
 
 
 def front_end_args(settings: FrontEndSettings, keep_alive_s: int = 0) -> Namespace:
@@ -94,6 +95,11 @@ class FrontEnd:
         app.state.server = SimpleNamespace(should_exit=False)
         client.add_sink(engine)
         return cls(model, app, engine, client)
+
+    @property
+    def model_name(self) -> ModelName:
+        """The base model, by whichever of its names it was asked for."""
+        return self._model.name
 
     @property
     def has_failed(self) -> bool:

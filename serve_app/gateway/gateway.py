@@ -6,22 +6,30 @@ deployment.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.config import Settings
+from serve_app.config_limits import LedgerSettings
 from serve_app.config_model import ModelSettings
 from serve_app.errors import InternalError
-from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.auth import Authenticator, key_id_of
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.front_end import FrontEnd
+from serve_app.gateway.ledger_client import LedgerClient
+from serve_app.gateway.metering import RequestMeter
 from serve_app.gateway.model_client import ModelClient
-from serve_app.names import ModelName, TenantId
+from serve_app.names import KeyId, ModelName, TenantId
 from serve_app.router_link import FindRouter
+from serve_app.standing_link import FindEndpoint
 
 logger = logging.getLogger(__name__)
+
+
+_MAX_TIMEOUT_S = 86_400.0
 
 FindRouterOf = Callable[[ModelName], FindRouter]
 """Returns how to find the router of a model."""
@@ -44,14 +52,19 @@ class Gateway:
     Args:
         gateway_id: Unique in the cluster.
         find_router_of: How to find each model's router.
+        find_ledger: How to find the ledger.
     """
 
-    def __init__(self, gateway_id: str, find_router_of: FindRouterOf) -> None:
+    def __init__(
+        self, gateway_id: str, find_router_of: FindRouterOf, find_ledger: FindEndpoint
+    ) -> None:
         self._identity = gateway_id.encode()
         self._find_router_of = find_router_of
         self._models: dict[ModelName, _Model] = {}
         self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._find_ledger = find_ledger
+        self._ledger: LedgerClient | None = None
         self._auth: Authenticator
         self.settings: Settings
 
@@ -59,6 +72,7 @@ class Gateway:
         """Takes new settings. Models that did not change keep their connections and streams."""
         self.settings = settings
         self._auth = Authenticator(settings.auth)
+        self._configure_ledger(settings.ledger)
         self._base_of = {name: m.name for m in settings.models for name in m.names}
         wanted = {model.name: model for model in settings.models}
         for name in self._models.keys() - wanted.keys():
@@ -82,6 +96,8 @@ class Gateway:
             model.client.close()
         for task in self._tasks:
             task.cancel()
+        if self._ledger is not None:
+            self._ledger.close()
 
     # --- requests ---------------------------------------------------------------------------
 
@@ -98,6 +114,17 @@ class Gateway:
                 "The API key is missing or unknown. Send it as 'Authorization: Bearer <key>'.",
             )
         return tenant
+
+    def meter(self, tenant: TenantId, headers: Mapping[str, str]) -> RequestMeter:
+        """Returns what counts a request for a model.
+
+        Raises:
+            ApiError: 400; `x-request-timeout` is no number of seconds.
+        """
+        assert self._ledger is not None, "configure comes first"
+        key = KeyId("") if self.settings.auth.kind == "off" else key_id_of(headers)
+        timeout_s = read_timeout(headers, self.settings.gateway.request_timeout_s)
+        return RequestMeter(self._ledger, tenant, key, timeout_s)
 
     def front_end_for(self, model_name: str | None, path: str) -> FrontEnd:
         """Returns the front end that answers a request.
@@ -192,6 +219,16 @@ class Gateway:
             for alias in model.settings.names
         ]
 
+    # --- ledger -----------------------------------------------------------------------------
+
+    def _configure_ledger(self, settings: LedgerSettings) -> None:
+        if self._ledger is None:
+            self._ledger = LedgerClient(
+                self._find_ledger, self._identity, settings.wait_s, settings.lease_s
+            )
+            self._ledger.start()
+        self._ledger.wait_s, self._ledger.lease_s = settings.wait_s, settings.lease_s
+
     # --- models -----------------------------------------------------------------------------
 
     def _connect(self, settings: ModelSettings) -> _Model:
@@ -240,6 +277,29 @@ class Gateway:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def read_timeout(headers: Mapping[str, str], default_s: float | None) -> float | None:
+    """Returns how many seconds a request may take, as its client or the settings say.
+
+    Raises:
+        ApiError: 400.
+    """
+    given = headers.get("x-request-timeout")
+    if given is None:
+        return default_s
+    try:
+        timeout_s = float(given)
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 < timeout_s <= _MAX_TIMEOUT_S:
+        raise ApiError(
+            400,
+            f"The header x-request-timeout is {given[:40]!r}; it is a number of seconds above 0 "
+            f"and at most {_MAX_TIMEOUT_S:g}.",
+            param="x-request-timeout",
+        )
+    return timeout_s if default_s is None else min(timeout_s, default_s)
 
 
 def _describe(model: _Model) -> tuple[str, str]:

@@ -99,7 +99,7 @@ class LedgerClient:
         Raises:
             OverloadedError: The ledger is away. Nothing begins without its consent.
         """
-        answered = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[Granted | Refused] = asyncio.get_running_loop().create_future()
         self._asked[ask.lease] = (ask, answered)
         self._post(ask)
         try:
@@ -144,7 +144,8 @@ class LedgerClient:
             return None
         self._n_looks += 1
         number = self._n_looks
-        answered = self._looks[number] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
+        self._looks[number] = answered
         self._post(Look(number, tenant, key, model))
         try:
             async with asyncio.timeout(_LOOK_S):

@@ -131,8 +131,9 @@ class Turn:
             return
         if self._reserving.cancelled() or self._reserving.exception() is not None:
             return
-        is_ours = self.meter.failure is not None and not any(g.has_begun for g in self.generations)
-        self.meter.ledger.settle(self._lease, None if is_ours else self.usage())
+        has_begun = any(g.has_begun for g in self.generations)
+        is_void = self.meter.is_refused and not has_begun
+        self.meter.ledger.settle(self._lease, None if is_void else self.usage())
 
 
 class RequestMeter:
@@ -161,8 +162,10 @@ class RequestMeter:
         self.is_max_tokens_given = False
         self.standing: Standing | None = None
         """How the ledger says things stand; None until it was asked."""
+        self.is_refused = False
+        """Whether the platform would not serve it: what no engine had is not charged then."""
         self.failure: ApiError | None = None
-        """Why nothing of it was served, where the platform refused it."""
+        """Why, where this gateway knows it better than the front end can say."""
         self._turns: list[Turn] = []
 
     def plan(self, prompt_tokens: int, max_tokens: tuple[int, ...]) -> Generation:
@@ -173,6 +176,7 @@ class RequestMeter:
 
     def fail(self, error: ApiError) -> GracefulHTTPError:
         """Notes why it is refused; returns what vLLM's front end is to be told."""
+        self.is_refused = True
         self.failure = self.failure or error
         return GracefulHTTPError(error.message, HTTPStatus(error.status))
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from deployments.ledger_journal import Closed, Opened, Record, Snapshot, _read_ordered
+from deployments.ledger_journal import Closed, Opened, Record, Snapshot, read_ordered
 from serve_app.config_limits import LimitSpec, PriceSpec
 from serve_app.ledger_messages import Granted, Progress, Refused, Reserve, Usage
 from serve_app.names import KeyId, ModelName, TenantId
@@ -292,7 +292,7 @@ class LimitsMachine(RuleBasedStateMachine):
         before = self.book.state
         content = msgspec.msgpack.encode(self.journal)
         self.make()
-        for record in msgspec.msgpack.decode(content, type=list[Record], dec_hook=_read_ordered):
+        for record in msgspec.msgpack.decode(content, type=list[Record], dec_hook=read_ordered):
             match record:
                 case Snapshot():
                     self.book.state = record.state
@@ -423,7 +423,7 @@ class LimitsMachine(RuleBasedStateMachine):
         twin.source = self.source
         twin.make()
         content = msgspec.msgpack.encode(self.book.state)
-        twin.book.state = msgspec.msgpack.decode(content, type=BookState, dec_hook=_read_ordered)
+        twin.book.state = msgspec.msgpack.decode(content, type=BookState, dec_hook=read_ordered)
         return twin
 
     def pass_time(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The whole platform in one process, without Ray: routers, engines, gateways, on loopback ports.
+"""The whole platform in one process, without Ray: routers, engines, gateways and the ledger.
 
 Its parts are those that Serve's replicas hold (`serve_app.replicas`); only the way they find each
 other is another. They run on an event loop of their own in a thread, so that tests may use
@@ -16,18 +16,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import msgspec
 import uvicorn
 
 from deployments.engine import Engine
+from deployments.ledger import Ledger
+from deployments.ledger_journal import FileJournal
 from deployments.router import Router
 from serve_app.config import Settings
 from serve_app.config_model import ModelSettings
+from serve_app.declared_limits import DeclaredLimits
 from serve_app.gateway.app import build_gateway_app
 from serve_app.gateway.gateway import Gateway
 from serve_app.messages import Endpoint, EngineId
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from tests.support.engine_process import EngineProcess, write_endpoint
+from tests.support.ledger_process import LedgerProcess
 
 _HOST = "127.0.0.1"
 T = TypeVar("T")
@@ -55,6 +60,7 @@ class LocalPlatform:
         folder: For files that engine processes read and write.
         engines_in_processes: Whether each engine gets a process of its own. Echo engines need
             none, except to be killed; vLLM's do.
+        ledger_in_process: Whether the ledger gets a process of its own, to be killed.
         n_gateways: Gateways, all with the same settings.
         n_engines: Engines of each model. None means `replicas.min`.
         is_waiting: Whether to wait until every model is ready at every gateway.
@@ -66,6 +72,7 @@ class LocalPlatform:
         folder: Path,
         *,
         engines_in_processes: bool = False,
+        ledger_in_process: bool = False,
         n_gateways: int = 1,
         n_engines: int | None = None,
         is_waiting: bool = True,
@@ -75,6 +82,9 @@ class LocalPlatform:
         self.engines: dict[EngineId, Engine] = {}
         self._folder = folder
         self._engines_in_processes = engines_in_processes
+        self._ledger_in_process = ledger_in_process
+        self._ledger_process: LedgerProcess | None = None
+        self._ledger: tuple[Ledger, asyncio.Task[None]] | None = None
         self._n_gateways = n_gateways
         self._n_engines_each = n_engines
         self._is_waiting = is_waiting
@@ -131,6 +141,15 @@ class LocalPlatform:
         """Ends a model's router at once and starts another one, at another endpoint."""
         self.run(self._replace_router(model_name))
 
+    def kill_ledger(self) -> None:
+        """Kills the ledger's process."""
+        assert self._ledger_process is not None, "it has a process of its own"
+        self._ledger_process.kill()
+
+    def start_ledger(self) -> None:
+        """Starts another ledger process, with the same journal."""
+        self._ledger_process = LedgerProcess(self.settings, self._folder / "ledger.endpoint")
+
     def configure(self, settings: Settings) -> None:
         """Gives all gateways other settings, as a deployment of a changed file does."""
 
@@ -156,12 +175,18 @@ class LocalPlatform:
     def __exit__(self, *_: object) -> None:
         for process in self.engine_processes.values():
             process.kill()
+        if self._ledger_process is not None:
+            self._ledger_process.kill()
         self.run(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10.0)
         self._loop.close()
 
     async def _start(self) -> None:
+        if self._ledger_in_process:
+            self.start_ledger()
+        else:
+            await self._start_ledger()
         for model in self.settings.models:
             self._start_router(model.name)
         for i in range(self._n_gateways):
@@ -172,11 +197,22 @@ class LocalPlatform:
                 await self._start_engine(model)
 
     def _start_gateway(self, name: str) -> None:
-        gateway = Gateway(name, self._find_router_of)
+        gateway = Gateway(name, self._find_router_of, self._find_ledger)
         gateway.configure(self.settings)
         server = GatewayServer(gateway)
         server.task = asyncio.create_task(server.server.serve(sockets=[server.socket]))
         self._gateways.append(server)
+
+    async def _start_ledger(self) -> None:
+        journal = FileJournal(self._folder / "journal")
+        ledger = Ledger(DeclaredLimits(self.settings), self.settings.ledger, journal, _HOST)
+        await ledger.start()
+        self._ledger = (ledger, asyncio.create_task(ledger.run()))
+        write_endpoint(self._folder / "ledger.endpoint", ledger.endpoint)
+
+    async def _find_ledger(self) -> Endpoint:
+        content = (self._folder / "ledger.endpoint").read_bytes()
+        return msgspec.msgpack.decode(content, type=Endpoint)
 
     async def _start_engine(self, model: ModelSettings) -> EngineId:
         self._n_engines += 1
@@ -216,6 +252,10 @@ class LocalPlatform:
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
         for model_name in list(self._routers):
             await self._end_router(model_name)
+        if self._ledger is not None:
+            self._ledger[1].cancel()
+            await asyncio.gather(self._ledger[1], return_exceptions=True)
+            self._ledger[0].close()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()
