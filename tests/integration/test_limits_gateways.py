@@ -4,6 +4,7 @@ Four gateway processes over one ledger process, 200 clients at once, 1,000 reque
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from serve_app.gateway.auth import hash_key
 from serve_app.names import TenantId
 from serve_app.policy.leases import LeaseBook, Scope
 from tests.integration.conftest import make_settings, write_echo
-from tests.support.gateway_process import GatewayProcess
+from tests.support.gateway_process import GatewayProcesses
 from tests.support.platform import LocalPlatform, wait_until
 
 N_CLIENTS, N_REQUESTS, N_GATEWAYS = 200, 1000, 4
@@ -56,15 +57,13 @@ def platform(
         ledger={"wait_s": 30.0, "lease_s": LEASE_S},
     )
     with LocalPlatform(settings, folder, ledger_in_process=True) as platform:
-        gateways = [GatewayProcess(settings, f"process-{i}", folder) for i in range(N_GATEWAYS)]
-        urls = [gateway.url for gateway in gateways]
+        gateways = GatewayProcesses(settings, N_GATEWAYS, folder)
         try:
-            for url in urls:
-                wait_until(lambda url=url: is_ready(url), 120.0, "ready")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            yield platform, urls, folder
+            for url in gateways.urls:
+                wait_until(lambda url=url: is_ready(url), 200.0, "ready")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            yield platform, gateways.urls, folder
         finally:
-            for gateway in gateways:
-                gateway.kill()
+            gateways.kill()
 
 
 def is_ready(url: str) -> bool:
@@ -106,12 +105,15 @@ def test_all_gateways_together_admit_exactly_what_limits_allow(
     platform: tuple[LocalPlatform, list[str], Path],
 ) -> None:
     _, urls, _ = platform
+    started_s = time.monotonic()
     outcomes = asyncio.run(load(urls, ("requests", "tokens", "month", "free")))
+    # On a machine so busy that this takes minutes, what a limit allows comes again.
+    n_windows = 1 + int((time.monotonic() - started_s) / 60.0)
     print({tenant: (o.n_admitted, o.tokens, dict(o.statuses)) for tenant, o in outcomes.items()})
     assert {status for o in outcomes.values() for status in o.statuses} <= {200, 429}
     assert outcomes["free"].n_admitted == N_REQUESTS // 4
-    assert outcomes["requests"].n_admitted == 60
-    assert outcomes["tokens"].tokens == 700
+    assert 60 <= outcomes["requests"].n_admitted <= 60 * n_windows
+    assert 700 <= outcomes["tokens"].tokens <= 700 * n_windows
     assert outcomes["month"].tokens == 550
     for tenant, limit in (("requests", 60), ("tokens", 700), ("month", 555)):
         for refusal in outcomes[tenant].refusals:

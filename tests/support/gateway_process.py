@@ -1,7 +1,8 @@
-"""One gateway in a process of its own, without Ray, on a loopback port that it is given."""
+"""Gateways in processes of their own, without Ray, on loopback ports."""
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,28 +19,36 @@ _HOST = "127.0.0.1"
 _ROOT = Path(__file__).parents[2]
 
 
-class GatewayProcess:
-    """Starts a gateway process over the endpoint files of a folder."""
+class GatewayProcesses:
+    """Starts processes of one gateway each, over the endpoint files of a folder.
 
-    def __init__(self, settings: Settings, name: str, folder: Path) -> None:
-        listening = socket.create_server((_HOST, 0), backlog=1024)
-        self.url = f"http://{_HOST}:{listening.getsockname()[1]}"
-        command = [sys.executable, "-m", "tests.support.gateway_process", name, str(folder)]
+    They are forks of one process that has imported everything, which takes most of the time.
+    """
+
+    def __init__(self, settings: Settings, n_gateways: int, folder: Path) -> None:
+        sockets = [socket.create_server((_HOST, 0), backlog=1024) for _ in range(n_gateways)]
+        self.urls = [f"http://{_HOST}:{listening.getsockname()[1]}" for listening in sockets]
+        self.log = folder / "gateways.log"
+        descriptors = [listening.fileno() for listening in sockets]
+        command = [sys.executable, "-m", "tests.support.gateway_process", str(folder)]
         environment = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-        with (folder / f"{name}.log").open("wb") as output, listening:
+        with self.log.open("wb") as output:
             self._process = subprocess.Popen(
-                [*command, str(listening.fileno()), settings.model_dump_json()],
+                [*command, settings.model_dump_json(), *map(str, descriptors)],
                 cwd=_ROOT,
                 env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[listening.fileno()],
+                pass_fds=descriptors,
+                start_new_session=True,
             )
+        for listening in sockets:
+            listening.close()
 
     def kill(self) -> None:
-        """Ends the process as the kernel would."""
-        self._process.kill()
+        """Ends them all as the kernel would."""
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
@@ -61,14 +70,21 @@ async def _run(name: str, folder: Path, listening: int, settings: Settings) -> N
 
     gateway = Gateway(name, find_router_of, _find_in(folder / "ledger.endpoint"))
     gateway.configure(settings)
-    config = uvicorn.Config(build_gateway_app(gateway), log_level="warning")
+    config = uvicorn.Config(build_gateway_app(gateway), log_level="warning", timeout_keep_alive=120)
     await uvicorn.Server(config).serve(sockets=[socket.socket(fileno=listening)])
 
 
 def main(argv: list[str]) -> None:
-    name, folder, listening, settings = argv
+    import serve_app.gateway.app  # noqa: F401 - before the forks, so that it is done once
+
+    folder, settings, *descriptors = argv
     parsed = Settings.model_validate_json(settings)
-    asyncio.run(_run(name, Path(folder), int(listening), parsed))
+    for i, listening in enumerate(descriptors):
+        if os.fork() == 0:
+            asyncio.run(_run(f"process-{i}", Path(folder), int(listening), parsed))
+            return
+    for _ in descriptors:
+        os.wait()
 
 
 if __name__ == "__main__":
