@@ -81,7 +81,11 @@ def _ledger(settings: Settings, shared: dict[str, Any]) -> Application:
     deployment = serve.deployment(
         name=LEDGER,
         num_replicas=1,
-        ray_actor_options={"num_cpus": settings.ledger.cpus},
+        # Its journal is a file, so a new one has to start where the old one was.
+        ray_actor_options={
+            "num_cpus": settings.ledger.cpus,
+            "resources": {"node:__internal_head__": 0.001},
+        },
         max_ongoing_requests=_MANY,
         user_config={**shared},
         health_check_period_s=2.0,

@@ -174,8 +174,6 @@ class LeaseBook:
         known = self.state.running.get(lease) or self.state.ended.get(lease)
         if known is None or (isinstance(known, Ended) and known.is_final):
             return None
-        if usage is not None:
-            self._learn(known.lease.reserve, usage)
         cost = NOTHING if usage is None else known.lease.cost_of(usage)
         self.close(lease, cost, now_s, is_final=True)
         return cost
@@ -203,6 +201,8 @@ class LeaseBook:
             return
         self._charge(known.lease, cost.minus(known.held), now)
         self.state.ended[lease] = Ended(known.lease, cost, now.us, is_final)
+        if is_final:
+            self._learn(known.lease.reserve, cost)
         if running is not None:
             self._count_running(running.lease, -1)
 
@@ -281,10 +281,10 @@ class LeaseBook:
         self._charge(running.lease, most.minus(running.held), now)
         running.held = most
 
-    def _learn(self, ask: Reserve, usage: Usage) -> None:
-        if not usage.prompt_tokens or not ask.max_tokens:
+    def _learn(self, ask: Reserve, cost: Charge) -> None:
+        if not cost.prompt_tokens or not ask.max_tokens:
             return
-        length = usage.completion_tokens / len(ask.max_tokens)
+        length = cost.completion_tokens / len(ask.max_tokens)
         mean = self.state.mean_tokens.get((ask.tenant, ask.model), length)
         mean += _MEAN_WEIGHT * (length - mean)
         self.state.mean_tokens[ask.tenant, ask.model] = mean
