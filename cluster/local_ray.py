@@ -101,6 +101,8 @@ def ray_environment(
         # address and all of its servers bind to it. On, it takes the machine's outer address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray runs workers at the lowest priority otherwise, and here they are what matters.
+        "RAY_worker_niceness": "0",
         "AUTOSCALER_METRIC_PORT": str(ports.monitor_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         # HAProxy in front, replicas behind it: a request crosses no Python proxy.

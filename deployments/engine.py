@@ -23,6 +23,7 @@ from serve_app.errors import EngineDeadError, EngineStartError
 from serve_app.messages import (
     EngineGone,
     EngineId,
+    EngineLoad,
     EngineReport,
     EngineState,
     FrontEndOffer,
@@ -111,6 +112,11 @@ class Engine:
         self._set_state("failed", message)
         await asyncio.sleep(_FAREWELL_S)
         raise EngineStartError(message)
+
+    @property
+    def load(self) -> EngineLoad:
+        """What the engine is doing at this moment."""
+        return self._server.load() if self._server is not None else EngineLoad()
 
     def check_health(self) -> None:
         """Called by Serve regularly.
@@ -248,7 +254,7 @@ class Engine:
             endpoint=self._server.endpoint,
             config_id=self._config_id,
             max_running=self._core.max_running + _SPARE_REQUESTS,
-            load=self._server.load(),
+            load=self.load,
         )
 
     async def _report_regularly(self) -> None:

@@ -182,7 +182,9 @@ class Router:
         refusal = admit(len(self._queue) - 1, self._limits)
         if refusal is not None:
             self._leave(mail.ticket)
-            self._send(sender, Refuse(mail.ticket, refusal.reason, refusal.retry_after_s))
+            self._send(
+                sender, Refuse(mail.ticket, "crowded", refusal.reason, refusal.retry_after_s)
+            )
 
     def _add_ticket(self, gateway: bytes, ticket: TicketId, engine_id: EngineId | None) -> None:
         self._tickets[ticket] = _Ticket(gateway, engine_id, self._now_s)
@@ -221,7 +223,8 @@ class Router:
                     f"No engine had room for {waited_s:.0f} s; limits.max_wait_s is "
                     f"{self._limits.max_wait_s:g} s. Try again later."
                 )
-                self._send(known.gateway, Refuse(ticket, reason, self._limits.retry_after_s))
+                retry_after_s = self._limits.retry_after_s
+                self._send(known.gateway, Refuse(ticket, "overdue", reason, retry_after_s))
 
     def _dispatch(self) -> None:
         """Hands out waiting requests as long as one of the engines has room."""

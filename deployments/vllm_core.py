@@ -22,6 +22,9 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreReque
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.executor import Executor
 
+# vLLM's CPU worker puts a function in its place that does nothing.
+_set_num_threads = torch.set_num_threads
+
 Emit = Callable[[int, EngineCoreOutputs], None]
 """Takes one step's outputs for one client (its index) on the core's thread."""
 
@@ -38,7 +41,6 @@ def vllm_config_of(
         # vLLM forces its multi-process executor on CPUs because it can't set OpenMP's variables
         # in a process that already runs. Ours are set before the replica starts (main.py).
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        _leave_one_core_free()
     args = AsyncEngineArgs(model=model, served_model_name=[served_name], **engine_args)
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     if on_cpu:
@@ -52,9 +54,11 @@ def _leave_one_core_free() -> None:
     OpenMP's threads wait for one another by spinning: with one on every core, whatever else runs
     makes each of a step's hundreds of barriers wait for the kernel to switch (1 token/s was seen
     instead of 37 on two cores). Counts for the calling thread, which must be the core's.
+
+    OMP_NUM_THREADS says nothing here: Ray sets it after OpenMP has read it.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+    if os.environ.get("VLLM_CPU_OMP_THREADS_BIND") != "nobind":
+        _set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
 
 
 class _Outlet:
@@ -94,6 +98,8 @@ class VllmCore(EngineCoreProc):
             log_stats=False,
             executor_fail_callback=self._executor_failed,
         )
+        if config.device_config.device_type == "cpu":
+            _leave_one_core_free()
 
     @property
     def max_running(self) -> int:

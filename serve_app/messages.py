@@ -129,6 +129,8 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
     """This ticket will not be served."""
 
     ticket: TicketId
+    kind: Literal["crowded", "overdue"]
+    """Too many wait already, or it has waited too long itself."""
     reason: str
     retry_after_s: float
 

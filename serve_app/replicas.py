@@ -16,6 +16,7 @@ from serve_app.config import LoggingSettings, Settings
 from serve_app.config_limits import ledger_folder
 from serve_app.config_model import ModelSettings
 from serve_app.errors import InternalError
+from serve_app.loopback import keep_replica_on_loopback
 from serve_app.messages import Endpoint, EngineId
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
@@ -43,6 +44,7 @@ class RouterReplica:
     """Runs one model's router."""
 
     async def __init__(self, model_name: ModelName) -> None:  # type: ignore[misc]  # Serve awaits it
+        keep_replica_on_loopback()
         self._model_name = model_name
         self._router: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -74,6 +76,7 @@ class LedgerReplica:
     """Runs the ledger."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Serve awaits it
+        keep_replica_on_loopback()
         self._source: Any = None
         self._ledger: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -112,6 +115,7 @@ class EngineReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, model: Mapping[str, Any], logging: Mapping[str, Any], router: DeploymentHandle[Any]
     ) -> None:
+        keep_replica_on_loopback()
         from deployments.engine import Engine
 
         set_up_logging(LoggingSettings.model_validate(logging))
@@ -143,6 +147,7 @@ class GatewayReplica:
     """
 
     def __init__(self, app_name: str, *others: DeploymentHandle[Any]) -> None:
+        keep_replica_on_loopback()
         from serve_app.gateway.app import build_gateway_app
         from serve_app.gateway.gateway import Gateway
 

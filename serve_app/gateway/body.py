@@ -86,6 +86,8 @@ def peek(body: bytes) -> Peek:
         seen = _peek_decoder.decode(body)
     except msgspec.DecodeError as error:
         raise ApiError(400, f"The request body is not a JSON object: {error}.") from error
+    except RecursionError as error:
+        raise ApiError(400, "The request body is JSON that is nested too deeply.") from error
     if seen.model is not None and not isinstance(seen.model, str):
         raise ApiError(400, "The parameter 'model' must be a string.", param="model")
     return seen

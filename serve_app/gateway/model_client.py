@@ -17,7 +17,7 @@ import msgspec
 import zmq
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.engine_frames import ABORT, ADD, ALIVE
@@ -44,6 +44,10 @@ from serve_app.wire import Frames, Link
 logger = logging.getLogger(__name__)
 
 _ALIVE_EVERY_S = 1.0
+_STATUS_OF_REFUSAL = {
+    "crowded": HTTPStatus.TOO_MANY_REQUESTS,
+    "overdue": HTTPStatus.SERVICE_UNAVAILABLE,
+}
 
 
 class Sink(Protocol):
@@ -65,8 +69,11 @@ class _Ticket:
     """The request as engines take it."""
     sink: Sink
     enqueue: Enqueue
+    has_grammar: bool
+    """Whether the request asks for structured output."""
     engine_id: EngineId | None = None
     """None while it waits."""
+    has_tokens: bool = False
 
 
 class ModelClient:
@@ -144,7 +151,8 @@ class ModelClient:
             prompt_tokens=len(request.prompt_token_ids or ()),
             max_tokens=(params.max_tokens or 0) if params is not None else 0,
         )
-        self._tickets[ticket_id] = _Ticket(frames, sink, enqueue)
+        has_grammar = params is not None and params.structured_outputs is not None
+        self._tickets[ticket_id] = _Ticket(frames, sink, enqueue, has_grammar)
         self._router.send(enqueue)
 
     def _encode(self, request: EngineCoreRequest) -> Frames:
@@ -175,10 +183,15 @@ class ModelClient:
             self._router.send(Leave(ticket_id))
         return ticket
 
-    def _fail(self, ticket_id: TicketId, reason: str) -> None:
+    def _fail(
+        self,
+        ticket_id: TicketId,
+        reason: str,
+        status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE,
+    ) -> None:
         ticket = self._end(ticket_id)
         if ticket is not None:
-            error = GracefulHTTPError(reason, HTTPStatus.SERVICE_UNAVAILABLE)
+            error = GracefulHTTPError(reason, status)
             ticket.sink.fail(ticket_id, error)
 
     async def _stay_alive(self) -> None:
@@ -214,7 +227,7 @@ class ModelClient:
             case Grant():
                 self._start_on_engine(mail)
             case Refuse():
-                self._fail(mail.ticket, mail.reason)
+                self._fail(mail.ticket, mail.reason, _STATUS_OF_REFUSAL[mail.kind])
             case ModelStatus():
                 self.status = mail
                 self._ask_for_front_end()
@@ -253,9 +266,24 @@ class ModelClient:
         outputs: EngineCoreOutputs = self._decoder.decode(frames)
         for output in outputs.outputs:
             if output.finished:
-                self._end(TicketId(output.request_id))
+                self._finish(output)
+            elif output.request_id in self._tickets:
+                self._tickets[TicketId(output.request_id)].has_tokens = True
         for sink in self._sinks:
             sink.take(outputs)
+
+    def _finish(self, output: EngineCoreOutput) -> None:
+        ticket = self._end(TicketId(output.request_id))
+        if ticket is None or output.finish_reason != FinishReason.ERROR:
+            return
+        # Some grammars pass vLLM's check here and fail when an engine compiles them.
+        if ticket.has_grammar and not ticket.has_tokens:
+            error = VLLMValidationError(
+                "The grammar or JSON schema that the output must follow cannot be compiled. "
+                "Make it simpler.",
+                parameter="structured_outputs",
+            )
+            ticket.sink.fail(output.request_id, error)
 
     def _lose_engine(self, engine_id: EngineId) -> None:
         self._engines.pop(engine_id, None)

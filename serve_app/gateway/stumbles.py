@@ -29,7 +29,8 @@ def answer_stumbles(app: FastAPI) -> None:
 async def _answer(request: Request, error: Exception) -> Response:
     if not _is_from_validator(error):
         if isinstance(error, TypeError):
-            return await exception_handler(request, error)
+            answer: Response = await exception_handler(request, error)
+            return answer
         raise error
     param = _find_culprit(request, await request.json())
     words = f"The parameter {param!r}" if param else "A parameter"

@@ -125,10 +125,6 @@ def test_ray_serve_and_haproxy_listen_on_loopback_only(platform: Platform) -> No
     assert _find_open(others) == {}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="issue 2: replicas do not call serve_app.loopback.keep_replica_on_loopback() yet",
-)
 def test_replicas_listen_on_loopback_only(platform: Platform) -> None:
     replicas = {name: found for name, found in _listeners(platform).items() if _is_replica(name)}
     assert len(replicas) == 3

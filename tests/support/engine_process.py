@@ -78,7 +78,8 @@ async def _run(engine_id: EngineId, endpoint_file: Path, model: ModelSettings) -
 
     engine = Engine(model, engine_id, find_router, _HOST)
     await engine.start()
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:  # A test run that was killed leaves nobody behind.
         await asyncio.sleep(1.0)
         engine.check_health()
 

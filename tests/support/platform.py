@@ -43,7 +43,9 @@ class GatewayServer:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.socket = socket.create_server((_HOST, 0))
+        # With the protocol named, as asyncio switches Nagle's delays off only then.
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self.socket.bind((_HOST, 0))
         self.url = f"http://{_HOST}:{self.socket.getsockname()[1]}"
         config = uvicorn.Config(
             build_gateway_app(gateway), log_level="warning", timeout_graceful_shutdown=1
@@ -113,9 +115,20 @@ class LocalPlatform:
 
     def count_running(self) -> int:
         """Requests that engines have, running or waiting, as `/ready` shows them."""
-        models = self.ready()["models"].values()
-        engines = [engine for model in models for engine in model["engines"]]
-        return sum(engine["running"] + engine["waiting"] for engine in engines)
+        return sum(engine["running"] + engine["waiting"] for engine in self.list_engines())
+
+    def count_in_engines(self) -> int:
+        """Requests that engines have at this moment, by their own count; none are in processes."""
+        loads = [engine.load for engine in self.engines.values()]
+        return sum(load.running + load.waiting for load in loads)
+
+    def count_waiting(self) -> int:
+        """Requests that wait at routers, as `/ready` shows them."""
+        return sum(int(model["waiting"]) for model in self.ready()["models"].values())
+
+    def list_engines(self) -> list[dict[str, Any]]:
+        """Every engine as `/ready` shows it."""
+        return [e for model in self.ready()["models"].values() for e in model["engines"]]
 
     def wait_until(self, is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
         """Waits for the platform to get somewhere; returns the seconds that it took."""
@@ -124,9 +137,10 @@ class LocalPlatform:
     def wait_until_ready(self, timeout_s: float = 90.0) -> None:
         """Waits until every gateway can serve every model."""
         for url in self.urls:
-            wait_until(partial(self._is_ready, url), timeout_s, f"ready: {url}")
+            wait_until(partial(self.is_ready, url), timeout_s, f"ready: {url}")
 
-    def _is_ready(self, url: str) -> bool:
+    def is_ready(self, url: str | None = None) -> bool:
+        """Whether every model is ready."""
         return bool(self.ready(url)["ready"])
 
     def add_engine(self, model_name: ModelName) -> EngineId:
@@ -136,6 +150,10 @@ class LocalPlatform:
     def kill_engine(self, engine_id: EngineId) -> None:
         """Kills an engine's process."""
         self.engine_processes.pop(engine_id).kill()
+
+    def stop_engine(self, engine_id: EngineId) -> None:
+        """Drains an engine and ends it, as a scale-down does."""
+        self.run(self.engines.pop(engine_id).stop())
 
     def replace_router(self, model_name: ModelName) -> None:
         """Ends a model's router at once and starts another one, at another endpoint."""
