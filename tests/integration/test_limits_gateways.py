@@ -62,6 +62,7 @@ def platform(
             for url in gateways.urls:
                 wait_until(lambda url=url: is_ready(url), 200.0, "ready")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             yield platform, gateways.urls, folder
+            gateways.check()
         finally:
             gateways.kill()
 

@@ -1,6 +1,7 @@
 """Gateways in processes of their own, without Ray, on loopback ports."""
 
 import asyncio
+import faulthandler
 import os
 import signal
 import socket
@@ -46,6 +47,12 @@ class GatewayProcesses:
         for listening in sockets:
             listening.close()
 
+    def check(self) -> None:
+        """Raises when one has ended by itself, with what it last said."""
+        log = self.log.read_text()
+        if self._process.poll() is not None or "ended with status" in log:
+            raise AssertionError(f"A gateway process has ended: {log[-2000:]}")
+
     def kill(self) -> None:
         """Ends them all as the kernel would."""
         os.killpg(self._process.pid, signal.SIGKILL)
@@ -77,6 +84,7 @@ async def _run(name: str, folder: Path, listening: int, settings: Settings) -> N
 def main(argv: list[str]) -> None:
     import serve_app.gateway.app  # noqa: F401 - before the forks, so that it is done once
 
+    faulthandler.enable()
     folder, settings, *descriptors = argv
     parsed = Settings.model_validate_json(settings)
     for i, listening in enumerate(descriptors):
@@ -84,7 +92,8 @@ def main(argv: list[str]) -> None:
             asyncio.run(_run(f"process-{i}", Path(folder), int(listening), parsed))
             return
     for _ in descriptors:
-        os.wait()
+        pid, status = os.wait()
+        print(f"Gateway process {pid} ended with status {status}.", flush=True)
 
 
 if __name__ == "__main__":
