@@ -83,7 +83,8 @@ def _walk(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseM
     for name, field in section.model_fields.items():
         inner = list(_sections_in(field.annotation))
         place = name if path == "args" else f"{path}.{name}"
-        place += {tuple: "[]", dict: ".NAME"}.get(get_origin(field.annotation), "")
+        origin = get_origin(field.annotation)
+        place += "[]" if origin is tuple else ".NAME" if origin is dict else ""
         for part in inner:
             suffix = f" (kind: {_kind_of(part)})" if len(inner) > 1 else ""
             yield from _walk(part, place + suffix)
