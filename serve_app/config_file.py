@@ -56,7 +56,15 @@ def load_config_file(path: Path) -> ServeFile:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML where a key may stand only once in a mapping; the standard loader keeps the last."""
+    """YAML where a key may stand only once in a mapping, and where a date is a text.
+
+    The standard loader keeps the last of two keys, and makes dates of texts that no setting takes.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own form
+        first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:timestamp"]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         first_line: dict[object, int] = {}
