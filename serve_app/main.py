@@ -74,6 +74,8 @@ def _gateway(settings: Settings, shared: dict[str, Any], others: list[Applicatio
         user_config=shared,
         graceful_shutdown_timeout_s=gateway.drain_timeout_s + _SHUTDOWN_SLACK_S,
         health_check_period_s=5.0,
+        # Serve's own line a request costs a twentieth of the gateway's time.
+        logging_config={"enable_access_log": False},
     )(serve.ingress()(GatewayReplica))
     return _pinned(deployment, APP_NAME).bind(APP_NAME, *others)
 

@@ -68,6 +68,26 @@ class RemoteCore:
         """Nothing to end: the connections belong to the `ModelClient`."""
 
 
+_SHORT_CHARS = 4096
+"""A prompt of this length takes well below a millisecond to tokenize."""
+
+
+def _tokenize_short_prompts_at_once(renderer: Any) -> None:
+    """Spares short prompts the way to vLLM's tokenizer thread and back.
+
+    The thread competes with the event loop for the interpreter: for a short prompt that costs more
+    than tokenizing it.
+    """
+    in_thread = renderer._tokenize_prompt_async
+
+    async def tokenize(prompt: Any, params: Any) -> Any:
+        if len(prompt["prompt"]) <= _SHORT_CHARS:
+            return renderer._tokenize_prompt(prompt, params)
+        return await in_thread(prompt, params)
+
+    renderer._tokenize_prompt_async = tokenize
+
+
 class RemoteEngineClient(AsyncLLM):
     """AsyncLLM without an engine of its own. Must be made on the event loop that uses it."""
 
@@ -84,6 +104,7 @@ class RemoteEngineClient(AsyncLLM):
         self.admission_stats = None
         self.renderer = renderer_from_config(config)
         seal_renderer(self.renderer)
+        _tokenize_short_prompts_at_once(self.renderer)
         self.input_processor = BoundedInputProcessor(config, self.renderer)
         self.output_processor = OutputProcessor(
             self.renderer.tokenizer,

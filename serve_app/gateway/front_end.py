@@ -50,6 +50,16 @@ async def _answer_validation(request: Request, error: Exception) -> Response:
     return Response(payload, 400, media_type="application/json")
 
 
+def _drop_middleware(app: FastAPI) -> None:
+    """Takes away what the gateway does itself (metrics), or does not want at all (CORS)."""
+    unwanted = ("CORSMiddleware", "PrometheusInstrumentatorMiddleware")
+    app.user_middleware = [
+        middleware
+        for middleware in app.user_middleware
+        if getattr(middleware.cls, "__name__", "") not in unwanted
+    ]
+
+
 class FrontEnd:
     """Parses requests for one model and renders its answers.
 
@@ -89,6 +99,7 @@ class FrontEnd:
         await init_app_state(engine, app.state, args, tasks)
         app.add_exception_handler(RequestValidationError, _answer_validation)
         answer_stumbles(app)
+        _drop_middleware(app)
         # vLLM has built the stack of handlers already; without it the next request builds it anew.
         app.middleware_stack = None
         # vLLM would tell its web server to stop when an engine dies. Ours is not for it to stop.

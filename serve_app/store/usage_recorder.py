@@ -34,6 +34,9 @@ _MAX_WAITING = 50_000
 _ROOM_FOR = 10_000
 """Records for which there must be room before another request is admitted."""
 _RETRY_S = 1.0
+_GATHER_S = 0.02
+"""Records that end within this time go to disk together: the way to the thread that writes, and a
+sync, cost more than a short request. It is also what a kill -9 can lose of ended requests."""
 _ORPHANS_EVERY_S = 30.0
 _RESET_BYTES = 1 << 20
 
@@ -167,6 +170,7 @@ class UsageRecorder:
     async def _keep_spooling(self) -> None:
         while True:
             await self._has_waiting.wait()
+            await asyncio.sleep(_GATHER_S)
             self._has_waiting.clear()
             while self._waiting:
                 await self._make_durable(self._waiting[: self._batch_rows])
@@ -202,7 +206,9 @@ class UsageRecorder:
             await self._has_unstored.wait()
             await asyncio.sleep(self._batch_s)
             self._has_unstored.clear()
-            while self._spool is not None and self._stored_bytes < self._spool.size:
+            # What arrives meanwhile waits: a small batch costs as much as a large one.
+            up_to = self._spool.size if self._spool is not None else 0
+            while self._spool is not None and self._stored_bytes < min(up_to, self._spool.size):
                 if not await self._store_next(self._spool):
                     await asyncio.sleep(_RETRY_S)
 
