@@ -4,6 +4,8 @@ import hashlib
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -20,8 +22,6 @@ from serve_app.embedded_model import default_cache_dir, prepare_embedded_model
 from serve_app.errors import EngineStartError
 
 logger = logging.getLogger(__name__)
-
-_PACKAGE_OF_SCHEME = {"s3": "s3fs", "gs": "gcsfs"}
 
 
 def fetch_model(source: Source) -> str:
@@ -40,7 +40,7 @@ def fetch_model(source: Source) -> str:
         case LocalSource():
             return _check_folder(Path(source.path))
         case ObjectStoreSource():
-            return _download(source.uri, default_cache_dir() / "objects")
+            return _download(source.uri.rstrip("/"), default_cache_dir() / "objects")
 
 
 def _check_folder(path: Path) -> str:
@@ -54,18 +54,10 @@ def _check_folder(path: Path) -> str:
 
 def _download(uri: str, cache: Path) -> str:
     """Copies a bucket's folder once; another content of it is another copy."""
-    scheme = uri.partition("://")[0]
-    try:
-        files = fsspec.filesystem(scheme)
-    except ImportError as error:
-        raise EngineStartError(
-            f"source.uri {uri!r} needs the package {_PACKAGE_OF_SCHEME[scheme]}: {error}. "
-            "Install arriero with its extra object-store."
-        ) from error
-    try:
+    # An instance of its own, as fsspec's shared ones remember listings.
+    files = fsspec.filesystem(uri.partition("://")[0], skip_instance_cache=True)
+    with _explained(uri, "cannot be read"):
         listing = files.find(uri, detail=True)
-    except OSError as error:
-        raise EngineStartError(f"source.uri {uri!r} cannot be read: {error}") from error
     if not any(name.endswith("/config.json") for name in listing):
         raise EngineStartError(f"source.uri {uri!r} holds no config.json; check the folder's name.")
     target = cache / _fingerprint(uri, listing)
@@ -74,6 +66,19 @@ def _download(uri: str, cache: Path) -> str:
         if not target.exists():
             _copy_folder(files, uri, target)
     return str(target)
+
+
+@contextmanager
+def _explained(uri: str, what: str) -> Iterator[None]:
+    """Names the source and the remedy; each cloud's library has exceptions of its own."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise EngineStartError(
+            f"source.uri {uri!r} {what}: {reason}. Check the address, and that the nodes which run "
+            "this model's engines have the network and the credentials to read it."
+        ) from error
 
 
 def _fingerprint(uri: str, listing: dict[str, dict[str, object]]) -> str:
@@ -89,9 +94,8 @@ def _copy_folder(files: fsspec.AbstractFileSystem, uri: str, target: Path) -> No
     logger.info("Fetching %s.", uri)
     staging = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
     try:
-        files.get(uri.rstrip("/") + "/", f"{staging}/", recursive=True)
-        staging.rename(target)
-    except OSError as error:
-        raise EngineStartError(f"source.uri {uri!r} could not be copied: {error}") from error
+        with _explained(uri, "could not be copied"):
+            files.get(f"{uri}/", f"{staging}/", recursive=True)
+            staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -12,6 +12,7 @@ import vllm
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -51,12 +52,26 @@ MODEL_PATHS = (
 )
 """What a model's front end may be asked; vLLM's other routes stay out of reach."""
 
-_OPEN_PATHS = ("/health", "/ready", "/version", "/docs", "/openapi.json")
+_DOCS_FILES = "/docs-files"
+_OPEN_PATHS = (
+    "/health",
+    "/ready",
+    "/version",
+    "/openapi.json",
+    "/docs",
+    *(
+        f"{_DOCS_FILES}/{name}"
+        for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+    ),
+)
 
 
 def build_gateway_app(gateway: Gateway) -> ASGIApp:
     """Returns the ASGI application of one gateway."""
-    app = FastAPI(title="Arriero", version=telemetry.version(), redoc_url=None)
+    # FastAPI's own page takes its parts from a CDN, out of reach where clusters have no way out.
+    app = FastAPIOffline(
+        title="Arriero", version=telemetry.version(), redoc_url=None, static_url=_DOCS_FILES
+    )
     _add_own_routes(app, gateway)
     add_admin_routes(app, gateway.accounts)
     add_usage_routes(app, gateway.accounts)

@@ -1,8 +1,10 @@
 """What the official clients see, with the echo engine: it says the prompt's tokens back."""
 
 import asyncio
+import re
 
 import anthropic
+import httpx
 import openai
 import pytest
 
@@ -192,3 +194,13 @@ def test_request_id_of_the_client_comes_back(echo_platform: LocalPlatform) -> No
     assert given.headers["x-request-id"] == "my-id-1"
     missing = post(echo_platform.url, "/v1/completions", body)
     assert missing.headers["x-request-id"].startswith("req-")
+
+
+def test_docs_page_needs_nothing_from_elsewhere(echo_platform: LocalPlatform) -> None:
+    page = httpx.get(f"{echo_platform.url}/docs").text
+    addresses = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert len(addresses) >= 3
+    for address in addresses:
+        assert address.startswith("/"), address
+        assert httpx.get(f"{echo_platform.url}{address}").status_code == 200, address
+    assert "url: '/openapi.json'" in page
