@@ -6,22 +6,24 @@ A declared tenant hides a stored one of the same name. Keys may be stored for a 
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from serve_app.config_tenants import (
+    Budgets,
     DeclaredKey,
     DeclaredTenant,
     Limits,
     Scope,
     TenantSettings,
 )
-from serve_app.names import KeyId, TenantId
+from serve_app.names import KeyId, ModelName, TenantId
 
 ANONYMOUS = TenantId("anonymous")
 """The one tenant where keys are off."""
 
-
 NO_LIMITS = Limits()
+_NO_BUDGETS = Budgets()
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,28 @@ class Tenant:
             return None
         return f"{self.id}@{self.created_s:.3f}"
 
+    def has_limits_on(self, model: ModelName) -> bool:
+        """Whether anything bounds what it uses of a model."""
+        return self._has_limits or model in self._limited_models
+
+    @cached_property
+    def _has_limits(self) -> bool:
+        settings = self.settings
+        return settings.budgets != _NO_BUDGETS or _has_any(settings.limits)
+
+    @cached_property
+    def _limited_models(self) -> frozenset[str]:
+        by_model = self.settings.limits.models
+        return frozenset(name for name, limits in by_model.items() if _has_any(limits))
+
     def may_use(self, *names: str) -> bool:
         """Whether it may use a model that goes by these names; one that is allowed suffices."""
         allowed = self.settings.allowed_models
         return allowed is None or any(_matches(name, p) for p in allowed for name in names)
+
+
+def _has_any(limits: Limits) -> bool:
+    return any(getattr(limits, name) is not None for name in Limits.model_fields)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -121,6 +141,12 @@ class Caller:
         """The tenant's name."""
         return self.tenant.id
 
+    def has_limits_on(self, model: ModelName) -> bool:
+        """Whether anything bounds what it uses of a model; if not, nobody need be asked."""
+        if self.tenant.has_limits_on(model):
+            return True
+        return self.key is not None and self.key.limits != NO_LIMITS
+
     def can(self, scope: Scope) -> bool:
         """Whether the key has a scope. Without keys there is inference and no administration."""
         return scope in self.key.scopes if self.key is not None else scope == "inference"
@@ -153,8 +179,10 @@ class Catalog:
         """The store's version that is known; -1 before the store was read."""
         self._stored: dict[TenantId, Tenant] = {}
         self._stored_keys: dict[str, Key] = {}
+        self._stored_limits: dict[KeyId, Limits] = {}
         self._declared: dict[TenantId, Tenant] = {}
         self._declared_keys: dict[str, Key] = {}
+        self._declared_limits: dict[KeyId, Limits] = {}
         self.declare(declared)
 
     @property
@@ -167,12 +195,14 @@ class Catalog:
         tenants = tuple(tenants)
         self._declared = {t.id: Tenant(_without_keys(t)) for t in tenants}
         self._declared_keys = {key.hash: _as_key(t.id, key) for t in tenants for key in t.keys}
+        self._declared_limits = {key.id: key.limits for key in self._declared_keys.values()}
 
     def apply(self, changes: CatalogChanges) -> None:
         """Takes what changed in the store."""
         if changes.is_complete:
             self._stored.clear()
             self._stored_keys.clear()
+            self._stored_limits.clear()
         for tenant_id in changes.deleted:
             self._stored.pop(tenant_id, None)
         for tenant in changes.tenants:
@@ -180,15 +210,19 @@ class Catalog:
         for key in changes.keys:
             if key.revoked_s is None:
                 self._stored_keys[key.hash] = key
+                self._stored_limits[key.id] = key.limits
             else:
-                self._stored_keys.pop(key.hash, None)
+                self._drop_stored(key)
         self.version = changes.version
 
     def forget_expired(self, now_s: float) -> None:
         """Drops stored keys that will never work again."""
-        expired = [h for h, key in self._stored_keys.items() if not key.is_live(now_s)]
-        for key_hash in expired:
-            del self._stored_keys[key_hash]
+        for key in [key for key in self._stored_keys.values() if not key.is_live(now_s)]:
+            self._drop_stored(key)
+
+    def _drop_stored(self, key: Key) -> None:
+        self._stored_keys.pop(key.hash, None)
+        self._stored_limits.pop(key.id, None)
 
     def tenants(self) -> list[Tenant]:
         """Every tenant, by name."""
@@ -199,6 +233,10 @@ class Catalog:
         """One tenant, or None."""
         name = TenantId(tenant_id)
         return self._declared.get(name) or self._stored.get(name)
+
+    def limits_of_key(self, key_id: KeyId) -> Limits:
+        """Bounds on one key; none where it does not work any more."""
+        return self._declared_limits.get(key_id) or self._stored_limits.get(key_id, NO_LIMITS)
 
     def declared_keys(self) -> list[Key]:
         """The keys that the config file lists."""

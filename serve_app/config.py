@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.config_limits import LedgerSettings, PriceSpec
 from serve_app.config_model import (
     Accelerator,
     CpuAccelerator,
@@ -39,6 +40,7 @@ from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.config_store import StoreSettings
 from serve_app.config_tenants import DeclaredTenant, find_tenant_conflict
 from serve_app.errors import ConfigError
+from serve_app.names import ModelNameText
 
 __all__ = [
     "Accelerator",
@@ -87,6 +89,9 @@ class GatewaySettings(Section):
     """Requests that one gateway holds at the same time, waiting ones included."""
     sse_keep_alive_s: Annotated[int, Field(ge=0, le=3600)] = 15
     """Seconds of silence after which a stream sends a comment, so no proxy cuts it. 0 = never."""
+    request_timeout_s: Seconds | None = None
+    """Most seconds that a request may take, if its `x-request-timeout` does not say fewer. None
+    means no bound."""
     drain_timeout_s: Seconds = 300.0
     """Seconds that a stopping gateway gets to finish its streams."""
 
@@ -102,7 +107,7 @@ class LimitSettings(Section):
     """Bounds that keep a crowd from hurting everyone."""
 
     max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
-    """Requests that may wait for one model. One more is refused with 429."""
+    """Requests that may wait for one model. One more is refused with 503."""
     max_wait_s: Seconds = 600.0
     """Seconds that a request may wait for an engine. Then it is refused with 503."""
     max_running_per_engine: Annotated[int, Field(ge=1, le=65_536)] | None = None
@@ -166,6 +171,10 @@ class Settings(Section):
     """Bounds on waiting and running requests."""
     fairness: FairnessSettings = FairnessSettings()
     """Who is next when requests wait."""
+    ledger: LedgerSettings = LedgerSettings()
+    """The actor that holds tenants and keys to their limits and budgets."""
+    prices: dict[ModelNameText, PriceSpec] = Field(default_factory=dict)
+    """What tokens cost, by base model. A model that is not listed is free."""
     auth: AuthSettings = AuthOff()
     """Whether requests need keys."""
     tenants: Annotated[tuple[DeclaredTenant, ...], Field(strict=False)] = ()
@@ -191,6 +200,17 @@ class Settings(Section):
             raise ValueError(
                 f"{_places_of(twice[0], self.models)} are both {twice[0]!r}; "
                 "a name or alias belongs to one model, rename or remove the others"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_prices(self) -> Self:
+        known = [model.name for model in self.models]
+        unknown = next((name for name in self.prices if name not in known), None)
+        if unknown is not None:
+            raise ValueError(
+                f"prices has {unknown!r}, and models has {', '.join(known)}; name one of these "
+                "(not an alias), or remove the price"
             )
         return self
 

@@ -83,7 +83,8 @@ def _walk(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseM
     for name, field in section.model_fields.items():
         inner = list(_sections_in(field.annotation))
         place = name if path == "args" else f"{path}.{name}"
-        place += "[]" if get_origin(field.annotation) is tuple else ""
+        origin = get_origin(field.annotation)
+        place += "[]" if origin is tuple else ".NAME" if origin is dict else ""
         for part in inner:
             suffix = f" (kind: {_kind_of(part)})" if len(inner) > 1 else ""
             yield from _walk(part, place + suffix)
@@ -92,7 +93,7 @@ def _walk(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseM
 def _sections_in(annotation: object) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Annotated, tuple, Union, types.UnionType):
+    elif get_origin(annotation) in (Annotated, tuple, dict, Union, types.UnionType):
         for part in get_args(annotation):
             yield from _sections_in(part)
 
@@ -128,7 +129,7 @@ def _show_type(annotation: object) -> str:
         return ", ".join([_show_type(parts[0]), *_show_metadata(parts[1:])])
     if origin is Literal:
         return " or ".join(f"`{part}`" for part in parts)
-    if list(_sections_in(annotation)):
+    if origin is not dict and list(_sections_in(annotation)):
         return "list of sections" if origin is tuple else "section"
     if origin in (Union, types.UnionType):
         return " or ".join(map(_show_type, parts))

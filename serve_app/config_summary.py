@@ -13,14 +13,14 @@ def summarize(file: ServeFile) -> str:
     """Return the file's models and what they ask of Ray, as a table and a few lines."""
     settings = file.settings
     edge = settings.gateway.replicas * settings.gateway.cpus
-    edge += len(settings.models) * settings.router.cpus
+    edge += len(settings.models) * settings.router.cpus + settings.ledger.cpus
     return "\n".join(
         [
             f"{file.path} is valid.",
             "",
             *format_table([_HEADER, *(_describe_model(model) for model in settings.models)]),
             "",
-            f"Gateways and routers: {edge:g} CPU.",
+            f"Gateways, routers and ledger: {edge:g} CPU.",
             f"In all: {_describe_total(settings.models, edge)}.",
             f"Address: http://{file.host}:{file.port}   Keys: {settings.auth.kind}",
         ]

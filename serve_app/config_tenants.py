@@ -38,17 +38,17 @@ class Limits(Section):
     """Bounds on what may be used at a time. None means no bound."""
 
     requests_per_min: Count | None = None
-    """Requests begun in a minute."""
+    """Requests admitted in any 60 seconds."""
     prompt_tokens_per_min: Count | None = None
-    """Prompt tokens in a minute."""
+    """Prompt tokens of the requests admitted in any 60 seconds."""
     completion_tokens_per_min: Count | None = None
-    """Generated tokens in a minute."""
+    """Generated tokens of the requests admitted in any 60 seconds."""
     total_tokens_per_min: Count | None = None
-    """Prompt and generated tokens in a minute."""
+    """Prompt and generated tokens of the requests admitted in any 60 seconds."""
     concurrent_requests: Count | None = None
     """Requests that wait or run at the same time."""
     max_output_tokens: Count | None = None
-    """Tokens that one request may generate."""
+    """Tokens that one completion may have."""
 
 
 class TenantLimits(Limits):
@@ -62,13 +62,13 @@ class Budgets(Section):
     """Bounds on what may be used up in a day or a month (UTC). None means no bound."""
 
     tokens_per_day: Count | None = None
-    """Prompt and generated tokens in a day."""
+    """Prompt and generated tokens of the requests admitted on one day."""
     tokens_per_month: Count | None = None
-    """Prompt and generated tokens in a calendar month."""
+    """Prompt and generated tokens of the requests admitted in one calendar month."""
     usd_per_day: Usd | None = None
-    """Cost in US dollars in a day."""
+    """Cost in US dollars, by `prices`, of the requests admitted on one day."""
     usd_per_month: Usd | None = None
-    """Cost in US dollars in a calendar month."""
+    """Cost in US dollars, by `prices`, of the requests admitted in one calendar month."""
 
 
 Scopes = Annotated[tuple[Scope, ...], Field(strict=False, min_length=1, max_length=2)]

@@ -6,6 +6,7 @@ import re
 from serve_app.names import ModelName
 
 GATEWAY = "gateway"
+LEDGER = "ledger"
 
 
 def router_of(model: ModelName) -> str:

