@@ -301,6 +301,7 @@ _ARRIERO_ROLES = (
     ("haproxy -db", "HAProxy"),
     (":gateway", "gateway"),
     (":router-", "router"),
+    (":ledger", "ledger"),
     (":engine-", "engine"),
     ("ServeController", "Serve controller"),
 )

@@ -1,6 +1,7 @@
 """Composition root: settings in, Serve application out. The only `serve.deployment` calls.
 
     gateway (HTTP) ──► router of each model ──► engines of each model
+                  └──► ledger
 
 `serve deploy config.yaml` calls `build` with the file's `args`. Whatever is wrong with them is
 said here, before anything of the running application is touched.
@@ -20,10 +21,10 @@ from ray.serve.exceptions import RayServeException
 
 from serve_app.config import Settings, check_exposure, parse_settings
 from serve_app.config_model import CpuAccelerator, ModelSettings
-from serve_app.deployment_names import GATEWAY, engine_of, router_of
+from serve_app.deployment_names import GATEWAY, LEDGER, engine_of, router_of
 from serve_app.errors import ConfigError
 from serve_app.policy.placement import plan_placement
-from serve_app.replicas import EngineReplica, GatewayReplica, RouterReplica
+from serve_app.replicas import EngineReplica, GatewayReplica, LedgerReplica, RouterReplica
 from serve_app.telemetry import version
 
 APP_NAME = "arriero"
@@ -48,12 +49,12 @@ def build(args: Mapping[str, Any]) -> Application:
     shared = settings.model_dump(mode="json")
     # Routers need tenants' weights, and no keys.
     for_routers = settings.model_dump(mode="json", exclude={"tenants": {"__all__": {"keys"}}})
-    routers = []
+    others = [_ledger(settings, shared)]
     for model in settings.models:
         router = _router(model, settings, for_routers)
         # The gateway is bound to the engines too, as Serve deploys only what the ingress reaches.
-        routers += [router, _engine(model, settings, router)]
-    return _gateway(settings, shared, routers)
+        others += [router, _engine(model, settings, router)]
+    return _gateway(settings, shared, others)
 
 
 def _http_host() -> str:
@@ -78,6 +79,24 @@ def _gateway(settings: Settings, shared: dict[str, Any], others: list[Applicatio
         logging_config={"enable_access_log": False},
     )(serve.ingress()(GatewayReplica))
     return _pinned(deployment, APP_NAME).bind(APP_NAME, *others)
+
+
+def _ledger(settings: Settings, shared: dict[str, Any]) -> Application:
+    deployment = serve.deployment(
+        name=LEDGER,
+        num_replicas=1,
+        # Its journal is a file, so a new one has to start where the old one was.
+        ray_actor_options={
+            "num_cpus": settings.ledger.cpus,
+            "resources": {"node:__internal_head__": 0.001},
+        },
+        max_ongoing_requests=_MANY,
+        user_config={**shared},
+        health_check_period_s=2.0,
+    )(LedgerReplica)
+    # What its leases and its journal are is fixed while it lives; limits are not.
+    identity = [settings.ledger.model_dump(mode="json"), settings.store.state_dir]
+    return _pinned(deployment, identity).bind()
 
 
 def _router(model: ModelSettings, settings: Settings, shared: dict[str, Any]) -> Application:

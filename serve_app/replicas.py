@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve_app.config import LoggingSettings, Settings
+from serve_app.config_limits import ledger_folder
 from serve_app.config_model import ModelSettings
 from serve_app.errors import InternalError
 from serve_app.loopback import keep_replica_on_loopback
@@ -72,6 +73,38 @@ class RouterReplica:
             raise InternalError(f"The router of {self._model_name!r} stopped: {self._task}")
 
 
+class LedgerReplica:
+    """Runs the ledger."""
+
+    async def __init__(self) -> None:  # type: ignore[misc]  # Serve awaits it
+        keep_replica_on_loopback()
+        self._ledger: Any = None
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Takes new limits; makes the ledger the first time."""
+        from deployments.ledger_host import LedgerHost
+        from deployments.ledger_journal import FileJournal
+
+        settings = Settings.model_validate(user_config)
+        set_up_logging(settings.logging)
+        if self._ledger is None:
+            journal = FileJournal(ledger_folder(settings.ledger, settings.store))
+            self._ledger = LedgerHost(settings, journal, _node_address())
+            self._ledger.start()
+        else:
+            self._ledger.configure(settings)
+
+    async def endpoint(self) -> Endpoint:
+        """Where gateways connect to; raises while it does not listen yet."""
+        endpoint: Endpoint = self._ledger.endpoint
+        return endpoint
+
+    async def check_health(self) -> None:
+        """Raises when the ledger has stopped, so that Serve replaces it."""
+        if self._ledger is not None:
+            self._ledger.check_health()
+
+
 class EngineReplica:
     """Runs one engine."""
 
@@ -104,28 +137,34 @@ class GatewayReplica:
     """Runs one gateway.
 
     Args:
-        routers: Every model's router, so that Serve knows they belong to this application. They
-            are looked up by name when needed: models come and go without a new gateway.
+        others: The ledger and every model's router, so that Serve knows they belong to this
+            application. They are looked up by name when needed: models come and go without a new
+            gateway.
     """
 
-    def __init__(self, app_name: str, *routers: DeploymentHandle[Any]) -> None:
+    def __init__(self, app_name: str, *others: DeploymentHandle[Any]) -> None:
         keep_replica_on_loopback()
         from serve_app.gateway.app import build_gateway_app
         from serve_app.gateway.gateway import Gateway
 
         self._app_name = app_name
-        self._gateway = Gateway(_replica_name(), self._find_router_of)
+        self._gateway = Gateway(_replica_name(), self._find_router_of, self._find_ledger)
         self._build: Callable[[], ASGIApp] = lambda: build_gateway_app(self._gateway)
 
     def _find_router_of(self, model_name: ModelName) -> FindRouter:
         from serve_app.deployment_names import router_of
 
-        async def find() -> Endpoint:
-            handle: Any = serve.get_deployment_handle(router_of(model_name), self._app_name)
-            endpoint: Endpoint = await handle.endpoint.remote()
-            return endpoint
+        return lambda: self._find(router_of(model_name))
 
-        return find
+    async def _find_ledger(self) -> Endpoint:
+        from serve_app.deployment_names import LEDGER
+
+        return await self._find(LEDGER)
+
+    async def _find(self, deployment: str) -> Endpoint:
+        handle: Any = serve.get_deployment_handle(deployment, self._app_name)
+        endpoint: Endpoint = await handle.endpoint.remote()
+        return endpoint
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Takes new settings; streams go on."""

@@ -6,6 +6,7 @@ is one event and the end of the stream.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -29,10 +30,19 @@ class FrontEndAnswer:
         send: Where the answer goes.
         path: The request's path; decides the form of errors.
         retry_after_s: What clients are told when an error is worth another try.
+        find_cause: Says why the request was refused, where that is known better than the front end
+            can say it; None where it is not.
     """
 
-    def __init__(self, send: Send, path: str, retry_after_s: float) -> None:
+    def __init__(
+        self,
+        send: Send,
+        path: str,
+        retry_after_s: float,
+        find_cause: Callable[[], ApiError | None] = lambda: None,
+    ) -> None:
         self._send = send
+        self._find_cause = find_cause
         self._path = path
         self._retry_after_s = retry_after_s
         self._held: Message | None = None
@@ -76,7 +86,7 @@ class FrontEndAnswer:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         body = create_error_response(cause if isinstance(cause, Exception) else error)
         answer = self._from_vllm(int(body.error.code), body.model_dump_json().encode())
-        if answer.status == 500:
+        if answer.status == 500 and self._find_cause() is None:
             logger.error("Request %s failed.", telemetry.request_id.get(), exc_info=error)
         await self.fail_with(answer)
 
@@ -85,6 +95,7 @@ class FrontEndAnswer:
         if self._has_ended:
             return
         self._has_ended = self._has_failed = True
+        error = self._find_cause() or error
         if not self._has_begun:
             await send_error(self._send, error, self._path)
             return

@@ -6,6 +6,7 @@ request -> Edge (key, request id, errors) -> this gateway's own routes
 
 import logging
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import vllm
@@ -28,12 +29,13 @@ from serve_app.gateway.auth import current_caller
 from serve_app.gateway.body import (
     ClientGoneError,
     Outer,
-    peek_model,
+    peek,
     read_body,
     run_until_hang_up,
 )
 from serve_app.gateway.error_body import ApiError, from_validation, render
 from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.limit_answers import limit_headers
 from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
 from serve_app.gateway.usage_routes import add_usage_routes
@@ -152,22 +154,25 @@ class Dispatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs one request (ASGI)."""
         body = await read_body(scope, receive, self._gateway.settings.gateway.max_body_bytes)
+        seen = peek(body)
         caller = current_caller.get()
-        front_end = self._gateway.front_end_for(peek_model(body), scope["path"], caller)
+        front_end = self._gateway.front_end_for(seen.model, scope["path"], caller)
+        meter = current_meter.get()
+        price = self._gateway.price_of(front_end.model_name)
+        meter.begin(front_end.model_name, price, is_max_tokens_given=seen.is_max_tokens_given)
         retry_after_s = self._gateway.settings.limits.retry_after_s
-        answer = FrontEndAnswer(send, scope["path"], retry_after_s)
+        answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
         # The front end is an application of its own; it must not see this one's routing.
         inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
         inner["state"] = {}
-        meter = Meter(caller, front_end.model_name)
-        current_meter.set(meter)
         try:
             await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
         except Exception as error:
             await answer.fail(error)
         finally:
-            if meter.is_used:
-                self._gateway.accounts.recorder.record(meter.close(answer.outcome))
+            record = meter.close(answer.outcome)
+            if record is not None:
+                self._gateway.accounts.recorder.record(record)
 
 
 class Edge:
@@ -186,10 +191,13 @@ class Edge:
         request_id = _request_id(headers)
         answered = _Answered(send, request_id)
         path = scope["path"]
+        telemetry.request_id.set(request_id)
         try:
             if path not in _OPEN_PATHS:
                 current_caller.set(self._gateway.identify(headers, _scope_of(path)))
-            telemetry.request_id.set(request_id)
+            if path in MODEL_PATHS:
+                answered.meter = self._gateway.make_meter(current_caller.get(), headers)
+                current_meter.set(answered.meter)
             await self._app(scope, receive, answered)
         except ApiError as error:
             await answered.with_error(error, path)
@@ -208,9 +216,11 @@ def _scope_of(path: str) -> KeyScope | None:
 
 
 class _Answered:
-    """A `send` that adds the request id and knows whether an answer has begun."""
+    """A `send` that adds the request id and the limits, and knows whether an answer has begun."""
 
     def __init__(self, send: Send, request_id: str) -> None:
+        self.meter: Meter | None = None
+        """Of a request for a model."""
         self._send = send
         self._request_id = request_id.encode()
         self._has_begun = False
@@ -219,13 +229,21 @@ class _Answered:
         if message["type"] == "http.response.start":
             self._has_begun = True
             headers = [h for h in message["headers"] if h[0].lower() != b"x-request-id"]
-            message = {**message, "headers": [*headers, (b"x-request-id", self._request_id)]}
+            headers.append((b"x-request-id", self._request_id))
+            if self.meter is not None and self.meter.is_limited:
+                headers += await _limit_headers(self.meter)
+            message = {**message, "headers": headers}
         await self._send(message)
 
     async def with_error(self, error: ApiError, path: str) -> None:
         """Answers with an error unless an answer has begun."""
         if not self._has_begun:
             await send_error(self, error, path)
+
+
+async def _limit_headers(meter: Meter) -> Sequence[tuple[bytes, bytes]]:
+    await meter.look()
+    return limit_headers(meter.standing) if meter.standing is not None else ()
 
 
 def _request_id(headers: Headers) -> str:

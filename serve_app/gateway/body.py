@@ -28,6 +28,15 @@ class Peek(msgspec.Struct):
     """The part of a body that says where it goes."""
 
     model: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+
+    @property
+    def is_max_tokens_given(self) -> bool:
+        """Whether the client bounds its completions, under any of the names that APIs have."""
+        names = (self.max_tokens, self.max_completion_tokens, self.max_output_tokens)
+        return any(name is not None for name in names)
 
 
 _peek_decoder = msgspec.json.Decoder(Peek)
@@ -67,21 +76,21 @@ def _too_large(max_bytes: int) -> ApiError:
     )
 
 
-def peek_model(body: bytes) -> str | None:
-    """Returns the body's `model`, or None where it names none.
+def peek(body: bytes) -> Peek:
+    """Returns the part of a body that says where it goes; its `model` is a string or None.
 
     Raises:
         ApiError: 400; the body is no JSON object, or `model` is no string.
     """
     try:
-        model = _peek_decoder.decode(body).model
+        seen = _peek_decoder.decode(body)
     except msgspec.DecodeError as error:
         raise ApiError(400, f"The request body is not a JSON object: {error}.") from error
     except RecursionError as error:
         raise ApiError(400, "The request body is JSON that is nested too deeply.") from error
-    if model is not None and not isinstance(model, str):
+    if seen.model is not None and not isinstance(seen.model, str):
         raise ApiError(400, "The parameter 'model' must be a string.", param="model")
-    return model
+    return seen
 
 
 class Replay:

@@ -10,20 +10,29 @@ that the attributes set here are those which AsyncLLM's own constructor sets.
 """
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm.config import VllmConfig
+from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.pooling_params import PoolingParams
 from vllm.renderers import renderer_from_config
+from vllm.sampling_params import SamplingParams
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from serve_app.gateway.deadline import Deadline, check_in_time
+from serve_app.gateway.generation_book import GenerationBook
 from serve_app.gateway.identity import seal_renderer, seal_request
 from serve_app.gateway.input_bounds import BoundedInputProcessor
-from serve_app.gateway.meter import current_meter
+from serve_app.gateway.meter import Generation, current_meter
 from serve_app.gateway.model_client import ModelClient
+
+Output = TypeVar("Output")
 
 
 class RemoteCore:
@@ -43,13 +52,19 @@ class RemoteCore:
 
     async def get_output_async(self) -> EngineCoreOutputs:
         """The next step's outputs of any engine."""
-        return await self._outputs.get()
+        outputs = await self._outputs.get()
+        self.sink.count(outputs)  # Now: what comes for a request that has ended is not counted.
+        return outputs
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Queues a request; does not wait for its turn."""
         meter = current_meter.get()
         seal_request(request, meter.caller)
-        self._client.send(request, meter, self.sink)
+        self._client.send(request, meter.caller, self.sink)
+        generation = meter.find(request.external_req_id or request.request_id)
+        if request.prompt_token_ids is not None:
+            generation.prompt_tokens = len(request.prompt_token_ids)
+        self.sink.book.add(request.request_id, generation)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """Ends requests wherever they are."""
@@ -59,6 +74,7 @@ class RemoteCore:
         """Same, at once."""
         if request_ids:
             self._client.abort(request_ids)
+            self.sink.book.drop(request_ids)
 
     def put(self, outputs: EngineCoreOutputs) -> None:
         """Takes outputs for `get_output_async`."""
@@ -111,6 +127,8 @@ class RemoteEngineClient(AsyncLLM):
             log_stats=False,
             stream_interval=config.scheduler_config.stream_interval,
         )
+        self.book = GenerationBook()
+        self._client = client
         self._remote = RemoteCore(client, tasks)
         self._remote.sink = self
         self.engine_core: Any = self._remote
@@ -125,16 +143,111 @@ class RemoteEngineClient(AsyncLLM):
         self._client_count = 1
         self._run_output_handler()  # type: ignore[no-untyped-call]  # vLLM's
 
+    # --- requests ---------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams,
+        request_id: str,
+        *rest: Any,
+        **options: Any,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """As AsyncLLM's, once the ledger consents; and counted.
+
+        What is asked for is known before the first output is waited for, so that all prompts of
+        an HTTP request are one reservation.
+        """
+        most = sampling_params.max_tokens or self.model_config.max_model_len
+        each = (most,) * sampling_params.n
+        generation = current_meter.get().plan(request_id, _count_prompt(prompt), each)
+
+        def begin(cut_to: int | None) -> AsyncGenerator[RequestOutput, None]:
+            if cut_to is not None and most > cut_to:
+                sampling_params.max_tokens = cut_to
+            return AsyncLLM.generate(self, prompt, sampling_params, request_id, *rest, **options)
+
+        return self._run(generation, begin)
+
+    def encode(
+        self,
+        prompt: Any,
+        pooling_params: PoolingParams,
+        request_id: str,
+        *rest: Any,
+        **options: Any,
+    ) -> AsyncGenerator[PoolingRequestOutput, None]:
+        """As AsyncLLM's, once the ledger consents; and counted."""
+        generation = current_meter.get().plan(request_id, _count_prompt(prompt), ())
+        return self._run(
+            generation,
+            lambda _: AsyncLLM.encode(self, prompt, pooling_params, request_id, *rest, **options),
+        )
+
+    def _run(
+        self,
+        generation: Generation,
+        begin: Callable[[int | None], AsyncGenerator[Output, None]],
+    ) -> AsyncGenerator[Output, None]:
+        meter = generation.meter
+        if meter.is_limited or meter.deadline_s is not None:
+            return self._run_bounded(generation, begin)
+        return begin(None)
+
+    async def _run_bounded(
+        self,
+        generation: Generation,
+        begin: Callable[[int | None], AsyncGenerator[Output, None]],
+    ) -> AsyncGenerator[Output, None]:
+        generation.is_started = True
+        deadline = Deadline(generation.meter, lambda error: self._end(generation, error))
+        try:
+            check_in_time(generation.meter, self._client.status, self.book.mean_tokens)
+            async with deadline.bound():
+                cut_to = await generation.admit()
+            deadline.start()
+            async with contextlib.aclosing(begin(cut_to)) as outputs:
+                async for output in outputs:
+                    yield output
+        finally:
+            deadline.stop()
+            generation.end()
+
+    def _end(self, generation: Generation, error: Exception) -> None:
+        for request_id in list(generation.request_ids):
+            self.fail(request_id, error)
+
+    # --- what comes of them -----------------------------------------------------------------
+
+    def begin(self, request_id: str) -> None:
+        """Hears that a request is handed to an engine (`Sink`)."""
+        self.book.begin(request_id)
+
     def take(self, outputs: EngineCoreOutputs) -> None:
         """Takes one step's outputs (`Sink`)."""
         self._remote.put(outputs)
+
+    def count(self, outputs: EngineCoreOutputs) -> None:
+        """Counts what is about to be processed."""
+        self.book.count(outputs.outputs, self.output_processor.has_request)
 
     def fail(self, request_id: str, error: Exception) -> None:
         """Ends one request, and its siblings where `n` > 1, with an error (`Sink`)."""
         state = self.output_processor.request_states.get(request_id)
         if state is None:
             return
+        self.book.note_failure(request_id)
         whole = state.parent_req.request_id if state.parent_req is not None else request_id
         self._remote.abort(self.output_processor.abort_requests([whole], internal=True))
         if state.queue is not None:
             state.queue.put(error)
+
+
+def _count_prompt(prompt: Any) -> int:
+    """Tokens of a prompt as the front end has rendered it; of embeddings, their positions."""
+    if isinstance(prompt, EngineCoreRequest):
+        return len(prompt.prompt_token_ids or ())
+    tokens = prompt.get("prompt_token_ids")
+    if tokens is None:
+        tokens = prompt.get("prompt_embeds", ())
+    return len(tokens) + len(prompt.get("encoder_prompt_token_ids", ()))

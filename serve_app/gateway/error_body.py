@@ -33,6 +33,7 @@ _TYPE_OF_STATUS = {
     422: "invalid_request_error",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 _CODE_OF_STATUS = {
     401: "invalid_api_key",
@@ -88,6 +89,7 @@ def render(error: ApiError, path: str) -> tuple[bytes, list[tuple[bytes, bytes]]
     ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
+        headers.append((b"retry-after-ms", str(math.ceil(error.retry_after_s * 1000)).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return payload, headers

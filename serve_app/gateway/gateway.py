@@ -13,18 +13,25 @@ from typing import Any
 
 from serve_app.catalog import Caller
 from serve_app.config import Settings
+from serve_app.config_limits import LedgerSettings, PriceSpec
 from serve_app.config_model import ModelSettings
 from serve_app.config_tenants import Scope
 from serve_app.errors import InternalError
 from serve_app.gateway.accounts import Accounts
 from serve_app.gateway.auth import check_scope
+from serve_app.gateway.deadline import read_timeout
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.front_end import FrontEnd
+from serve_app.gateway.ledger_client import LedgerClient
+from serve_app.gateway.meter import Meter
 from serve_app.gateway.model_client import ModelClient
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
+from serve_app.standing_link import FindEndpoint
 
 logger = logging.getLogger(__name__)
+
+_FREE = PriceSpec()
 
 FindRouterOf = Callable[[ModelName], FindRouter]
 """Returns how to find the router of a model."""
@@ -47,21 +54,27 @@ class Gateway:
     Args:
         gateway_id: Unique in the cluster.
         find_router_of: How to find each model's router.
+        find_ledger: How to find the ledger.
     """
 
-    def __init__(self, gateway_id: str, find_router_of: FindRouterOf) -> None:
+    def __init__(
+        self, gateway_id: str, find_router_of: FindRouterOf, find_ledger: FindEndpoint
+    ) -> None:
         self._identity = gateway_id.encode()
         self._find_router_of = find_router_of
         self._models: dict[ModelName, _Model] = {}
         self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.accounts = Accounts()
+        self._find_ledger = find_ledger
+        self._ledger: LedgerClient | None = None
         self.settings: Settings
 
     def configure(self, settings: Settings) -> None:
         """Takes new settings. Models that did not change keep their connections and streams."""
         self.settings = settings
         self.accounts.configure(settings)
+        self._configure_ledger(settings.ledger)
         self._base_of = {name: m.name for m in settings.models for name in m.names}
         wanted = {model.name: model for model in settings.models}
         for name in self._models.keys() - wanted.keys():
@@ -91,6 +104,8 @@ class Gateway:
             model.client.close()
         for task in self._tasks:
             task.cancel()
+        if self._ledger is not None:
+            self._ledger.close()
 
     # --- requests ---------------------------------------------------------------------------
 
@@ -104,6 +119,20 @@ class Gateway:
         if scope is not None:
             check_scope(caller, scope)
         return caller
+
+    def make_meter(self, caller: Caller, headers: Mapping[str, str]) -> Meter:
+        """Returns what counts a request for a model.
+
+        Raises:
+            ApiError: 400; `x-request-timeout` is no number of seconds.
+        """
+        assert self._ledger is not None, "configure comes first"
+        timeout_s = read_timeout(headers, self.settings.gateway.request_timeout_s)
+        return Meter(caller, self._ledger, timeout_s)
+
+    def price_of(self, model: ModelName) -> PriceSpec:
+        """Returns what a base model's tokens cost."""
+        return self.settings.prices.get(model, _FREE)
 
     def front_end_for(self, model_name: str | None, path: str, caller: Caller) -> FrontEnd:
         """Returns the front end that answers a request.
@@ -215,6 +244,16 @@ class Gateway:
             for alias in model.settings.names
             if caller.tenant.may_use(alias, name)
         ]
+
+    # --- ledger -----------------------------------------------------------------------------
+
+    def _configure_ledger(self, settings: LedgerSettings) -> None:
+        if self._ledger is None:
+            self._ledger = LedgerClient(
+                self._find_ledger, self._identity, settings.wait_s, settings.lease_s
+            )
+            self._ledger.start()
+        self._ledger.wait_s, self._ledger.lease_s = settings.wait_s, settings.lease_s
 
     # --- models -----------------------------------------------------------------------------
 

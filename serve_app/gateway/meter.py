@@ -1,74 +1,274 @@
-"""What one HTTP request uses, counted while it runs.
+"""What one HTTP request reserves and uses, from its first token to its settlement.
 
-`Dispatch` makes a meter, the `ModelClient` counts on it, and when the request has ended whatever
-way it becomes one usage record. A request may have several tickets (`n`, or several prompts); the
-prompt of an `n` is counted once, as OpenAI counts it.
+vLLM's front end calls the engine client once for each prompt of a request, and n completions come
+of each. All calls that it makes before it waits for the first are one reservation, granted or
+refused as a whole; what it asks for later (another turn with a tool's answer) is another one, which
+does not count as a request again. The ledger's settlement and the usage record are made of the same
+counts. Where nothing limits the request, the ledger is not asked.
 """
 
+import asyncio
 import time
+import uuid
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from http import HTTPStatus
 
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.exceptions import GracefulHTTPError
+from vllm.v1.engine import EngineCoreOutput
 
 from serve_app import telemetry
 from serve_app.catalog import Caller
-from serve_app.names import ModelName
+from serve_app.config_limits import PriceSpec
+from serve_app.errors import OverloadedError
+from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.ledger_client import LedgerClient
+from serve_app.gateway.limit_answers import describe_refusal
+from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
+from serve_app.names import KeyId, ModelName
 from serve_app.usage import Outcome, UsageRecord, new_request_id
 
+_FREE = PriceSpec()
 
-@dataclass
-class Meter:
-    """Counts for one HTTP request."""
 
-    caller: Caller
-    model: ModelName
-    started_s: float = field(default_factory=time.time)
-    first_token_s: float | None = None
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    _prompts: dict[str, int] = field(default_factory=dict)
+class Generation:
+    """One call of the engine client: a prompt, and n completions of it.
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Those of every prompt, each once."""
-        return sum(self._prompts.values())
+    Attributes:
+        meter: The request that it belongs to.
+        prompt_tokens: Of the prompt, counted once.
+        max_tokens: Of each completion.
+        completion_tokens: Token ids that engines have produced so far.
+        cached_tokens: Prompt tokens whose work an engine found done.
+        is_started: Whether the front end waits for it.
+        has_begun: Whether an engine got any of it. From then on its prompt is charged.
+        request_ids: The engine requests that it became.
+    """
 
-    @property
-    def is_used(self) -> bool:
-        """Whether anything was asked of an engine."""
-        return bool(self._prompts)
-
-    def begin(self, request: EngineCoreRequest) -> None:
-        """Takes note of a ticket."""
-        prompt = request.external_req_id or request.request_id
-        self._prompts[prompt] = len(request.prompt_token_ids or ())
+    def __init__(self, turn: "Turn", prompt_tokens: int, max_tokens: tuple[int, ...]) -> None:
+        self.meter = turn.meter
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.is_started = False
+        self.has_begun = False
+        self.request_ids: list[str] = []
+        self._turn: Turn | None = turn
 
     def take(self, output: EngineCoreOutput) -> None:
-        """Counts what a step produced for one of its tickets."""
-        if output.new_token_ids and self.first_token_s is None:
-            self.first_token_s = time.time()
-        self.completion_tokens += len(output.new_token_ids)
+        """Counts what a step produced for it."""
+        self.has_begun = True
+        if output.new_token_ids:
+            self.completion_tokens += len(output.new_token_ids)
+            self.meter.note_token()
         if output.prefill_stats is not None:
             self.cached_tokens += output.prefill_stats.num_cached_tokens
 
-    def close(self, outcome: Outcome) -> UsageRecord:
-        """Returns the record of the request, which has ended."""
+    async def admit(self) -> int | None:
+        """Waits for the ledger's consent; returns what each completion is to be cut to.
+
+        Raises:
+            GracefulHTTPError: It may not begin. `Meter.failure` says it better.
+        """
+        assert self._turn is not None, "admit comes before end"
+        return await self._turn.reserve() if self.meter.is_limited else None
+
+    def end(self) -> None:
+        """Says that nothing more will be produced. May be called again."""
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.end_one()
+
+
+class Turn:
+    """Generations that begin together: one reservation."""
+
+    def __init__(self, meter: "Meter", requests: int) -> None:
+        self.meter = meter
+        self.generations: list[Generation] = []
+        self._requests = requests
+        self._lease = LeaseId("")
+        self._reserving: asyncio.Task[int | None] | None = None
+        self._n_open = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more generations may join."""
+        return self._reserving is None
+
+    def add(self, prompt_tokens: int, max_tokens: tuple[int, ...]) -> Generation:
+        """Adds a generation to what will be reserved."""
+        generation = Generation(self, prompt_tokens, max_tokens)
+        self.generations.append(generation)
+        self._n_open += 1
+        return generation
+
+    async def reserve(self) -> int | None:
+        """Reserves for all generations, whichever asks first."""
+        if self._reserving is None:
+            self._lease = LeaseId(uuid.uuid4().hex)
+            self._reserving = asyncio.create_task(self._reserve(), name="reserve")
+        return await asyncio.shield(self._reserving)
+
+    async def _reserve(self) -> int | None:
+        meter = self.meter
+        ask = Reserve(
+            self._lease,
+            meter.caller.tenant_id,
+            meter.key_id,
+            meter.model,
+            requests=self._requests,
+            prompt_tokens=sum(g.prompt_tokens for g in self.generations),
+            max_tokens=tuple(n for g in self.generations for n in g.max_tokens),
+            is_max_tokens_given=meter.is_max_tokens_given,
+        )
+        try:
+            answer = await meter.ledger.reserve(ask, self.usage)
+        except OverloadedError as error:
+            raise meter.fail(
+                ApiError(503, error.message, retry_after_s=error.retry_after_s)
+            ) from error
+        meter.standing = answer.standing
+        if isinstance(answer, Refused):
+            raise meter.fail(describe_refusal(answer, ask))
+        assert isinstance(answer, Granted)
+        return answer.max_output_tokens
+
+    def usage(self) -> Usage:
+        """What was used so far."""
+        begun = [g for g in self.generations if g.has_begun]
+        return Usage(sum(g.prompt_tokens for g in begun), sum(g.completion_tokens for g in begun))
+
+    def end_one(self) -> None:
+        """One of the generations has ended; with the last the turn is settled."""
+        self._n_open -= 1
+        if self._n_open or self._reserving is None:
+            return
+        if not self._reserving.done():
+            self._reserving.cancel()
+            return
+        if self._reserving.cancelled() or self._reserving.exception() is not None:
+            return
+        has_begun = any(g.has_begun for g in self.generations)
+        is_void = self.meter.is_refused and not has_begun
+        self.meter.ledger.settle(self._lease, None if is_void else self.usage())
+
+
+class Meter:
+    """One HTTP request: whose it is, what it may take, and what came of it.
+
+    Args:
+        caller: Who is charged.
+        ledger: Grants and settles.
+        timeout_s: Seconds that the request may take; None means no bound.
+    """
+
+    def __init__(self, caller: Caller, ledger: LedgerClient, timeout_s: float | None) -> None:
+        self.caller = caller
+        self.ledger = ledger
+        self.timeout_s = timeout_s
+        self.deadline_s = (
+            None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        )
+        """By the event loop's clock."""
+        self.model = ModelName("")
+        """The base model; empty until the body is read."""
+        self.is_limited = caller.has_limits_on(self.model)
+        """Whether the ledger has to consent."""
+        self.is_max_tokens_given = False
+        self.standing: Standing | None = None
+        """How the ledger says things stand; None until it was asked."""
+        self.is_refused = False
+        """Whether the platform would not serve it: what no engine had is not charged then."""
+        self.failure: ApiError | None = None
+        """Why, where this gateway knows it better than the front end can say."""
+        self._price = _FREE
+        self._started_s = time.time()
+        self._first_token_s: float | None = None
+        self._turns: list[Turn] = []
+        self._by_name: dict[str, Generation] = {}
+
+    @property
+    def key_id(self) -> KeyId:
+        """The key that was used; empty where keys are off."""
+        return self.caller.key.id if self.caller.key is not None else KeyId("")
+
+    def begin(self, model: ModelName, price: PriceSpec, *, is_max_tokens_given: bool) -> None:
+        """Learns what the body says."""
+        self.model = model
+        self.is_limited = self.caller.has_limits_on(model)
+        self.is_max_tokens_given = is_max_tokens_given
+        self._price = price
+
+    def plan(self, name: str, prompt_tokens: int, max_tokens: tuple[int, ...]) -> Generation:
+        """Adds a generation. Nothing is reserved until the first one is admitted.
+
+        Args:
+            name: What the front end calls it.
+            prompt_tokens: Length of its prompt.
+            max_tokens: The most that each of its completions may have.
+        """
+        if not self._turns or not self._turns[-1].is_open:
+            self._turns.append(Turn(self, requests=0 if self._turns else 1))
+        generation = self._turns[-1].add(prompt_tokens, max_tokens)
+        self._by_name[name] = generation
+        return generation
+
+    def find(self, name: str) -> Generation:
+        """Returns the generation that the front end calls so."""
+        return self._by_name[name]
+
+    def note_token(self) -> None:
+        """Some engine has produced something."""
+        if self._first_token_s is None:
+            self._first_token_s = time.time()
+
+    def fail(self, error: ApiError) -> GracefulHTTPError:
+        """Notes why it is refused; returns what vLLM's front end is to be told."""
+        self.is_refused = True
+        self.failure = self.failure or error
+        return GracefulHTTPError(error.message, HTTPStatus(error.status))
+
+    async def look(self) -> None:
+        """Asks how things stand where nothing was reserved."""
+        if self.standing is None:
+            self.standing = await self.ledger.look(self.caller.tenant_id, self.key_id, self.model)
+
+    def close(self, outcome: Outcome) -> UsageRecord | None:
+        """Ends what was planned and never began; returns what was used, unless it was refused.
+
+        Args:
+            outcome: How the answer, which is complete, has ended.
+        """
+        generations = [g for turn in self._turns for g in turn.generations]
+        for generation in generations:
+            if not generation.is_started:
+                generation.end()
+        begun = [g for g in generations if g.has_begun]
+        was_asked = any(g.request_ids for g in generations)
+        if not begun and (self.is_refused or not was_asked):
+            return None
+        return self._record(begun, outcome)
+
+    def _record(self, begun: list[Generation], outcome: Outcome) -> UsageRecord:
+        prompt_tokens = sum(g.prompt_tokens for g in begun)
+        completion_tokens = sum(g.completion_tokens for g in begun)
         return UsageRecord(
             request_id=new_request_id(),
             client_request_id=telemetry.request_id.get(),
             tenant_id=self.caller.tenant_id,
-            key_id=self.caller.key.id if self.caller.key is not None else "",
+            key_id=self.key_id,
             model=self.model,
             outcome=outcome,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=min(self.cached_tokens, self.prompt_tokens),
-            completion_tokens=self.completion_tokens,
-            started_s=self.started_s,
-            first_token_s=self.first_token_s,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=min(sum(g.cached_tokens for g in begun), prompt_tokens),
+            completion_tokens=completion_tokens,
+            cost_usd=self._price.cost_usd(prompt_tokens, completion_tokens),
+            started_s=self._started_s,
+            first_token_s=self._first_token_s,
             ended_s=time.time(),
         )
 
 
 current_meter: ContextVar[Meter] = ContextVar("current_meter")
-"""The meter of the request that the present task works for."""
+"""The meter of the HTTP request that the present task works for."""

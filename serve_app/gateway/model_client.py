@@ -20,8 +20,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from serve_app.catalog import Caller
 from serve_app.engine_frames import ABORT, ADD, ALIVE
-from serve_app.gateway.meter import Meter
 from serve_app.messages import (
     Alive,
     Endpoint,
@@ -55,6 +55,9 @@ _STATUS_OF_REFUSAL = {
 class Sink(Protocol):
     """Who takes a model's outputs. Unknown request ids are to be ignored."""
 
+    def begin(self, request_id: str) -> None:
+        """Hears that a request is handed to an engine."""
+
     def take(self, outputs: EngineCoreOutputs) -> None:
         """Takes what one step of one engine produced."""
 
@@ -68,7 +71,6 @@ class _Ticket:
     """The request as engines take it."""
     sink: Sink
     enqueue: Enqueue
-    meter: Meter
     has_grammar: bool
     """Whether the request asks for structured output."""
     engine_id: EngineId | None = None
@@ -78,7 +80,6 @@ class _Ticket:
 
     def take(self, output: EngineCoreOutput) -> None:
         """Counts what a step produced for it."""
-        self.meter.take(output)
         self.completion_tokens += len(output.new_token_ids)
         if output.prefill_stats is not None:
             self.cached_tokens = output.prefill_stats.num_cached_tokens
@@ -144,8 +145,8 @@ class ModelClient:
         """Whether a front end still waits for outputs."""
         return any(ticket.sink is sink for ticket in self._tickets.values())
 
-    def send(self, request: EngineCoreRequest, meter: Meter, sink: Sink) -> None:
-        """Queues a request at the router; counts what it uses.
+    def send(self, request: EngineCoreRequest, caller: Caller, sink: Sink) -> None:
+        """Queues a request at the router.
 
         Raises:
             VLLMValidationError: A number in it is too large to be sent.
@@ -155,15 +156,14 @@ class ModelClient:
         params = request.sampling_params
         enqueue = Enqueue(
             ticket_id,
-            meter.caller.tenant_id,
-            meter.caller.tenant.settings.weight,
-            meter.caller.tenant.settings.tier,
+            caller.tenant_id,
+            caller.tenant.settings.weight,
+            caller.tenant.settings.tier,
             prompt_tokens=len(request.prompt_token_ids or ()),
             max_tokens=(params.max_tokens or 0) if params is not None else 0,
         )
         has_grammar = params is not None and params.structured_outputs is not None
-        self._tickets[ticket_id] = _Ticket(frames, sink, enqueue, meter, has_grammar)
-        meter.begin(request)
+        self._tickets[ticket_id] = _Ticket(frames, sink, enqueue, has_grammar)
         self._router.send(enqueue)
 
     def _encode(self, request: EngineCoreRequest) -> Frames:
@@ -267,6 +267,7 @@ class ModelClient:
         if ticket is None:
             return  # Withdrawn while the grant was on its way; the router has our Leave.
         ticket.engine_id = grant.engine_id
+        ticket.sink.begin(grant.ticket)
         link = self._engines.get(grant.engine_id)
         if link is None:
             link = self._engines[grant.engine_id] = self._connect(grant.engine_id, grant.endpoint)

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from serve_app.deployment_names import GATEWAY, engine_of, router_of
+from serve_app.deployment_names import GATEWAY, LEDGER, engine_of, router_of
 from serve_app.names import ModelName
 from tests.integration.conftest import write_echo
 from tests.support.clients import connect
@@ -21,7 +21,7 @@ from tests.support.settings import write_args
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CALM, BUSY = ModelName("calm"), ModelName("team/busy model".replace(" ", "-"))
 CPU = {"kind": "cpu", "cpus": 0.1}
-OTHERS = (GATEWAY, router_of(CALM), router_of(BUSY), engine_of(CALM))
+OTHERS = (GATEWAY, LEDGER, router_of(CALM), router_of(BUSY), engine_of(CALM))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,32 @@ def test_changed_engine_setting_restarts_only_that_models_engines(
         assert platform.pids(name) == before[name], name
     assert stream.finish() == "One two" * 240
     assert say(platform, BUSY) == "One two three"
+
+
+def test_changed_limit_restarts_nothing_and_outlives_the_ledger(
+    platform: RayPlatform, fresh: dict[str, Any]
+) -> None:
+    def complete() -> httpx.Response:
+        body = {"model": BUSY, "prompt": "One two", "max_tokens": 1}
+        return httpx.post(f"{platform.url}/v1/completions", json=body, timeout=60.0)
+
+    platform.deploy_and_wait(fresh)
+    names = (*OTHERS, engine_of(BUSY))
+    before = {name: platform.pids(name) for name in names}
+    stream = LongStream(platform, n_tokens=200)
+    fresh["tenants"] = [{"id": "anonymous", "budgets": {"tokens_per_day": 30}}]
+    platform.deploy_and_wait(fresh)
+    platform.wait_until(lambda: complete().status_code == 429, 30.0, "refused")
+    killed = platform.kill_replica(LEDGER)
+    platform.wait_until(lambda: platform.pids(LEDGER) not in (set(), {killed}), 60.0, "replaced")
+    platform.wait_until(lambda: complete().status_code != 503, 60.0, "answering")
+    assert complete().status_code == 429
+    assert stream.finish() == "One two" * 100
+    del fresh["tenants"]
+    platform.deploy_and_wait(fresh)
+    platform.wait_until(lambda: complete().is_success, 10.0, "unlimited again")
+    for name in set(names) - {LEDGER}:
+        assert platform.pids(name) == before[name], name
 
 
 def test_invalid_file_leaves_the_running_application_as_it_was(

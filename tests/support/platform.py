@@ -1,4 +1,4 @@
-"""The whole platform in one process, without Ray: routers, engines, gateways, on loopback ports.
+"""The whole platform in one process, without Ray: routers, engines, gateways and the ledger.
 
 Its parts are those that Serve's replicas hold (`serve_app.replicas`); only the way they find each
 other is another. They run on an event loop of their own in a thread, so that tests may use
@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import msgspec
 import uvicorn
 
 from deployments.engine import Engine
+from deployments.ledger_host import LedgerHost
+from deployments.ledger_journal import FileJournal
 from deployments.router import Router
 from serve_app.config import Settings
 from serve_app.config_model import ModelSettings
@@ -29,6 +32,7 @@ from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.wire import Listener
 from tests.support.engine_process import EngineProcess, write_endpoint
+from tests.support.ledger_process import LedgerProcess
 
 _HOST = "127.0.0.1"
 T = TypeVar("T")
@@ -58,6 +62,7 @@ class LocalPlatform:
         folder: For files that engine processes read and write.
         engines_in_processes: Whether each engine gets a process of its own. Echo engines need
             none, except to be killed; vLLM's do.
+        ledger_in_process: Whether the ledger gets a process of its own, to be killed.
         n_gateways: Gateways, all with the same settings.
         n_engines: Engines of each model. None means `replicas.min`.
         is_waiting: Whether to wait until every model is ready at every gateway.
@@ -69,6 +74,7 @@ class LocalPlatform:
         folder: Path,
         *,
         engines_in_processes: bool = False,
+        ledger_in_process: bool = False,
         n_gateways: int = 1,
         n_engines: int | None = None,
         is_waiting: bool = True,
@@ -78,6 +84,9 @@ class LocalPlatform:
         self.engines: dict[EngineId, Engine] = {}
         self._folder = folder
         self._engines_in_processes = engines_in_processes
+        self._ledger_in_process = ledger_in_process
+        self._ledger_process: LedgerProcess | None = None
+        self._ledger: LedgerHost | None = None
         self._n_gateways = n_gateways
         self._n_engines_each = n_engines
         self._is_waiting = is_waiting
@@ -153,10 +162,21 @@ class LocalPlatform:
         """Ends a model's router at once and starts another one, at another endpoint."""
         self.run(self._replace_router(model_name))
 
+    def kill_ledger(self) -> None:
+        """Kills the ledger's process."""
+        assert self._ledger_process is not None, "it has a process of its own"
+        self._ledger_process.kill()
+
+    def start_ledger(self) -> None:
+        """Starts another ledger process, with the same journal."""
+        self._ledger_process = LedgerProcess(self.settings, self._folder / "ledger.endpoint")
+
     def configure(self, settings: Settings) -> None:
-        """Gives all gateways other settings, as a deployment of a changed file does."""
+        """Gives gateways and ledger other settings, as a deployment of a changed file does."""
 
         async def apply() -> None:
+            if self._ledger is not None:
+                self._ledger.configure(settings)
             for gateway in self._gateways:
                 gateway.gateway.configure(settings)
 
@@ -178,12 +198,18 @@ class LocalPlatform:
     def __exit__(self, *_: object) -> None:
         for process in self.engine_processes.values():
             process.kill()
+        if self._ledger_process is not None:
+            self._ledger_process.kill()
         self.run(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10.0)
         self._loop.close()
 
     async def _start(self) -> None:
+        if self._ledger_in_process:
+            self.start_ledger()
+        else:
+            self._start_ledger_here()
         for model in self.settings.models:
             self._start_router(model.name)
         for i in range(self._n_gateways):
@@ -194,11 +220,22 @@ class LocalPlatform:
                 await self._start_engine(model)
 
     def _start_gateway(self, name: str) -> None:
-        gateway = Gateway(name, self._find_router_of)
+        gateway = Gateway(name, self._find_router_of, self._find_ledger)
         gateway.configure(self.settings)
         server = GatewayServer(gateway)
         server.task = asyncio.create_task(server.server.serve(sockets=[server.socket]))
         self._gateways.append(server)
+
+    def _start_ledger_here(self) -> None:
+        journal = FileJournal(self._folder / "journal")
+        self._ledger = LedgerHost(self.settings, journal, _HOST)
+        self._ledger.start()
+
+    async def _find_ledger(self) -> Endpoint:
+        if self._ledger is not None:
+            return self._ledger.endpoint
+        content = (self._folder / "ledger.endpoint").read_bytes()
+        return msgspec.msgpack.decode(content, type=Endpoint)
 
     async def _start_engine(self, model: ModelSettings) -> EngineId:
         self._n_engines += 1
@@ -238,6 +275,8 @@ class LocalPlatform:
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
         for model_name in list(self._routers):
             await self._end_router(model_name)
+        if self._ledger is not None:
+            await self._ledger.close()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()

@@ -26,7 +26,11 @@ from serve_app.main import APP_NAME
 from tests.support.platform import wait_until
 
 _ROOT = Path(__file__).parents[2]
-SMALL = {"gateway": {"cpus": 0.1, "drain_timeout_s": 5.0}, "router": {"cpus": 0.05}}
+SMALL = {
+    "gateway": {"cpus": 0.1, "drain_timeout_s": 5.0},
+    "router": {"cpus": 0.05},
+    "ledger": {"cpus": 0.05},
+}
 """Sections that let several models fit a machine with two cores."""
 
 

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 from starlette.types import Message, Receive
 
-from serve_app.gateway.body import ClientGoneError, peek_model, read_body
+from serve_app.gateway.body import ClientGoneError, peek, read_body
 from serve_app.gateway.error_body import ApiError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -54,9 +54,9 @@ async def test_client_that_hangs_up_is_not_answered() -> None:
 
 
 def test_model_is_found_in_the_body() -> None:
-    assert peek_model(b'{"messages": [{"model": "no"}], "model": "tiny"}') == "tiny"
-    assert peek_model(b'{"messages": []}') is None
-    assert peek_model(b'{"model": null}') is None
+    assert peek(b'{"messages": [{"model": "no"}], "model": "tiny"}').model == "tiny"
+    assert peek(b'{"messages": []}').model is None
+    assert peek(b'{"model": null}').model is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_model_is_found_in_the_body() -> None:
 )
 def test_body_that_is_no_json_object_is_400(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        peek_model(body)
+        peek(body)
     assert caught.value.status == 400
     assert "JSON" in caught.value.message
 
@@ -73,5 +73,5 @@ def test_body_that_is_no_json_object_is_400(body: bytes) -> None:
 @pytest.mark.parametrize("model", [b"1", b"[]", b"{}", b"true"])
 def test_model_that_is_no_text_is_400_and_named(model: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        peek_model(b'{"model": ' + model + b"}")
+        peek(b'{"model": ' + model + b"}")
     assert (caught.value.status, caught.value.param) == (400, "model")

@@ -49,10 +49,19 @@ def test_new_model_restarts_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     "section",
-    [{"limits": {"max_waiting": 3}}, {"gateway": {"max_body_bytes": 4096}}],
+    [
+        {"limits": {"max_waiting": 3}},
+        {"gateway": {"max_body_bytes": 4096, "request_timeout_s": 60.0}},
+        {"prices": {"a": {"usd_per_million_prompt_tokens": 1.0}}},
+        {"tenants": [{"id": "anonymous", "limits": {"requests_per_min": 5}}]},
+    ],
 )
 def test_settings_that_apply_at_run_time_restart_nothing(section: dict[str, Any]) -> None:
     assert changed(write_args(A), write_args(A, **section)) == set()
+
+
+def test_settings_of_the_ledger_restart_it_alone() -> None:
+    assert changed(write_args(A), write_args(A, ledger={"lease_s": 60.0})) == {"ledger"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""Which generation each engine request belongs to, so that its tokens are counted there."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vllm.v1.engine import EngineCoreOutput
+
+from serve_app.gateway.meter import Generation
+
+_MEAN_WEIGHT = 0.05
+"""Of the latest answer in the average length of answers."""
+
+
+@dataclass
+class _Entry:
+    generation: Generation
+    completion_tokens: int = 0
+
+
+class GenerationBook:
+    """The engine requests that run for one front end, until each has ended or was aborted."""
+
+    def __init__(self) -> None:
+        self.mean_tokens = 0.0
+        """Usual length of an answer; 0 until one has ended."""
+        self._entries: dict[str, _Entry] = {}
+
+    def add(self, request_id: str, generation: Generation) -> None:
+        """Enters an engine request of a generation."""
+        generation.request_ids.append(request_id)
+        self._entries[request_id] = _Entry(generation)
+
+    def begin(self, request_id: str) -> None:
+        """An engine has it."""
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            entry.generation.has_begun = True
+
+    def count(
+        self, outputs: Iterable[EngineCoreOutput], has_request: Callable[[str], bool]
+    ) -> None:
+        """Counts token ids: chunks of text may hold several, or none.
+
+        Args:
+            outputs: What one step produced.
+            has_request: Whether anyone still wants what comes for a request.
+        """
+        for output in outputs:
+            entry = self._entries.get(output.request_id)
+            if entry is not None and has_request(output.request_id):
+                entry.generation.take(output)
+                entry.completion_tokens += len(output.new_token_ids)
+            if entry is not None and output.finished:
+                del self._entries[output.request_id]
+                self._learn(entry.completion_tokens)
+
+    def note_failure(self, request_id: str) -> None:
+        """The platform ends it. If no engine had any of its HTTP request, nothing is charged."""
+        entry = self._entries.get(request_id)
+        if entry is not None and not entry.generation.has_begun:
+            entry.generation.meter.is_refused = True
+
+    def drop(self, request_ids: Iterable[str]) -> None:
+        """Nothing more is wanted of these."""
+        for request_id in request_ids:
+            entry = self._entries.pop(request_id, None)
+            if entry is not None:
+                self._learn(entry.completion_tokens)
+
+    def _learn(self, completion_tokens: int) -> None:
+        if completion_tokens:
+            mean = self.mean_tokens or completion_tokens
+            self.mean_tokens = mean + _MEAN_WEIGHT * (completion_tokens - mean)
