@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 _ALIVE_EVERY_S = 1.0
 _STATUS_OF_REFUSAL = {
-    "crowded": HTTPStatus.TOO_MANY_REQUESTS,
+    "crowded": HTTPStatus.SERVICE_UNAVAILABLE,
     "overdue": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

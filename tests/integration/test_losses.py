@@ -211,7 +211,7 @@ def test_replaced_router_keeps_running_streams_and_serves_the_waiting(
         assert connect(platform.url).completions.create(model="tiny", prompt="hi", max_tokens=1)
 
 
-def test_queue_is_bounded_and_refuses_with_429(tiny_model: Path, tmp_path: Path) -> None:
+def test_queue_is_bounded_and_refuses_with_503(tiny_model: Path, tmp_path: Path) -> None:
     settings = make_settings(
         write_echo(tiny_model, tokens_per_s=PACE),
         limits={"max_running_per_engine": 1, "max_waiting": 2, "retry_after_s": 3.0},
@@ -223,11 +223,11 @@ def test_queue_is_bounded_and_refuses_with_429(tiny_model: Path, tmp_path: Path)
         platform.wait_until(lambda: platform.count_waiting() == 2, 5.0, "waiting")
         for stream in (False, True):
             refused = post(platform.url, "/v1/completions", body(stream=stream))
-            assert refused.status_code == 429, refused.text
+            assert refused.status_code == 503, refused.text
             assert refused.headers["retry-after"] == "3"
             error = read_error(refused)
             assert "max_waiting" in error["message"]
-            assert error["type"] == "rate_limit_error"
+            assert error["type"] == "overloaded_error"
         assert all(s.finish()[-1] == "[DONE]" for s in [running, *waiting])
 
 
