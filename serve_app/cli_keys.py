@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serve_app.cli_bounds import add_bounds, bounds_of, show_bounds
 from serve_app.cli_parts import (
     ACCESS,
     add_action,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _KEY_EXAMPLES = f"""\
 examples:
   arriero keys create --bootstrap config.yaml      the first admin key, straight into the store
-  arriero keys create --tenant search --name ci --expires 90d
+  arriero keys create --tenant search --name ci --expires 90d --requests-per-min 60
   arriero keys list --tenant search
   arriero keys rotate key-1f2e3d4c5b6a7988 --grace 1h
   arriero keys revoke key-1f2e3d4c5b6a7988
@@ -43,6 +44,8 @@ _OPERATORS = "operators"
 
 def add_keys(subcommands: Any) -> None:
     """Adds `arriero keys`."""
+    from serve_app.config_tenants import Limits
+
     actions = add_group(subcommands, "keys", "make, list and revoke API keys", _KEY_EXAMPLES)
     parser = add_action(actions, "list", "every key, without its text", _list_keys)
     parser.add_argument("--tenant", help="only this tenant's")
@@ -62,6 +65,7 @@ def add_keys(subcommands: Any) -> None:
         metavar="CONFIG",
         help="write to the store of this config file itself; needs no key, but access to the store",
     )
+    add_bounds(create, "limits", Limits)
     create.set_defaults(run=_run_create)
     rotate = add_action(actions, "rotate", "replace a key by a new one", _rotate_key)
     rotate.add_argument("key", help="the key's id")
@@ -84,6 +88,7 @@ def _list_keys(client: "AdminClient", options: argparse.Namespace) -> int:
             k["name"] or "",
             f"{k['prefix']}…" if k["prefix"] else "",
             ", ".join(k["scopes"]),
+            show_bounds(k["limits"]),
             k["state"],
             show_time(k["expires_s"]) or "never",
             show_time(k["last_used_s"]),
@@ -97,6 +102,7 @@ def _list_keys(client: "AdminClient", options: argparse.Namespace) -> int:
         "NAME",
         "BEGINS",
         "SCOPES",
+        "BOUNDS",
         "STATE",
         "EXPIRES",
         "LAST USED",
@@ -119,6 +125,7 @@ def _create_key(client: "AdminClient", options: argparse.Namespace) -> int:
         "name": options.name,
         "scopes": options.scope or ["inference"],
         "expires_in_s": options.expires,
+        **bounds_of(options),
     }
     return _print_key(options, client.call("POST", "/admin/keys", body))
 
@@ -127,6 +134,8 @@ def _bootstrap(options: argparse.Namespace) -> int:
     from serve_app.config_file import load_config_file
     from serve_app.first_key import make_first_key
 
+    if bounds_of(options):
+        raise CommandError("A key that is made with --bootstrap has no bounds; leave them out.")
     print("Reading the config file; this takes a few seconds…", file=sys.stderr, flush=True)
     settings = load_config_file(options.bootstrap).settings
     expires_s = time.time() + options.expires if options.expires is not None else None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serve_app.cli_bounds import add_bounds, bounds_of, show_bounds
 from serve_app.cli_parts import (
     ACCESS,
     add_action,
@@ -70,15 +71,8 @@ def _add_terms(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="more terms as JSON, such as bounds on a model; - reads stdin",
     )
-    for section, form in (("limits", Limits), ("budgets", Budgets)):
-        for name, field in form.model_fields.items():
-            parser.add_argument(
-                f"--{name.replace('_', '-')}",
-                dest=f"{section}.{name}",
-                type=_read_bound,
-                metavar="N",
-                help=f"{(field.description or '').split('.')[0].lower()}; none lifts it",
-            )
+    add_bounds(parser, "limits", Limits)
+    add_bounds(parser, "budgets", Budgets)
 
 
 def _terms_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -90,10 +84,8 @@ def _terms_of(options: argparse.Namespace) -> dict[str, Any]:
         "has_own_prefix_cache": options.own_prefix_cache,
     }
     terms |= {name: value for name, value in given.items() if value is not None}
-    for place, value in vars(options).items():
-        section, _, name = place.partition(".")
-        if name and value is not None:
-            terms.setdefault(section, {})[name] = None if value == "none" else value
+    for section, bounds in bounds_of(options).items():
+        terms[section] = terms.get(section, {}) | bounds
     return terms
 
 
@@ -105,7 +97,7 @@ def _list_tenants(client: "AdminClient", options: argparse.Namespace) -> int:
             f"{t['weight']:g}",
             str(t["tier"]),
             _show_models(t["allowed_models"]),
-            _show_bounds(t["limits"] | t["budgets"]),
+            show_bounds(t["limits"] | t["budgets"]),
             t["source"],
         )
         for t in answer["data"]
@@ -148,9 +140,9 @@ def _print_fields(options: argparse.Namespace, answer: Mapping[str, Any]) -> int
         if answer["allowed_models"] is None
         else ", ".join(answer["allowed_models"]),
         "own prefix cache": "yes" if answer["has_own_prefix_cache"] else "no",
-        "limits": _show_bounds(limits),
-        **{f"limits on {model}": _show_bounds(bounds) for model, bounds in by_model.items()},
-        "budgets": _show_bounds(budgets),
+        "limits": show_bounds(limits),
+        **{f"limits on {model}": show_bounds(bounds) for model, bounds in by_model.items()},
+        "budgets": show_bounds(budgets),
         "created": show_time(answer["created_s"]),
         "updated": show_time(answer["updated_s"]),
     }
@@ -161,26 +153,6 @@ def _print_fields(options: argparse.Namespace, answer: Mapping[str, Any]) -> int
 
 def _show_models(allowed: list[str] | None) -> str:
     return "all" if allowed is None else ", ".join(allowed) or "none"
-
-
-def _show_bounds(bounds: Mapping[str, Any]) -> str:
-    flat = {name: value for name, value in bounds.items() if value and name != "models"}
-    texts = [f"{name}={value:g}" for name, value in flat.items()]
-    texts += [f"{model}:…" for model in bounds.get("models", {})]
-    return ", ".join(texts) or "none"
-
-
-def _read_bound(text: str) -> int | float | str:
-    if text == "none":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
 
 
 def _read_json(place: str) -> dict[str, Any]:

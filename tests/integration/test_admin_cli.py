@@ -67,7 +67,10 @@ def test_operator_gets_from_the_first_key_to_a_tenants_usage(
     assert "search" in out
     assert "2" in out.splitlines()[2]
 
-    status, out, _ = run("keys", "create", "--tenant", "search", "--name", "ci", "--expires", "90d")
+    status, out, _ = run(
+        *("keys", "create", "--tenant", "search", "--name", "ci", "--expires", "90d"),
+        *("--requests-per-min", "60"),
+    )
     assert status == 0
     text = out.splitlines()[-1].strip()
     answer = httpx.post(
@@ -78,6 +81,7 @@ def test_operator_gets_from_the_first_key_to_a_tenants_usage(
     assert answer.status_code == 200, answer.text
     status, out, _ = run("keys", "list", "--tenant", "search", "--json")
     (key,) = json.loads(out)["data"]
+    assert key["limits"]["requests_per_min"] == 60
     status, out, _ = run("keys", "rotate", key["id"], "--grace", "1h")
     assert text not in out
     status, out, _ = run("keys", "revoke", key["id"])
