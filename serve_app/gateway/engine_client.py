@@ -21,9 +21,9 @@ from vllm.pooling_params import PoolingParams
 from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams
 from vllm.tasks import SupportedTask
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
 
 from serve_app.gateway.deadline import Deadline, check_in_time
 from serve_app.gateway.generation_book import GenerationBook
@@ -52,9 +52,7 @@ class RemoteCore:
 
     async def get_output_async(self) -> EngineCoreOutputs:
         """The next step's outputs of any engine."""
-        outputs = await self._outputs.get()
-        self.sink.count(outputs)  # Now: what comes for a request that has ended is not counted.
-        return outputs
+        return await self._outputs.get()
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Queues a request; does not wait for its turn."""
@@ -104,6 +102,24 @@ def _tokenize_short_prompts_at_once(renderer: Any) -> None:
     renderer._tokenize_prompt_async = tokenize
 
 
+class _CountingOutputProcessor(OutputProcessor):
+    """VLLM's, whose book has counted a step's tokens before anyone hears of them.
+
+    Only then is known which ones count: what follows a stop string in the same step is dropped from
+    the output, and what comes for a request that has ended is ignored.
+    """
+
+    book: GenerationBook
+
+    def process_outputs(
+        self, engine_core_outputs: list[EngineCoreOutput], *rest: Any, **options: Any
+    ) -> OutputProcessorOutput:
+        wanted = [o for o in engine_core_outputs if self.has_request(o.request_id)]
+        processed = super().process_outputs(engine_core_outputs, *rest, **options)
+        self.book.count(wanted)
+        return processed
+
+
 class RemoteEngineClient(AsyncLLM):
     """AsyncLLM without an engine of its own. Must be made on the event loop that uses it."""
 
@@ -122,12 +138,13 @@ class RemoteEngineClient(AsyncLLM):
         seal_renderer(self.renderer)
         _tokenize_short_prompts_at_once(self.renderer)
         self.input_processor = BoundedInputProcessor(config, self.renderer)
-        self.output_processor = OutputProcessor(
+        self.book = GenerationBook()
+        self.output_processor = _CountingOutputProcessor(
             self.renderer.tokenizer,
             log_stats=False,
             stream_interval=config.scheduler_config.stream_interval,
         )
-        self.book = GenerationBook()
+        self.output_processor.book = self.book
         self._client = client
         self._remote = RemoteCore(client, tasks)
         self._remote.sink = self
@@ -226,10 +243,6 @@ class RemoteEngineClient(AsyncLLM):
     def take(self, outputs: EngineCoreOutputs) -> None:
         """Takes one step's outputs (`Sink`)."""
         self._remote.put(outputs)
-
-    def count(self, outputs: EngineCoreOutputs) -> None:
-        """Counts what is about to be processed."""
-        self.book.count(outputs.outputs, self.output_processor.has_request)
 
     def fail(self, request_id: str, error: Exception) -> None:
         """Ends one request, and its siblings where `n` > 1, with an error (`Sink`)."""

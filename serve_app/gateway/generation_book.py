@@ -1,6 +1,6 @@
 """Which generation each engine request belongs to, so that its tokens are counted there."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vllm.v1.engine import EngineCoreOutput
@@ -36,23 +36,16 @@ class GenerationBook:
         if entry is not None:
             entry.generation.has_begun = True
 
-    def count(
-        self, outputs: Iterable[EngineCoreOutput], has_request: Callable[[str], bool]
-    ) -> None:
-        """Counts token ids: chunks of text may hold several, or none.
-
-        Args:
-            outputs: What one step produced.
-            has_request: Whether anyone still wants what comes for a request.
-        """
+    def count(self, outputs: Iterable[EngineCoreOutput]) -> None:
+        """Counts the token ids of a step: chunks of text may hold several, or none."""
         for output in outputs:
             entry = self._entries.get(output.request_id)
-            if entry is not None and has_request(output.request_id):
-                entry.generation.take(output)
-                entry.completion_tokens += len(output.new_token_ids)
-            if entry is not None and output.finished:
-                del self._entries[output.request_id]
-                self._learn(entry.completion_tokens)
+            if entry is None:
+                continue
+            entry.generation.take(output)
+            entry.completion_tokens += len(output.new_token_ids)
+            if output.finished:
+                self.drop((output.request_id,))
 
     def note_failure(self, request_id: str) -> None:
         """The platform ends it. If no engine had any of its HTTP request, nothing is charged."""
