@@ -1,8 +1,9 @@
 """One actor a base model: who waits, which engines there are, who goes where.
 
-It decides nothing itself: `serve_app.policy` says who is next and on which engine. Its state can
-be lost: gateways repeat what waits and what runs (`Resume`) to a new router and engines report
-themselves, so that clients of a router that died only wait.
+It decides nothing itself: `serve_app.policy` says who is next and on which engine. Its death loses
+nothing: gateways repeat what waits, what runs and what has just ended (`Resume`) to a new router,
+engines report themselves, and the counters are kept in a file (`router_state`). Clients of a router
+that died only wait.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from deployments.router_state import Keeper, RouterState, SavedRun, costs_of, read_state
 from serve_app.config import FairnessSettings, Settings
 from serve_app.messages import (
     Alive,
@@ -36,6 +38,7 @@ from serve_app.messages import (
     Refuse,
     Resume,
     RouterMail,
+    RunningTicket,
     TicketId,
 )
 from serve_app.names import TenantId
@@ -55,6 +58,9 @@ _SILENT_ENGINE_S = 5.0
 _SILENT_GATEWAY_S = 10.0
 _FORGET_FAILED_S = 60.0
 """How long a failed engine's reason stays visible."""
+_SAVE_EVERY_S = 0.1
+_SAVE_SHARE = 0.02
+"""Of the router's time, at most, that goes into saving: a longer state is saved less often."""
 
 
 @dataclass
@@ -103,6 +109,7 @@ class Router:
         settings: Bounds on waiting and running requests, and what is fair.
         listener: Where gateways and engines connect to.
         now: The monotonic clock.
+        keeper: Keeps the counters for the next router; None leaves that with nothing to go on from.
     """
 
     def __init__(
@@ -111,11 +118,15 @@ class Router:
         settings: Settings,
         listener: Mailbox,
         now: Callable[[], float] = time.monotonic,
+        keeper: Keeper | None = None,
     ) -> None:
         self._model_name = model_name
         self._limits = settings.limits
+        self._fairness = settings.fairness
         self._listener = listener
         self._now = now
+        self._keeper = keeper
+        self._is_save_failing = False
         self._queue = make_turn_order(settings.fairness)
         self._engines: dict[EngineId, _Engine] = {}
         self._gateways: dict[bytes, _Gateway] = {}
@@ -126,7 +137,10 @@ class Router:
         self._front_ends: dict[str, bytes] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
-        self._now_s = now()
+        self._now_s = self._started_s = now()
+        self._is_recovering = False
+        """Whether some whom the last router knew may yet come back."""
+        self._recover()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -146,6 +160,8 @@ class Router:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._receive_mail())
             tasks.create_task(self._look_around_regularly())
+            if self._keeper is not None:
+                tasks.create_task(self._save_regularly(self._keeper))
 
     def close(self) -> None:
         """Stops listening."""
@@ -168,9 +184,67 @@ class Router:
             await asyncio.sleep(_STATUS_EVERY_S)
             self.look_around()
 
+    async def _save_regularly(self, keeper: Keeper) -> None:
+        before = b""
+        while True:
+            started_s = time.perf_counter()
+            state = msgspec.msgpack.encode(self.state())
+            took_s = time.perf_counter() - started_s
+            if state != before:
+                await self._save(keeper, state)
+                before = state
+            await asyncio.sleep(max(_SAVE_EVERY_S, took_s / _SAVE_SHARE))
+
+    async def _save(self, keeper: Keeper, state: bytes) -> None:
+        try:
+            await asyncio.to_thread(keeper.save, state)
+        except OSError as error:
+            if not self._is_save_failing:
+                logger.warning(
+                    "The counters of %s cannot be kept (%s): if this router dies, all tenants "
+                    "start anew.",
+                    self._model_name,
+                    error,
+                )
+            self._is_save_failing = True
+        else:
+            self._is_save_failing = False
+
+    def state(self) -> RouterState:
+        """Returns all that gateways and engines cannot tell a successor."""
+        return RouterState(
+            costs_of(self._fairness),
+            self._queue.snapshot(holds_waiting=False),
+            {
+                ticket: SavedRun(known.gateway, known.engine_id)
+                for ticket, known in self._tickets.items()
+                if known.engine_id is not None
+            },
+        )
+
+    def _recover(self) -> None:
+        """Goes on from where the last router was; gateways then say what has become of it."""
+        data = self._keeper.load() if self._keeper is not None else None
+        state = read_state(data, self._fairness)
+        if state is None:
+            return
+        logger.info("Going on from the counters of the last router of %s.", self._model_name)
+        self._is_recovering = True
+        self._queue.restore(state.queue)
+        for saved in state.queue.tickets:
+            run = state.running[saved.ticket]
+            gateway = self._gateways.setdefault(run.gateway, _Gateway(self._now_s))
+            gateway.tickets.add(saved.ticket)
+            self._tickets[saved.ticket] = _Ticket(
+                run.gateway, saved.tenant, run.engine_id, self._now_s, saved.produced_tokens
+            )
+
     def look_around(self) -> None:
         """Forgets who went silent and tells gateways how things stand; called regularly."""
         self._now_s = self._now()
+        if self._is_recovering and self._now_s - self._started_s > _SILENT_GATEWAY_S:
+            self._is_recovering = False
+            self._queue.stop_expecting()
         self._drop_silent()
         self._dispatch()
         self._refuse_overdue()
@@ -223,9 +297,7 @@ class Router:
     def _enqueue(self, sender: bytes, mail: Enqueue) -> None:
         if mail.ticket in self._tickets:
             return
-        self._add_ticket(sender, mail, None)
-        self._note_share(mail)
-        self._queue.arrive(_waiting(mail), self._now_s)
+        self._add_waiting(sender, mail)
         self._dispatch()
         if self._tickets[mail.ticket].engine_id is not None:
             return
@@ -235,6 +307,11 @@ class Router:
             self._send(
                 sender, Refuse(mail.ticket, "crowded", refusal.reason, refusal.retry_after_s)
             )
+
+    def _add_waiting(self, sender: bytes, mail: Enqueue) -> None:
+        self._add_ticket(sender, mail, None)
+        self._note_share(mail)
+        self._queue.arrive(_waiting(mail), self._now_s)
 
     def _note_share(self, mail: Enqueue) -> None:
         """Gateways know tenants; a change reaches the queue with the tenant's next request."""
@@ -276,7 +353,8 @@ class Router:
         if mail.is_finished:
             self._queue.finish(mail.ticket, mail.cached_tokens)
         else:
-            is_computed = mail.completion_tokens > 0 or mail.cached_tokens is not None
+            n_tokens = max(mail.completion_tokens, known.completion_tokens)
+            is_computed = n_tokens > 0 or mail.cached_tokens is not None
             self._queue.abort(mail.ticket, is_computed=is_computed)
 
     def _charge(self, progress: Progress) -> None:
@@ -287,19 +365,41 @@ class Router:
                 self._queue.charge(ticket, n_tokens)
 
     def _resume(self, sender: bytes, gateway: _Gateway, mail: Resume) -> None:
-        for ticket in list(gateway.tickets):
-            self._leave(Leave(ticket))
-        for running in mail.running:
-            ticket = running.enqueue.ticket
-            self._add_ticket(sender, running.enqueue, running.engine_id)
-            self._tickets[ticket].completion_tokens = running.completion_tokens
-            self._note_share(running.enqueue)
-            self._queue.adopt(_waiting(running.enqueue), running.completion_tokens, self._now_s)
-            if running.engine_id in self._engines:
-                self._engines[running.engine_id].in_flight.add(ticket)
+        for ended in mail.ended:
+            self._leave(ended)
+        self._drop_unmentioned(gateway, mail)
         for entry in mail.waiting:
-            self._enqueue(sender, entry)
+            if entry.ticket not in self._tickets:
+                self._add_waiting(sender, entry)
+        for running in mail.running:
+            self._adopt(sender, running)
+        self._dispatch()
         self._send(sender, self._status())
+
+    def _drop_unmentioned(self, gateway: _Gateway, mail: Resume) -> None:
+        """Ends what a gateway knows no more, or knows otherwise: a grant may have been lost."""
+        waiting = {entry.ticket for entry in mail.waiting}
+        running = {entry.enqueue.ticket for entry in mail.running}
+        for ticket in list(gateway.tickets):
+            is_waiting = self._tickets[ticket].engine_id is None
+            if ticket not in (waiting if is_waiting else running):
+                self._leave(Leave(ticket))
+
+    def _adopt(self, sender: bytes, running: RunningTicket) -> None:
+        """Takes a running ticket over, and charges what its tenant has not been charged."""
+        enqueue, n_tokens = running.enqueue, running.completion_tokens
+        known = self._tickets.get(enqueue.ticket)
+        if known is None:
+            self._add_ticket(sender, enqueue, running.engine_id)
+            known = self._tickets[enqueue.ticket]
+        elif known.engine_id != running.engine_id and known.engine_id in self._engines:
+            self._engines[known.engine_id].in_flight.discard(enqueue.ticket)
+        known.engine_id = running.engine_id
+        known.completion_tokens = max(known.completion_tokens, n_tokens)
+        self._note_share(enqueue)
+        self._queue.adopt(_waiting(enqueue), n_tokens, self._now_s)
+        if running.engine_id in self._engines:
+            self._engines[running.engine_id].in_flight.add(enqueue.ticket)
 
     def _refuse_overdue(self) -> None:
         """Nobody waits for ever: oldest first, as tickets are kept in the order they came."""

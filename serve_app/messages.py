@@ -84,6 +84,8 @@ class Resume(msgspec.Struct, frozen=True, tag=True):
 
     waiting: list[Enqueue] = []
     running: list[RunningTicket] = []
+    ended: list[Leave] = []
+    """The last that had run, repeated: the router may have died before it took note of them."""
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):

@@ -8,6 +8,7 @@ while it is queued is simply withdrawn.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -46,6 +47,8 @@ from serve_app.wire import Frames, Link
 logger = logging.getLogger(__name__)
 
 _ALIVE_EVERY_S = 1.0
+_ENDED_REPEATED = 4096
+"""Ended tickets that a new router is told of; far more than end while there is none."""
 _STATUS_OF_REFUSAL = {
     "crowded": HTTPStatus.TOO_MANY_REQUESTS,
     "overdue": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -107,6 +110,7 @@ class ModelClient:
         self._on_front_end = on_front_end
         self._front_end_id = ""
         self._tickets: dict[TicketId, _Ticket] = {}
+        self._ended: deque[Leave] = deque(maxlen=_ENDED_REPEATED)
         self._engines: dict[EngineId, Link] = {}
         self._sinks: list[Sink] = []
         self._encoder = MsgpackEncoder()
@@ -192,7 +196,10 @@ class ModelClient:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
             counts = (ticket.completion_tokens, ticket.cached_tokens)
-            self._router.send(Leave(ticket_id, is_finished, *counts))
+            leave = Leave(ticket_id, is_finished, *counts)
+            if ticket.engine_id is not None:
+                self._ended.append(leave)
+            self._router.send(leave)
         return ticket
 
     def _fail(
@@ -233,6 +240,7 @@ class ModelClient:
                     for t in tickets
                     if t.engine_id is not None
                 ],
+                ended=list(self._ended),
             )
         )
         # A router that is new may know another configuration than its predecessor did.

@@ -38,9 +38,11 @@ from serve_app.policy.fairness_audit import (
     Arrived,
     Charged,
     Ended,
+    Forgotten,
     Opened,
     Record,
     Requeued,
+    Restored,
 )
 from serve_app.policy.fairness_options import (
     UNITS,
@@ -130,13 +132,7 @@ class Vtc:
         self._passing = _to_units(self._settings.passing)
         self._quantum = _to_units(getattr(self._settings.locality, "quantum", None)) or 0
         if audit is not None:
-            audit(
-                Opened(
-                    quantum_units=self._quantum,
-                    burst_units=self._burst,
-                    max_credit_units=self._max_credit,
-                )
-            )
+            audit(self._opened())
 
     def set_shares(self, shares: Mapping[TenantId, Share]) -> None:
         """Takes new weights and tiers; tickets that are known keep theirs."""
@@ -243,8 +239,7 @@ class Vtc:
 
     def backlogged(self) -> set[TenantId]:
         """Returns the tenants that have something waiting."""
-        tiers = self._tiers.values()
-        return {a.tenant for tier in tiers for a in tier.accounts.values() if a.lanes}
+        return {tenant for tier in self._tiers.values() for tenant in tier.waiting()}
 
     def find_gap(self) -> float:
         """Returns the greatest difference of service, counted from the same level, of two who wait.
@@ -275,8 +270,13 @@ class Vtc:
             tier.change(account, counter - account.counter)
             tier.note_idle(account)
 
-    def snapshot(self) -> Snapshot:
-        """Returns everything that a new router needs to go on from here."""
+    def snapshot(self, *, holds_waiting: bool = True) -> Snapshot:
+        """Returns everything that a new router needs to go on from here.
+
+        Args:
+            holds_waiting: False leaves out what waits, for a router that will be told it again, and
+                says instead who is to be expected.
+        """
         return Snapshot(
             self._order,
             {
@@ -284,13 +284,14 @@ class Vtc:
                     {a.tenant: a.counter for a in tier.accounts.values()},
                     tier.last_leaver,
                     tier.reached,
+                    tier.expected() + ([] if holds_waiting else tier.waiting()),
                 )
                 for index, tier in self._tiers.items()
             },
             [
                 save_ticket(ticket, is_resumed=False)
                 for name, ticket in self._tickets.items()
-                if name not in self._resumed
+                if ticket.is_running or (holds_waiting and name not in self._resumed)
             ]
             + [save_ticket(ticket, is_resumed=True) for ticket in self._resumed.values()],
             self._predictor.export(),
@@ -308,11 +309,25 @@ class Vtc:
             tier.last_leaver, tier.reached = saved.last_leaver, saved.reached
             for tenant, counter in saved.counters.items():
                 tier.account_of(tenant).counter = counter
+            tier.expect(saved.expected)
         for ticket in snapshot.tickets:
             self._load(ticket)
         for tier in self._tiers.values():
             for account in tier.accounts.values():
                 tier.note_idle(account)
+        if self._audit is not None:
+            self._audit(Restored(snapshot))
+
+    def stop_expecting(self) -> None:
+        """Gives up tenants that waited when the snapshot was taken and have not come back."""
+        for tier in self._tiers.values():
+            tier.stop_expecting()
+        if self._audit is not None:
+            self._audit(Forgotten())
+
+    def tell_all(self) -> tuple[Opened, Restored]:
+        """Returns the records with which a log can begin in the middle."""
+        return self._opened(), Restored(self.snapshot())
 
     # --- choosing ----------------------------------------------------------------------------
 
@@ -449,6 +464,13 @@ class Vtc:
         return {a.tenant: a.counter - a.ahead for a in accounts if a.lanes}
 
     # --- records -----------------------------------------------------------------------------
+
+    def _opened(self) -> Opened:
+        return Opened(
+            quantum_units=self._quantum,
+            burst_units=self._burst,
+            max_credit_units=self._max_credit,
+        )
 
     def _tell_arrival(self, ticket: Ticket, now_s: float) -> Arrived:
         request, rates = ticket.request, ticket.rates

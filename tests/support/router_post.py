@@ -54,14 +54,29 @@ class FakeMailbox:
         return self._sent.pop(identity, [])
 
 
-def enqueue(ticket: str, tenant: str = "team-a", max_tokens: int = 10) -> Enqueue:
+class FakeKeeper:
+    """Keeps a router's state in memory."""
+
+    def __init__(self) -> None:
+        self.state: bytes | None = None
+
+    def load(self) -> bytes | None:
+        return self.state
+
+    def save(self, state: bytes) -> None:
+        self.state = state
+
+
+def enqueue(
+    ticket: str, tenant: str = "team-a", max_tokens: int = 10, prompt_tokens: int = 5
+) -> Enqueue:
     """A request that wants an engine."""
     return Enqueue(
         TicketId(ticket),
         TenantId(tenant),
         weight=1.0,
         tier=0,
-        prompt_tokens=5,
+        prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
     )
 
