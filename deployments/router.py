@@ -19,9 +19,11 @@ from deployments.router_state import Keeper, RouterState, SavedRun, costs_of, re
 from serve_app.config import FairnessSettings, Settings
 from serve_app.messages import (
     Alive,
+    Counters,
     Endpoint,
     EngineGone,
     EngineId,
+    EngineMail,
     EngineReport,
     EngineStatus,
     EngineUnreachable,
@@ -39,6 +41,7 @@ from serve_app.messages import (
     Resume,
     RouterMail,
     RunningTicket,
+    Standing,
     TicketId,
 )
 from serve_app.names import TenantId
@@ -47,7 +50,7 @@ from serve_app.policy.fairness import Vtc, VtcSettings
 from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.routing import EngineView, choose_engine
-from serve_app.policy.turns import Fit
+from serve_app.policy.turns import Admission, Fit
 from serve_app.wire import Mailbox
 
 logger = logging.getLogger(__name__)
@@ -266,6 +269,7 @@ class Router:
                 return
             case Progress():
                 self._charge(mail)
+                self._tell_counters(sender)
                 return
             case EngineGone():
                 self._drop_engine(mail.engine_id, "it left")
@@ -364,6 +368,13 @@ class Router:
                 known.completion_tokens += n_tokens
                 self._queue.charge(ticket, n_tokens)
 
+    def _tell_counters(self, engine: bytes) -> None:
+        """Tells an engine how the tenants stand that have something there."""
+        known = self._engines.get(EngineId(engine.decode()))
+        if known is not None:
+            tenants = {self._tickets[ticket].tenant for ticket in known.in_flight}
+            self._send(engine, Counters(self._queue.counters(tenants)))
+
     def _resume(self, sender: bytes, gateway: _Gateway, mail: Resume) -> None:
         for ended in mail.ended:
             self._leave(ended)
@@ -420,19 +431,21 @@ class Router:
         """Hands out waiting requests as long as one of the engines has room."""
         while (admission := self._queue.admit(self._place, self._now_s)) is not None:
             logger.debug("%s runs: %s.", admission.request.ticket, admission.reason)
-            self._grant(admission.request.ticket, self._engines[admission.fit.engine_id])
+            self._grant(admission)
 
     def _place(self, request: Waiting) -> Fit | None:
         engine_id = choose_engine(self._view(e) for e in self._engines.values())
         return None if engine_id is None else Fit(engine_id)
 
-    def _grant(self, ticket: TicketId, engine: _Engine) -> None:
+    def _grant(self, admission: Admission) -> None:
+        ticket, engine = admission.request.ticket, self._engines[admission.fit.engine_id]
         known = self._tickets[ticket]
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
         self._stop_waiting(known.tenant)
         engine.in_flight.add(ticket)
-        self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint))
+        standing = Standing(known.tenant, admission.tier, admission.counter, admission.charged)
+        self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint, standing))
 
     def _view(self, engine: _Engine) -> EngineView:
         limit = self._limits.max_running_per_engine or engine.report.max_running
@@ -491,8 +504,8 @@ class Router:
 
     # --- answers ----------------------------------------------------------------------------
 
-    def _send(self, gateway: bytes, mail: GatewayMail) -> None:
-        self._listener.send(gateway, [self._encoder.encode(mail)])
+    def _send(self, receiver: bytes, mail: GatewayMail | EngineMail) -> None:
+        self._listener.send(receiver, [self._encoder.encode(mail)])
 
     def _publish_status(self) -> None:
         status = self._status()

@@ -32,6 +32,21 @@ class Endpoint(msgspec.Struct, frozen=True):
         return f"Endpoint({self.address!r}, key=…)"
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """How a granted request's tenant stands: by this an engine orders what it holds.
+
+    It goes from the router to the engine by way of the gateway, together with the request.
+    """
+
+    tenant: TenantId
+    tier: int
+    """The router's: 0 goes first."""
+    counter: int
+    """The tenant's service when the request was granted, what it was charged included, in units."""
+    charged: int
+    """What of that is for this request."""
+
+
 class EngineLoad(msgspec.Struct, frozen=True):
     """What an engine is doing at this moment."""
 
@@ -149,6 +164,7 @@ class Grant(msgspec.Struct, frozen=True, tag=True):
     ticket: TicketId
     engine_id: EngineId
     endpoint: Endpoint
+    standing: Standing
 
 
 class Refuse(msgspec.Struct, frozen=True, tag=True):
@@ -190,6 +206,15 @@ class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):
     payload: bytes
 
 
+# --- router -> engine ----------------------------------------------------------------------
+
+
+class Counters(msgspec.Struct, frozen=True, tag=True):
+    """Answer to `Progress`: the counters of the tenants that have something on this engine."""
+
+    counters: dict[TenantId, int]
+
+
 RouterMail = (
     Enqueue
     | Leave
@@ -203,3 +228,4 @@ RouterMail = (
     | EngineGone
 )
 GatewayMail = Grant | Refuse | Introduce | ModelStatus | FrontEndPayload
+EngineMail = Counters

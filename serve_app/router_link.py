@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import zmq
 
-from serve_app.messages import Endpoint, GatewayMail, RouterMail
+from serve_app.messages import Endpoint, EngineMail, GatewayMail, RouterMail
 from serve_app.wire import Link
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class RouterLink:
         self,
         find: FindRouter,
         identity: bytes,
-        on_mail: Callable[[GatewayMail], None],
+        on_mail: Callable[[GatewayMail | EngineMail], None],
         on_connect: Callable[[], None],
     ) -> None:
         self._find = find
@@ -43,7 +43,7 @@ class RouterLink:
         self._on_mail = on_mail
         self._on_connect = on_connect
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(GatewayMail)
+        self._decoder = msgspec.msgpack.Decoder(GatewayMail | EngineMail)
         self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
 

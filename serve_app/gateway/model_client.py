@@ -27,6 +27,7 @@ from serve_app.messages import (
     Alive,
     Endpoint,
     EngineId,
+    EngineMail,
     EngineUnreachable,
     Enqueue,
     FrontEndPayload,
@@ -246,7 +247,7 @@ class ModelClient:
         # A router that is new may know another configuration than its predecessor did.
         self._ask_for_front_end()
 
-    def _read_mail(self, mail: GatewayMail) -> None:
+    def _read_mail(self, mail: GatewayMail | EngineMail) -> None:
         match mail:
             case Grant():
                 self._start_on_engine(mail)
@@ -278,7 +279,8 @@ class ModelClient:
         link = self._engines.get(grant.engine_id)
         if link is None:
             link = self._engines[grant.engine_id] = self._connect(grant.engine_id, grant.endpoint)
-        link.send([ADD, grant.ticket.encode(), *ticket.frames])
+        standing = msgspec.msgpack.encode(grant.standing)
+        link.send([ADD, grant.ticket.encode(), standing, *ticket.frames])
 
     # --- from engines -----------------------------------------------------------------------
 

@@ -164,15 +164,6 @@ class Vtc:
                 return None
         return self._admit_new(place, now_s)
 
-    def peek(self, place: Place) -> Waiting | None:
-        """Returns what `admit` would take now. For vLLM's queue, which looks before it takes."""
-        for ticket in self._resumed.values():
-            fit = place(ticket.request)
-            if fit is not None:
-                return ticket.request if isinstance(fit, Fit) else None
-        choice = self._choose(place)
-        return None if choice is None else self._tickets[choice.turn.ticket].request
-
     def charge(self, ticket: TicketId, n_tokens: int) -> None:
         """Charges output tokens as they are produced. An ended ticket is left in peace."""
         known = self._tickets.get(ticket)
@@ -258,17 +249,14 @@ class Vtc:
         ordered = sorted(lags.items(), key=lambda item: (-item[1], item[0]))
         return dict(ordered[:n])
 
-    def counters(self) -> dict[TenantId, int]:
-        """Returns each known tenant's counter in units, for an engine's own queue."""
-        return {t: a.counter for tier in self._tiers.values() for t, a in tier.accounts.items()}
-
-    def synchronise(self, counters: Mapping[TenantId, int]) -> None:
-        """Takes the counters of the router that this queue follows."""
-        for tenant, counter in counters.items():
-            tier = self._tier(self._shares.get(tenant, _DEFAULT_SHARE).tier)
-            account = tier.account_of(tenant)
-            tier.change(account, counter - account.counter)
-            tier.note_idle(account)
+    def counters(self, tenants: Iterable[TenantId] | None = None) -> dict[TenantId, int]:
+        """Returns the counters in units, of these tenants or all, as far as they are known."""
+        found: dict[TenantId, int] = {}
+        for tier in self._tiers.values():
+            for tenant in tier.accounts if tenants is None else tenants:
+                if tenant in tier.accounts:
+                    found[tenant] = tier.accounts[tenant].counter
+        return found
 
     def snapshot(self, *, holds_waiting: bool = True) -> Snapshot:
         """Returns everything that a new router needs to go on from here.
@@ -335,7 +323,7 @@ class Vtc:
         del self._resumed[ticket.request.ticket]
         ticket.is_running = True
         self._tell_admission(ticket, fit, (), now_s, is_resumed=True)
-        return Admission(ticket.request, fit, "it had lost its engine", is_resumed=True)
+        return self._admission(ticket, fit, "it had lost its engine", is_resumed=True)
 
     def _admit_new(self, place: Place, now_s: float) -> Admission | None:
         choice = self._choose(place)
@@ -346,7 +334,13 @@ class Vtc:
         reason = f"least counter with room: {counter / UNITS:.0f}"
         if choice.refused:
             reason += f"; {len(choice.refused)} lanes before it had none"
-        return Admission(ticket.request, choice.fit, reason)
+        return self._admission(ticket, choice.fit, reason)
+
+    def _admission(
+        self, ticket: Ticket, fit: Fit, reason: str, *, is_resumed: bool = False
+    ) -> Admission:
+        counter = ticket.account.counter
+        return Admission(ticket.request, fit, reason, is_resumed, ticket.tier, counter, ticket.paid)
 
     def _choose(self, place: Place) -> _Choice | None:
         waiting = [index for index in sorted(self._n_waiting) if self._n_waiting[index]]

@@ -7,6 +7,7 @@ import msgspec
 from serve_app.messages import (
     Endpoint,
     EngineId,
+    EngineMail,
     EngineReport,
     EngineState,
     Enqueue,
@@ -35,8 +36,8 @@ class FakeMailbox:
 
     def __init__(self) -> None:
         self.endpoint = Endpoint("tcp://router", b"k")
-        self._sent: dict[bytes, list[GatewayMail]] = defaultdict(list)
-        self._decoder = msgspec.msgpack.Decoder(GatewayMail)
+        self._sent: dict[bytes, list[GatewayMail | EngineMail]] = defaultdict(list)
+        self._decoder = msgspec.msgpack.Decoder(GatewayMail | EngineMail)
 
     async def receive(self) -> tuple[bytes, list[bytes]]:
         raise NotImplementedError("tests hand messages to the router themselves")
@@ -49,7 +50,7 @@ class FakeMailbox:
     def close(self) -> None:
         self._sent.clear()
 
-    def take(self, identity: bytes) -> list[GatewayMail]:
+    def take(self, identity: bytes) -> list[GatewayMail | EngineMail]:
         """What was sent to one receiver since the last call."""
         return self._sent.pop(identity, [])
 
