@@ -12,11 +12,22 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
-from deployments.router_state import Keeper, RouterState, SavedRun, costs_of, read_state
+from deployments.audit_log import AuditLog
+from deployments.fairness_gauges import FairnessGauges
+from deployments.router_state import (
+    Keeper,
+    RouterState,
+    SavedRun,
+    costs_of,
+    read_state,
+    save_regularly,
+)
 from serve_app.config import FairnessSettings, Settings
+from serve_app.config_store import state_dir_of
 from serve_app.messages import (
     Alive,
     Counters,
@@ -28,6 +39,7 @@ from serve_app.messages import (
     EngineStatus,
     EngineUnreachable,
     Enqueue,
+    FairnessStatus,
     FrontEndOffer,
     FrontEndPayload,
     FrontEndWanted,
@@ -44,13 +56,16 @@ from serve_app.messages import (
     Standing,
     TicketId,
 )
-from serve_app.names import TenantId
+from serve_app.names import ModelName, TenantId
 from serve_app.policy.admission import QueueView, admit
 from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness_audit import Record
+from serve_app.policy.fairness_figures import Longest, measure_fairness
 from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.routing import EngineView, choose_engine
 from serve_app.policy.turns import Admission, Fit
+from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
 
 logger = logging.getLogger(__name__)
@@ -61,9 +76,6 @@ _SILENT_ENGINE_S = 5.0
 _SILENT_GATEWAY_S = 10.0
 _FORGET_FAILED_S = 60.0
 """How long a failed engine's reason stays visible."""
-_SAVE_EVERY_S = 0.1
-_SAVE_SHARE = 0.02
-"""Of the router's time, at most, that goes into saving: a longer state is saved less often."""
 
 
 @dataclass
@@ -91,13 +103,26 @@ class _Ticket:
     """Those charged so far."""
 
 
-def make_turn_order(fairness: FairnessSettings) -> Vtc:
+def make_turn_order(
+    fairness: FairnessSettings, audit: Callable[[Record], None] | None = None
+) -> Vtc:
     """Returns the queue that the settings ask for, empty."""
-    cost = Cost(
+    predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
+    return Vtc(VtcSettings(cost=_cost_of(fairness)), predictor, audit=audit)
+
+
+def _cost_of(fairness: FairnessSettings) -> Cost:
+    return Cost(
         prompt=fairness.prompt_cost, cached=fairness.cached_cost, output=fairness.output_cost
     )
-    predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
-    return Vtc(VtcSettings(cost=cost), predictor)
+
+
+def _make_audit_log(model_name: ModelName, settings: Settings) -> AuditLog | None:
+    audit = settings.fairness.audit
+    if audit is None:
+        return None
+    folder = Path(audit.folder) if audit.folder else state_dir_of(settings.store) / "audit"
+    return AuditLog(folder, model_name, audit)
 
 
 def _waiting(mail: Enqueue) -> Waiting:
@@ -113,15 +138,17 @@ class Router:
         listener: Where gateways and engines connect to.
         now: The monotonic clock.
         keeper: Keeps the counters for the next router; None leaves that with nothing to go on from.
+        recorder: Takes metrics.
     """
 
     def __init__(
         self,
-        model_name: str,
+        model_name: ModelName,
         settings: Settings,
         listener: Mailbox,
         now: Callable[[], float] = time.monotonic,
         keeper: Keeper | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._model_name = model_name
         self._limits = settings.limits
@@ -129,8 +156,13 @@ class Router:
         self._listener = listener
         self._now = now
         self._keeper = keeper
-        self._is_save_failing = False
-        self._queue = make_turn_order(settings.fairness)
+        self._gauges = None if recorder is None else FairnessGauges(model_name, recorder)
+        self._audit = _make_audit_log(model_name, settings)
+        self._queue = make_turn_order(
+            settings.fairness, None if self._audit is None else self._audit.add
+        )
+        self._longest = Longest()
+        self._status_of_fairness = FairnessStatus()
         self._engines: dict[EngineId, _Engine] = {}
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
@@ -164,7 +196,9 @@ class Router:
             tasks.create_task(self._receive_mail())
             tasks.create_task(self._look_around_regularly())
             if self._keeper is not None:
-                tasks.create_task(self._save_regularly(self._keeper))
+                tasks.create_task(save_regularly(self._keeper, self.state))
+            if self._audit is not None:
+                tasks.create_task(self._audit.run(self._queue.tell_all))
 
     def close(self) -> None:
         """Stops listening."""
@@ -186,32 +220,6 @@ class Router:
         while True:
             await asyncio.sleep(_STATUS_EVERY_S)
             self.look_around()
-
-    async def _save_regularly(self, keeper: Keeper) -> None:
-        before = b""
-        while True:
-            started_s = time.perf_counter()
-            state = msgspec.msgpack.encode(self.state())
-            took_s = time.perf_counter() - started_s
-            if state != before:
-                await self._save(keeper, state)
-                before = state
-            await asyncio.sleep(max(_SAVE_EVERY_S, took_s / _SAVE_SHARE))
-
-    async def _save(self, keeper: Keeper, state: bytes) -> None:
-        try:
-            await asyncio.to_thread(keeper.save, state)
-        except OSError as error:
-            if not self._is_save_failing:
-                logger.warning(
-                    "The counters of %s cannot be kept (%s): if this router dies, all tenants "
-                    "start anew.",
-                    self._model_name,
-                    error,
-                )
-            self._is_save_failing = True
-        else:
-            self._is_save_failing = False
 
     def state(self) -> RouterState:
         """Returns all that gateways and engines cannot tell a successor."""
@@ -251,7 +259,18 @@ class Router:
         self._drop_silent()
         self._dispatch()
         self._refuse_overdue()
+        self._measure_fairness()
         self._publish_status()
+
+    def _measure_fairness(self) -> None:
+        window = sum(self._view(engine).room for engine in self._engines.values())
+        weights = {tenant: share.weight for tenant, share in self._shares.items()}
+        figures = measure_fairness(
+            self._queue, _cost_of(self._fairness), self._longest, window, weights
+        )
+        self._status_of_fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
+        if self._gauges is not None:
+            self._gauges.show(figures)
 
     def handle(self, sender: bytes, mail: RouterMail) -> None:
         """Takes one message; called for each, in order."""
@@ -333,6 +352,7 @@ class Router:
 
     def _add_ticket(self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None) -> None:
         self._tickets[enqueue.ticket] = _Ticket(gateway, enqueue.tenant, engine_id, self._now_s)
+        self._longest = self._longest.with_request(_waiting(enqueue))
         self._gateways[gateway].tickets.add(enqueue.ticket)
         if engine_id is None:
             self._n_waiting[enqueue.tenant] += 1
@@ -519,7 +539,12 @@ class Router:
             if e.is_reachable
         ]
         config_ids = [e.report.config_id for e in self._engines.values() if e.report.config_id]
-        return ModelStatus(config_ids[-1] if config_ids else "", engines, len(self._queue))
+        return ModelStatus(
+            config_ids[-1] if config_ids else "",
+            engines,
+            len(self._queue),
+            self._status_of_fairness,
+        )
 
     def _send_front_end(self, gateway: bytes, config_id: str) -> None:
         payload = self._front_ends.get(config_id)

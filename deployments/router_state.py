@@ -4,9 +4,11 @@ The file is small and is replaced several times a second, so it is not synced to
 for a router that dies, not for a machine that does. Whatever is wrong with it, a router starts.
 """
 
+import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _STALE_S = 600.0
 """Nobody who waited so long ago still does."""
+_SAVE_EVERY_S = 0.1
+_SAVE_SHARE = 0.02
+"""Of the router's time, at most, that goes into saving: a longer state is saved less often."""
 
 
 class SavedRun(msgspec.Struct, frozen=True):
@@ -87,6 +92,32 @@ class StateFile:
         draft.rename(self._path)
 
 
+async def save_regularly(keeper: Keeper, state: Callable[[], RouterState]) -> None:
+    """Saves a state whenever it has changed, until cancelled."""
+    before, is_failing = b"", False
+    while True:
+        started_s = time.perf_counter()
+        data = msgspec.msgpack.encode(state())
+        took_s = time.perf_counter() - started_s
+        if data != before:
+            is_failing = await _save(keeper, data, is_failing=is_failing)
+            before = b"" if is_failing else data
+        await asyncio.sleep(max(_SAVE_EVERY_S, took_s / _SAVE_SHARE))
+
+
+async def _save(keeper: Keeper, data: bytes, *, is_failing: bool) -> bool:
+    """Saves a state; returns whether that has failed, and says so the first time."""
+    try:
+        await asyncio.to_thread(keeper.save, data)
+    except OSError as error:
+        if not is_failing:
+            logger.warning(
+                "Tenants' counters cannot be kept (%s): if this router dies, all start anew.", error
+            )
+        return True
+    return False
+
+
 def costs_of(fairness: FairnessSettings) -> tuple[float, float, float]:
     """Returns what a counter's unit depends on."""
     return fairness.prompt_cost, fairness.cached_cost, fairness.output_cost
@@ -100,6 +131,9 @@ def read_state(data: bytes | None, fairness: FairnessSettings) -> RouterState | 
         state = msgspec.msgpack.decode(data, type=RouterState)
     except msgspec.DecodeError as error:
         logger.warning("The last router's counters are of another version: %s", error)
+        return None
+    if {saved.ticket for saved in state.queue.tickets} != state.running.keys():
+        logger.warning("The last router's counters contradict themselves; all tenants start anew.")
         return None
     if state.costs != costs_of(fairness):
         logger.info("Costs have changed; all tenants start anew.")

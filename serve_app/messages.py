@@ -190,6 +190,16 @@ class EngineStatus(msgspec.Struct, frozen=True):
     load: EngineLoad
 
 
+class FairnessStatus(msgspec.Struct, frozen=True):
+    """How fair a router is at this moment, in tokens of cost and weight 1."""
+
+    gap: float = 0.0
+    """Greatest difference of service of two tenants that wait."""
+    bound: float = 0.0
+    """What the gap cannot exceed."""
+    tenants_waiting: int = 0
+
+
 class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     """What a router knows of its model, pushed at every change and about once a second."""
 
@@ -197,6 +207,7 @@ class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     """Identifies the front end to use; empty until an engine has been ready."""
     engines: list[EngineStatus]
     waiting: int
+    fairness: FairnessStatus = FairnessStatus()
 
 
 class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):

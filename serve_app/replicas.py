@@ -54,13 +54,18 @@ class RouterReplica:
         """Takes new limits; makes the router the first time."""
         from deployments.router import Router
         from deployments.router_state import StateFile
+        from serve_app.telemetry import RayRecorder
 
         settings = Settings.model_validate(user_config)
         set_up_logging(settings.logging)
         if self._router is None:
-            keeper = StateFile(state_dir_of(settings.store) / "router", self._model_name)
-            listener = Listener(_node_address())
-            self._router = Router(self._model_name, settings, listener, keeper=keeper)
+            self._router = Router(
+                self._model_name,
+                settings,
+                Listener(_node_address()),
+                keeper=StateFile(state_dir_of(settings.store) / "router", self._model_name),
+                recorder=RayRecorder(),
+            )
             self._task = asyncio.get_running_loop().create_task(self._router.run(), name="router")
         else:
             self._router.configure(settings)

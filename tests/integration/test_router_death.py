@@ -13,6 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from serve_app.cli import main
 from serve_app.keys import hash_key
 from serve_app.names import ModelName
 from serve_app.policy.fairness_bound import Capacity, bound_gap
@@ -70,6 +71,7 @@ async def test_killed_router_loses_no_request_and_keeps_the_bound(
         auth={"kind": "keys"},
         tenants=[{"id": t, "keys": [{"hash": hash_key(f"key-{t}")}]} for t in SENT],
         store={"state_dir": str(tmp_path / "state")},
+        fairness={"audit": {"folder": str(tmp_path / "audit")}},
     )
     with LocalPlatform(settings, tmp_path, n_gateways=2, routers_in_processes=True) as platform:
         ended: asyncio.Queue[Ended] = asyncio.Queue()
@@ -83,6 +85,13 @@ async def test_killed_router_loses_no_request_and_keeps_the_bound(
     after = [ended.get_nowait() for _ in range(ended.qsize())]
     assert len(before) + len(after) == sum(SENT.values())
     check_fairness(before + after, killed_s)
+    check_logs(tmp_path / "audit" / "tiny")
+
+
+def check_logs(folder: Path) -> None:
+    logs = sorted(str(file) for file in folder.glob("*.jsonl"))
+    assert len(logs) == 2, "each router writes its own"
+    assert main(["fairness", "replay", *logs]) == 0
 
 
 def check_fairness(ended: list[Ended], killed_s: float) -> None:
