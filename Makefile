@@ -13,7 +13,7 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
-	bench-overhead bench-gateway bench-router bench-ledger bench-simulate
+	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -52,6 +52,9 @@ bench-gateway: env-dev ## Measure the gateway alone, beside LiteLLM (ARGS=--quic
 
 bench-router: env-dev ## Measure what one decision of the fair queue costs
 	@$(VENV)/python -m bench.router $(ARGS)
+
+bench-scheduler: env-dev ## Measure what fair turns cost an engine's step (ARGS=--quick for less)
+	@$(VENV)/python -m bench.scheduler $(ARGS)
 
 bench-ledger: env-dev ## Measure what a limit costs a request (ARGS=--quick for seconds)
 	@$(VENV)/python -m bench.ledger $(ARGS)

@@ -7,6 +7,7 @@ For fast tests and for measuring what the platform itself costs. Same interface 
 import queue
 import time
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ from vllm.v1.engine import (
 from vllm.v1.outputs import LogprobsLists
 
 from deployments.vllm_core import Emit
+from serve_app.messages import Standing
+from serve_app.names import TenantId
 
 _IMPOSSIBLE = -100.0
 """A log-probability next to none."""
@@ -88,9 +91,12 @@ class EchoCore:
         """It generates and can do nothing else."""
         return ("generate",)
 
-    def accept(self, request: EngineCoreRequest) -> None:
-        """Takes a request; it runs as soon as there is room."""
+    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
+        """Takes a request; it runs as soon as there is room, in the order of arrival."""
         self._mail.put(request)
+
+    def synchronise(self, counters: Mapping[TenantId, int]) -> None:
+        """Needs no counters."""
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests; unknown ids are ignored."""

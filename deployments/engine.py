@@ -21,9 +21,11 @@ from deployments.model_source import fetch_model
 from serve_app.config_model import EchoEngine, HuggingFaceSource, ModelSettings, VllmEngine
 from serve_app.errors import EngineDeadError, EngineStartError
 from serve_app.messages import (
+    Counters,
     EngineGone,
     EngineId,
     EngineLoad,
+    EngineMail,
     EngineReport,
     EngineState,
     FrontEndOffer,
@@ -76,9 +78,7 @@ class Engine:
         self._loaded: asyncio.Future[None] | None = None
         self._heartbeat: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run_core, name="engine-core", daemon=True)
-        self._router = RouterLink(
-            find_router, engine_id.encode(), self._ignore_mail, self._introduce
-        )
+        self._router = RouterLink(find_router, engine_id.encode(), self._read_mail, self._introduce)
 
     async def start(self) -> None:
         """Returns when the model is loaded and served.
@@ -272,8 +272,9 @@ class Engine:
                 next_report_s = time.monotonic() + _HEARTBEAT_S
                 self._router.send(self._make_report(self._state in ("ready", "draining")))
 
-    def _ignore_mail(self, mail: GatewayMail) -> None:
-        """Routers have nothing to say to engines yet."""
+    def _read_mail(self, mail: GatewayMail | EngineMail) -> None:
+        if isinstance(mail, Counters) and self._core is not None:
+            self._core.synchronise(mail.counters)
 
 
 def _engine_args(model: ModelSettings) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 One thread owns the socket. The core's thread hands it outputs; it encodes and sends them, so
 that serialisation runs beside the model. Frames, after the sender's identity:
 
-    gateway -> engine   ADD id request…   |  ABORT ids  |  ALIVE
+    gateway -> engine   ADD id standing request…   |  ABORT ids  |  ALIVE
     engine -> gateway   outputs…
 
 `request` and `outputs` are vLLM's EngineCoreRequest and EngineCoreOutputs in vLLM's own
@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -24,7 +25,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.engine_frames import ABORT, ADD, ALIVE
-from serve_app.messages import Endpoint, EngineLoad
+from serve_app.messages import Endpoint, EngineLoad, Standing
+from serve_app.names import TenantId
 from serve_app.wire import listen
 
 logger = logging.getLogger(__name__)
@@ -46,8 +48,11 @@ class Core(Protocol):
     def tasks(self) -> tuple[SupportedTask, ...]:
         """What the model can do."""
 
-    def accept(self, request: EngineCoreRequest) -> None:
+    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
         """Takes a request. Its outputs go to the client of its `client_index`."""
+
+    def synchronise(self, counters: Mapping[TenantId, int]) -> None:
+        """Takes the router's counters of the tenants that have something here."""
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests without further outputs; unknown ids are ignored."""
@@ -94,6 +99,7 @@ class EngineServer:
         self._index_of: dict[bytes, int] = {}
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreRequest)
+        self._standing_decoder = msgspec.msgpack.Decoder(Standing)
         self._progress: defaultdict[str, int] = defaultdict(int)
         self._progress_lock = threading.Lock()
         self._recent: deque[tuple[float, int]] = deque()
@@ -203,10 +209,11 @@ class EngineServer:
         assert self.core is not None
         request_id = bytes(data[0].buffer).decode()
         try:
-            request: EngineCoreRequest = self._decoder.decode(data[1:])
+            standing = self._standing_decoder.decode(data[1].buffer)
+            request: EngineCoreRequest = self._decoder.decode(data[2:])
             request.client_index = index
             client.requests.add(request_id)
-            self.core.accept(request)
+            self.core.accept(request, standing)
         except Exception:
             # Whatever is wrong with it, its client must not wait for ever.
             logger.exception("Request %s could not be taken.", request_id)

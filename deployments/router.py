@@ -1,8 +1,9 @@
 """One actor a base model: who waits, which engines there are, who goes where.
 
-It decides nothing itself: `serve_app.policy` says who is next and on which engine. Its state can
-be lost: gateways repeat what waits and what runs (`Resume`) to a new router and engines report
-themselves, so that clients of a router that died only wait.
+It decides nothing itself: `serve_app.policy` says who is next and on which engine. Its death loses
+nothing: gateways repeat what waits, what runs and what has just ended (`Resume`) to a new router,
+engines report themselves, and the counters are kept in a file (`router_state`). Clients of a router
+that died only wait.
 """
 
 import asyncio
@@ -11,19 +12,34 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
+from deployments.audit_log import AuditLog
+from deployments.fairness_gauges import FairnessGauges
+from deployments.router_state import (
+    Keeper,
+    RouterState,
+    SavedRun,
+    costs_of,
+    read_state,
+    save_regularly,
+)
 from serve_app.config import FairnessSettings, Settings
+from serve_app.config_store import state_dir_of
 from serve_app.messages import (
     Alive,
+    Counters,
     Endpoint,
     EngineGone,
     EngineId,
+    EngineMail,
     EngineReport,
     EngineStatus,
     EngineUnreachable,
     Enqueue,
+    FairnessStatus,
     FrontEndOffer,
     FrontEndPayload,
     FrontEndWanted,
@@ -36,15 +52,20 @@ from serve_app.messages import (
     Refuse,
     Resume,
     RouterMail,
+    RunningTicket,
+    Standing,
     TicketId,
 )
-from serve_app.names import TenantId
+from serve_app.names import ModelName, TenantId
 from serve_app.policy.admission import QueueView, admit
 from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness_audit import Record
+from serve_app.policy.fairness_figures import Longest, measure_fairness
 from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.routing import EngineView, choose_engine
-from serve_app.policy.turns import Fit
+from serve_app.policy.turns import Admission, Fit
+from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
 
 logger = logging.getLogger(__name__)
@@ -82,13 +103,26 @@ class _Ticket:
     """Those charged so far."""
 
 
-def make_turn_order(fairness: FairnessSettings) -> Vtc:
+def make_turn_order(
+    fairness: FairnessSettings, audit: Callable[[Record], None] | None = None
+) -> Vtc:
     """Returns the queue that the settings ask for, empty."""
-    cost = Cost(
+    predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
+    return Vtc(VtcSettings(cost=_cost_of(fairness)), predictor, audit=audit)
+
+
+def _cost_of(fairness: FairnessSettings) -> Cost:
+    return Cost(
         prompt=fairness.prompt_cost, cached=fairness.cached_cost, output=fairness.output_cost
     )
-    predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
-    return Vtc(VtcSettings(cost=cost), predictor)
+
+
+def _make_audit_log(model_name: ModelName, settings: Settings) -> AuditLog | None:
+    audit = settings.fairness.audit
+    if audit is None:
+        return None
+    folder = Path(audit.folder) if audit.folder else state_dir_of(settings.store) / "audit"
+    return AuditLog(folder, model_name, audit)
 
 
 def _waiting(mail: Enqueue) -> Waiting:
@@ -103,20 +137,32 @@ class Router:
         settings: Bounds on waiting and running requests, and what is fair.
         listener: Where gateways and engines connect to.
         now: The monotonic clock.
+        keeper: Keeps the counters for the next router; None leaves that with nothing to go on from.
+        recorder: Takes metrics.
     """
 
     def __init__(
         self,
-        model_name: str,
+        model_name: ModelName,
         settings: Settings,
         listener: Mailbox,
         now: Callable[[], float] = time.monotonic,
+        keeper: Keeper | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._model_name = model_name
         self._limits = settings.limits
+        self._fairness = settings.fairness
         self._listener = listener
         self._now = now
-        self._queue = make_turn_order(settings.fairness)
+        self._keeper = keeper
+        self._gauges = None if recorder is None else FairnessGauges(model_name, recorder)
+        self._audit = _make_audit_log(model_name, settings)
+        self._queue = make_turn_order(
+            settings.fairness, None if self._audit is None else self._audit.add
+        )
+        self._longest = Longest()
+        self._status_of_fairness = FairnessStatus()
         self._engines: dict[EngineId, _Engine] = {}
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
@@ -126,7 +172,10 @@ class Router:
         self._front_ends: dict[str, bytes] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
-        self._now_s = now()
+        self._now_s = self._started_s = now()
+        self._is_recovering = False
+        """Whether some whom the last router knew may yet come back."""
+        self._recover()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -146,6 +195,10 @@ class Router:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._receive_mail())
             tasks.create_task(self._look_around_regularly())
+            if self._keeper is not None:
+                tasks.create_task(save_regularly(self._keeper, self.state))
+            if self._audit is not None:
+                tasks.create_task(self._audit.run(self._queue.tell_all))
 
     def close(self) -> None:
         """Stops listening."""
@@ -168,13 +221,56 @@ class Router:
             await asyncio.sleep(_STATUS_EVERY_S)
             self.look_around()
 
+    def state(self) -> RouterState:
+        """Returns all that gateways and engines cannot tell a successor."""
+        return RouterState(
+            costs_of(self._fairness),
+            self._queue.snapshot(holds_waiting=False),
+            {
+                ticket: SavedRun(known.gateway, known.engine_id)
+                for ticket, known in self._tickets.items()
+                if known.engine_id is not None
+            },
+        )
+
+    def _recover(self) -> None:
+        """Goes on from where the last router was; gateways then say what has become of it."""
+        data = self._keeper.load() if self._keeper is not None else None
+        state = read_state(data, self._fairness)
+        if state is None:
+            return
+        logger.info("Going on from the counters of the last router of %s.", self._model_name)
+        self._is_recovering = True
+        self._queue.restore(state.queue)
+        for saved in state.queue.tickets:
+            run = state.running[saved.ticket]
+            gateway = self._gateways.setdefault(run.gateway, _Gateway(self._now_s))
+            gateway.tickets.add(saved.ticket)
+            self._tickets[saved.ticket] = _Ticket(
+                run.gateway, saved.tenant, run.engine_id, self._now_s, saved.produced_tokens
+            )
+
     def look_around(self) -> None:
         """Forgets who went silent and tells gateways how things stand; called regularly."""
         self._now_s = self._now()
+        if self._is_recovering and self._now_s - self._started_s > _SILENT_GATEWAY_S:
+            self._is_recovering = False
+            self._queue.stop_expecting()
         self._drop_silent()
         self._dispatch()
         self._refuse_overdue()
+        self._measure_fairness()
         self._publish_status()
+
+    def _measure_fairness(self) -> None:
+        window = sum(self._view(engine).room for engine in self._engines.values())
+        weights = {tenant: share.weight for tenant, share in self._shares.items()}
+        figures = measure_fairness(
+            self._queue, _cost_of(self._fairness), self._longest, window, weights
+        )
+        self._status_of_fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
+        if self._gauges is not None:
+            self._gauges.show(figures)
 
     def handle(self, sender: bytes, mail: RouterMail) -> None:
         """Takes one message; called for each, in order."""
@@ -192,6 +288,7 @@ class Router:
                 return
             case Progress():
                 self._charge(mail)
+                self._tell_counters(sender)
                 return
             case EngineGone():
                 self._drop_engine(mail.engine_id, "it left")
@@ -223,9 +320,7 @@ class Router:
     def _enqueue(self, sender: bytes, mail: Enqueue) -> None:
         if mail.ticket in self._tickets:
             return
-        self._add_ticket(sender, mail, None)
-        self._note_share(mail)
-        self._queue.arrive(_waiting(mail), self._now_s)
+        self._add_waiting(sender, mail)
         self._dispatch()
         if self._tickets[mail.ticket].engine_id is not None:
             return
@@ -235,6 +330,11 @@ class Router:
             self._send(
                 sender, Refuse(mail.ticket, "crowded", refusal.reason, refusal.retry_after_s)
             )
+
+    def _add_waiting(self, sender: bytes, mail: Enqueue) -> None:
+        self._add_ticket(sender, mail, None)
+        self._note_share(mail)
+        self._queue.arrive(_waiting(mail), self._now_s)
 
     def _note_share(self, mail: Enqueue) -> None:
         """Gateways know tenants; a change reaches the queue with the tenant's next request."""
@@ -252,6 +352,7 @@ class Router:
 
     def _add_ticket(self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None) -> None:
         self._tickets[enqueue.ticket] = _Ticket(gateway, enqueue.tenant, engine_id, self._now_s)
+        self._longest = self._longest.with_request(_waiting(enqueue))
         self._gateways[gateway].tickets.add(enqueue.ticket)
         if engine_id is None:
             self._n_waiting[enqueue.tenant] += 1
@@ -276,7 +377,8 @@ class Router:
         if mail.is_finished:
             self._queue.finish(mail.ticket, mail.cached_tokens)
         else:
-            is_computed = mail.completion_tokens > 0 or mail.cached_tokens is not None
+            n_tokens = max(mail.completion_tokens, known.completion_tokens)
+            is_computed = n_tokens > 0 or mail.cached_tokens is not None
             self._queue.abort(mail.ticket, is_computed=is_computed)
 
     def _charge(self, progress: Progress) -> None:
@@ -286,20 +388,49 @@ class Router:
                 known.completion_tokens += n_tokens
                 self._queue.charge(ticket, n_tokens)
 
+    def _tell_counters(self, engine: bytes) -> None:
+        """Tells an engine how the tenants stand that have something there."""
+        known = self._engines.get(EngineId(engine.decode()))
+        if known is not None:
+            tenants = {self._tickets[ticket].tenant for ticket in known.in_flight}
+            self._send(engine, Counters(self._queue.counters(tenants)))
+
     def _resume(self, sender: bytes, gateway: _Gateway, mail: Resume) -> None:
-        for ticket in list(gateway.tickets):
-            self._leave(Leave(ticket))
-        for running in mail.running:
-            ticket = running.enqueue.ticket
-            self._add_ticket(sender, running.enqueue, running.engine_id)
-            self._tickets[ticket].completion_tokens = running.completion_tokens
-            self._note_share(running.enqueue)
-            self._queue.adopt(_waiting(running.enqueue), running.completion_tokens, self._now_s)
-            if running.engine_id in self._engines:
-                self._engines[running.engine_id].in_flight.add(ticket)
+        for ended in mail.ended:
+            self._leave(ended)
+        self._drop_unmentioned(gateway, mail)
         for entry in mail.waiting:
-            self._enqueue(sender, entry)
+            if entry.ticket not in self._tickets:
+                self._add_waiting(sender, entry)
+        for running in mail.running:
+            self._adopt(sender, running)
+        self._dispatch()
         self._send(sender, self._status())
+
+    def _drop_unmentioned(self, gateway: _Gateway, mail: Resume) -> None:
+        """Ends what a gateway knows no more, or knows otherwise: a grant may have been lost."""
+        waiting = {entry.ticket for entry in mail.waiting}
+        running = {entry.enqueue.ticket for entry in mail.running}
+        for ticket in list(gateway.tickets):
+            is_waiting = self._tickets[ticket].engine_id is None
+            if ticket not in (waiting if is_waiting else running):
+                self._leave(Leave(ticket))
+
+    def _adopt(self, sender: bytes, running: RunningTicket) -> None:
+        """Takes a running ticket over, and charges what its tenant has not been charged."""
+        enqueue, n_tokens = running.enqueue, running.completion_tokens
+        known = self._tickets.get(enqueue.ticket)
+        if known is None:
+            self._add_ticket(sender, enqueue, running.engine_id)
+            known = self._tickets[enqueue.ticket]
+        elif known.engine_id != running.engine_id and known.engine_id in self._engines:
+            self._engines[known.engine_id].in_flight.discard(enqueue.ticket)
+        known.engine_id = running.engine_id
+        known.completion_tokens = max(known.completion_tokens, n_tokens)
+        self._note_share(enqueue)
+        self._queue.adopt(_waiting(enqueue), n_tokens, self._now_s)
+        if running.engine_id in self._engines:
+            self._engines[running.engine_id].in_flight.add(enqueue.ticket)
 
     def _refuse_overdue(self) -> None:
         """Nobody waits for ever: oldest first, as tickets are kept in the order they came."""
@@ -320,19 +451,21 @@ class Router:
         """Hands out waiting requests as long as one of the engines has room."""
         while (admission := self._queue.admit(self._place, self._now_s)) is not None:
             logger.debug("%s runs: %s.", admission.request.ticket, admission.reason)
-            self._grant(admission.request.ticket, self._engines[admission.fit.engine_id])
+            self._grant(admission)
 
     def _place(self, request: Waiting) -> Fit | None:
         engine_id = choose_engine(self._view(e) for e in self._engines.values())
         return None if engine_id is None else Fit(engine_id)
 
-    def _grant(self, ticket: TicketId, engine: _Engine) -> None:
+    def _grant(self, admission: Admission) -> None:
+        ticket, engine = admission.request.ticket, self._engines[admission.fit.engine_id]
         known = self._tickets[ticket]
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
         self._stop_waiting(known.tenant)
         engine.in_flight.add(ticket)
-        self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint))
+        standing = Standing(known.tenant, admission.tier, admission.counter, admission.charged)
+        self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint, standing))
 
     def _view(self, engine: _Engine) -> EngineView:
         limit = self._limits.max_running_per_engine or engine.report.max_running
@@ -391,8 +524,8 @@ class Router:
 
     # --- answers ----------------------------------------------------------------------------
 
-    def _send(self, gateway: bytes, mail: GatewayMail) -> None:
-        self._listener.send(gateway, [self._encoder.encode(mail)])
+    def _send(self, receiver: bytes, mail: GatewayMail | EngineMail) -> None:
+        self._listener.send(receiver, [self._encoder.encode(mail)])
 
     def _publish_status(self) -> None:
         status = self._status()
@@ -406,7 +539,12 @@ class Router:
             if e.is_reachable
         ]
         config_ids = [e.report.config_id for e in self._engines.values() if e.report.config_id]
-        return ModelStatus(config_ids[-1] if config_ids else "", engines, len(self._queue))
+        return ModelStatus(
+            config_ids[-1] if config_ids else "",
+            engines,
+            len(self._queue),
+            self._status_of_fairness,
+        )
 
     def _send_front_end(self, gateway: bytes, config_id: str) -> None:
         payload = self._front_ends.get(config_id)

@@ -10,7 +10,7 @@ Imports vLLM: import it lazily, after the process's environment is set.
 
 import os
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.executor import Executor
+
+from deployments.fair_scheduler import FairScheduler, FairSyncScheduler, FairTurns
+from serve_app.messages import Standing
+from serve_app.names import TenantId
 
 # vLLM's CPU worker puts a function in its place that does nothing.
 _set_num_threads = torch.set_num_threads
@@ -46,6 +50,14 @@ def vllm_config_of(
     if on_cpu:
         config.parallel_config.distributed_executor_backend = "uni"
     return config
+
+
+def _take_fair_turns(config: VllmConfig) -> None:
+    """Puts our scheduler in the place of vLLM's, unless the model has one of its own kind."""
+    scheduling = config.scheduler_config
+    if scheduling.scheduler_cls is None:
+        chosen = FairScheduler if scheduling.async_scheduling else FairSyncScheduler
+        scheduling.scheduler_cls = f"{chosen.__module__}.{chosen.__qualname__}"
 
 
 def _leave_one_core_free() -> None:
@@ -91,6 +103,7 @@ class VllmCore(EngineCoreProc):
         self.last_counts = (0, 0)
         self.process_input_queue_block = True
         self.enable_fault_tolerance = False
+        _take_fair_turns(config)
         EngineCore.__init__(
             self,
             config,
@@ -111,14 +124,21 @@ class VllmCore(EngineCoreProc):
         """What the loaded model can do."""
         return self.get_supported_tasks()
 
-    def accept(self, request: EngineCoreRequest) -> None:
+    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
         """Takes a request; its failure to preprocess is answered as an error output."""
         try:
             ready = self.preprocess_add_request(request)
         except Exception:
             self._handle_request_preproc_error(request)
             return
+        if isinstance(self.scheduler, FairTurns):
+            self.scheduler.introduce(request.request_id, standing)
         self.input_queue.put_nowait((EngineCoreRequestType.ADD, ready))
+
+    def synchronise(self, counters: Mapping[TenantId, int]) -> None:
+        """Takes the router's counters; they hold from the next step on."""
+        if isinstance(self.scheduler, FairTurns):
+            self.scheduler.tell(counters)
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests; unknown ids are ignored. Takes effect within the current step."""

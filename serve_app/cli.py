@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from serve_app.cli_fairness import add_fairness
 from serve_app.cli_keys import add_keys
 from serve_app.cli_tenants import add_tenants
 from serve_app.cli_usage import add_usage
@@ -25,6 +26,7 @@ examples:
   arriero keys create --bootstrap config.yaml        the first admin key
   arriero tenants list                      who may send requests, and how much
   arriero usage                             what they used
+  arriero fairness replay FILE              did the router keep to the rules?
 
 exit status: 0 done, 1 failed, 2 wrong usage or an invalid file
 """
@@ -104,6 +106,7 @@ _SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (
     add_tenants,
     add_keys,
     add_usage,
+    add_fairness,
 )
 
 if __name__ == "__main__":

@@ -37,13 +37,14 @@ from serve_app.config_model import (
 )
 from serve_app.config_problems import Problem, describe_invalid, list_problems
 from serve_app.config_section import Cpus, Seconds, Section
-from serve_app.config_store import StoreSettings
+from serve_app.config_store import StoreSettings, Where
 from serve_app.config_tenants import DeclaredTenant, find_tenant_conflict
 from serve_app.errors import ConfigError
 from serve_app.names import ModelNameText
 
 __all__ = [
     "Accelerator",
+    "AuditSettings",
     "AuthKeys",
     "AuthOff",
     "AuthSettings",
@@ -116,10 +117,25 @@ class LimitSettings(Section):
     """Seconds that a refused client is told to wait."""
 
 
+class AuditSettings(Section):
+    """A log of every decision on whose turn it is, for `arriero fairness replay`.
+
+    It holds ids of tenants and requests and numbers of tokens, no texts.
+    """
+
+    folder: Where | None = None
+    """Folder on each router's machine; every model has its own in it. None means `audit` in the
+    state folder."""
+    max_file_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 34)] = 16 << 20
+    """Bytes after which a new file begins."""
+    max_files: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """Files kept of each model. The oldest is removed."""
+
+
 class FairnessSettings(Section):
     """Whose request is next when more wait than run: the tenant that has got the least service.
 
-    Service is counted in tokens, by Virtual Token Counters. Costs and prediction take effect when a
+    Service is counted in tokens, by Virtual Token Counters. What is set here takes effect when a
     model's router starts. Weights and tiers belong to tenants.
     """
 
@@ -132,6 +148,8 @@ class FairnessSettings(Section):
     predicts_lengths: bool = True
     """Whether a request is charged for its tenant's average answer when it starts, and corrected
     as it goes. Keeps tenants closer together."""
+    audit: AuditSettings | None = None
+    """Log of decisions. None writes none."""
 
 
 class AuthOff(Section):

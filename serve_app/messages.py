@@ -32,6 +32,21 @@ class Endpoint(msgspec.Struct, frozen=True):
         return f"Endpoint({self.address!r}, key=…)"
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """How a granted request's tenant stands: by this an engine orders what it holds.
+
+    It goes from the router to the engine by way of the gateway, together with the request.
+    """
+
+    tenant: TenantId
+    tier: int
+    """The router's: 0 goes first."""
+    counter: int
+    """The tenant's service when the request was granted, what it was charged included, in units."""
+    charged: int
+    """What of that is for this request."""
+
+
 class EngineLoad(msgspec.Struct, frozen=True):
     """What an engine is doing at this moment."""
 
@@ -84,6 +99,8 @@ class Resume(msgspec.Struct, frozen=True, tag=True):
 
     waiting: list[Enqueue] = []
     running: list[RunningTicket] = []
+    ended: list[Leave] = []
+    """The last that had run, repeated: the router may have died before it took note of them."""
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
@@ -147,6 +164,7 @@ class Grant(msgspec.Struct, frozen=True, tag=True):
     ticket: TicketId
     engine_id: EngineId
     endpoint: Endpoint
+    standing: Standing
 
 
 class Refuse(msgspec.Struct, frozen=True, tag=True):
@@ -172,6 +190,16 @@ class EngineStatus(msgspec.Struct, frozen=True):
     load: EngineLoad
 
 
+class FairnessStatus(msgspec.Struct, frozen=True):
+    """How fair a router is at this moment, in tokens of cost and weight 1."""
+
+    gap: float = 0.0
+    """Greatest difference of service of two tenants that wait."""
+    bound: float = 0.0
+    """What the gap cannot exceed."""
+    tenants_waiting: int = 0
+
+
 class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     """What a router knows of its model, pushed at every change and about once a second."""
 
@@ -179,6 +207,7 @@ class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     """Identifies the front end to use; empty until an engine has been ready."""
     engines: list[EngineStatus]
     waiting: int
+    fairness: FairnessStatus = FairnessStatus()
 
 
 class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):
@@ -186,6 +215,15 @@ class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):
 
     config_id: str
     payload: bytes
+
+
+# --- router -> engine ----------------------------------------------------------------------
+
+
+class Counters(msgspec.Struct, frozen=True, tag=True):
+    """Answer to `Progress`: the counters of the tenants that have something on this engine."""
+
+    counters: dict[TenantId, int]
 
 
 RouterMail = (
@@ -201,3 +239,4 @@ RouterMail = (
     | EngineGone
 )
 GatewayMail = Grant | Refuse | Introduce | ModelStatus | FrontEndPayload
+EngineMail = Counters

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from serve_app.config import LoggingSettings, Settings
 from serve_app.config_limits import ledger_folder
 from serve_app.config_model import ModelSettings
+from serve_app.config_store import state_dir_of
 from serve_app.errors import InternalError
 from serve_app.loopback import keep_replica_on_loopback
 from serve_app.messages import Endpoint, EngineId
@@ -53,11 +54,19 @@ class RouterReplica:
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Takes new limits; makes the router the first time."""
         from deployments.router import Router
+        from deployments.router_state import StateFile
+        from serve_app.telemetry import RayRecorder
 
         settings = Settings.model_validate(user_config)
         set_up_logging(settings.logging)
         if self._router is None:
-            self._router = Router(self._model_name, settings, Listener(_node_address()))
+            self._router = Router(
+                self._model_name,
+                settings,
+                Listener(_node_address()),
+                keeper=StateFile(state_dir_of(settings.store) / "router", self._model_name),
+                recorder=RayRecorder(),
+            )
             self._task = asyncio.get_running_loop().create_task(self._router.run(), name="router")
         else:
             self._router.configure(settings)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from serve_app.messages import GatewayMail, RouterMail
+from serve_app.messages import EngineMail, GatewayMail, RouterMail
 from serve_app.standing_link import FindEndpoint, StandingLink
 
 FindRouter = FindEndpoint
@@ -25,12 +25,12 @@ class RouterLink:
         self,
         find: FindRouter,
         identity: bytes,
-        on_mail: Callable[[GatewayMail], None],
+        on_mail: Callable[[GatewayMail | EngineMail], None],
         on_connect: Callable[[], None],
     ) -> None:
         self._on_mail = on_mail
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(GatewayMail)
+        self._decoder = msgspec.msgpack.Decoder(GatewayMail | EngineMail)
         self._link = StandingLink("router", find, identity, self._receive, on_connect)
 
     @property

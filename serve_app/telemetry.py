@@ -1,8 +1,11 @@
-"""What every process says about itself: log lines with their request, and the version."""
+"""What every process says about itself: log lines with their request, metrics, and the version."""
 
 import logging
+from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib import metadata
+from typing import Any, Protocol
 
 import msgspec
 
@@ -12,6 +15,82 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that the present task works for."""
 
 _PACKAGES = ("serve_app", "deployments", "cluster")
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A number that goes up and down, as it is now."""
+
+    name: str
+    words: str
+    labels: tuple[str, ...]
+
+
+SERVICE_GAP = Gauge(
+    "arriero_fairness_service_gap",
+    "Greatest difference of service of two tenants that wait, in tokens of cost and weight 1.",
+    ("model",),
+)
+SERVICE_GAP_BOUND = Gauge(
+    "arriero_fairness_service_gap_bound",
+    "What that difference cannot exceed, by the longest request so far.",
+    ("model",),
+)
+COUNTER_LAG = Gauge(
+    "arriero_fairness_counter_lag",
+    "How far a waiting tenant is behind the waiting tenant that has got the most service.",
+    ("model", "tenant"),
+)
+GAUGES = (SERVICE_GAP, SERVICE_GAP_BOUND, COUNTER_LAG)
+
+
+class Recorder(Protocol):
+    """Takes measured values."""
+
+    def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
+        """Replaces the value for these labels."""
+
+
+class RayRecorder:
+    """Hands values to Ray's metrics agent, which every node's Prometheus endpoint shows.
+
+    Ray puts `ray_` before the names.
+    """
+
+    def __init__(self) -> None:
+        self._gauges: dict[str, Any] = {}
+
+    def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
+        """Replaces the value for these labels."""
+        known = self._gauges.get(gauge.name)
+        if known is None:
+            from ray.util.metrics import Gauge as RayGauge
+
+            known = self._gauges[gauge.name] = RayGauge(gauge.name, gauge.words, gauge.labels)
+        known.set(value, tags=dict(labels))
+
+
+class TenantLabels:
+    """Keeps the label `tenant` bounded: the first ones are named, all others share one name.
+
+    Args:
+        limit: How many are named.
+    """
+
+    OTHERS = "(others)"
+    """No tenant can have this name."""
+
+    def __init__(self, limit: int = 200) -> None:
+        self._limit = limit
+        self._named: set[str] = set()
+
+    def of(self, tenant: str) -> str:
+        """Returns the label of a tenant."""
+        if tenant not in self._named:
+            if len(self._named) >= self._limit:
+                return self.OTHERS
+            self._named.add(tenant)
+        return tenant
 
 
 def version() -> str:

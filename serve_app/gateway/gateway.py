@@ -208,6 +208,11 @@ class Gateway:
                 "state": state,
                 "detail": detail,
                 "waiting": status.waiting,
+                "fairness": {
+                    "gap": round(status.fairness.gap, 1),
+                    "bound": round(status.fairness.bound, 1),
+                    "tenants_waiting": status.fairness.tenants_waiting,
+                },
                 "engines": [
                     {
                         "id": engine.engine_id,

@@ -8,6 +8,7 @@ while it is queued is simply withdrawn.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -26,6 +27,7 @@ from serve_app.messages import (
     Alive,
     Endpoint,
     EngineId,
+    EngineMail,
     EngineUnreachable,
     Enqueue,
     FrontEndPayload,
@@ -46,6 +48,8 @@ from serve_app.wire import Frames, Link
 logger = logging.getLogger(__name__)
 
 _ALIVE_EVERY_S = 1.0
+_ENDED_REPEATED = 4096
+"""Ended tickets that a new router is told of; far more than end while there is none."""
 _STATUS_OF_REFUSAL = {
     "crowded": HTTPStatus.SERVICE_UNAVAILABLE,
     "overdue": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -108,6 +112,7 @@ class ModelClient:
         self._on_front_end = on_front_end
         self._front_end_id = ""
         self._tickets: dict[TicketId, _Ticket] = {}
+        self._ended: deque[Leave] = deque(maxlen=_ENDED_REPEATED)
         self._engines: dict[EngineId, Link] = {}
         self._sinks: list[Sink] = []
         self._encoder = MsgpackEncoder()
@@ -192,7 +197,10 @@ class ModelClient:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
             counts = (ticket.completion_tokens, ticket.cached_tokens)
-            self._router.send(Leave(ticket_id, is_finished, *counts))
+            leave = Leave(ticket_id, is_finished, *counts)
+            if ticket.engine_id is not None:
+                self._ended.append(leave)
+            self._router.send(leave)
         return ticket
 
     def _fail(
@@ -233,12 +241,13 @@ class ModelClient:
                     for t in tickets
                     if t.engine_id is not None
                 ],
+                ended=list(self._ended),
             )
         )
         # A router that is new may know another configuration than its predecessor did.
         self._ask_for_front_end()
 
-    def _read_mail(self, mail: GatewayMail) -> None:
+    def _read_mail(self, mail: GatewayMail | EngineMail) -> None:
         match mail:
             case Grant():
                 self._start_on_engine(mail)
@@ -271,7 +280,8 @@ class ModelClient:
         link = self._engines.get(grant.engine_id)
         if link is None:
             link = self._engines[grant.engine_id] = self._connect(grant.engine_id, grant.endpoint)
-        link.send([ADD, grant.ticket.encode(), *ticket.frames])
+        standing = msgspec.msgpack.encode(grant.standing)
+        link.send([ADD, grant.ticket.encode(), standing, *ticket.frames])
 
     # --- from engines -----------------------------------------------------------------------
 

@@ -38,9 +38,11 @@ from serve_app.policy.fairness_audit import (
     Arrived,
     Charged,
     Ended,
+    Forgotten,
     Opened,
     Record,
     Requeued,
+    Restored,
 )
 from serve_app.policy.fairness_options import (
     UNITS,
@@ -130,13 +132,7 @@ class Vtc:
         self._passing = _to_units(self._settings.passing)
         self._quantum = _to_units(getattr(self._settings.locality, "quantum", None)) or 0
         if audit is not None:
-            audit(
-                Opened(
-                    quantum_units=self._quantum,
-                    burst_units=self._burst,
-                    max_credit_units=self._max_credit,
-                )
-            )
+            audit(self._opened())
 
     def set_shares(self, shares: Mapping[TenantId, Share]) -> None:
         """Takes new weights and tiers; tickets that are known keep theirs."""
@@ -167,15 +163,6 @@ class Vtc:
             if fit is not None:
                 return None
         return self._admit_new(place, now_s)
-
-    def peek(self, place: Place) -> Waiting | None:
-        """Returns what `admit` would take now. For vLLM's queue, which looks before it takes."""
-        for ticket in self._resumed.values():
-            fit = place(ticket.request)
-            if fit is not None:
-                return ticket.request if isinstance(fit, Fit) else None
-        choice = self._choose(place)
-        return None if choice is None else self._tickets[choice.turn.ticket].request
 
     def charge(self, ticket: TicketId, n_tokens: int) -> None:
         """Charges output tokens as they are produced. An ended ticket is left in peace."""
@@ -243,8 +230,7 @@ class Vtc:
 
     def backlogged(self) -> set[TenantId]:
         """Returns the tenants that have something waiting."""
-        tiers = self._tiers.values()
-        return {a.tenant for tier in tiers for a in tier.accounts.values() if a.lanes}
+        return {tenant for tier in self._tiers.values() for tenant in tier.waiting()}
 
     def find_gap(self) -> float:
         """Returns the greatest difference of service, counted from the same level, of two who wait.
@@ -263,20 +249,22 @@ class Vtc:
         ordered = sorted(lags.items(), key=lambda item: (-item[1], item[0]))
         return dict(ordered[:n])
 
-    def counters(self) -> dict[TenantId, int]:
-        """Returns each known tenant's counter in units, for an engine's own queue."""
-        return {t: a.counter for tier in self._tiers.values() for t, a in tier.accounts.items()}
+    def counters(self, tenants: Iterable[TenantId] | None = None) -> dict[TenantId, int]:
+        """Returns the counters in units, of these tenants or all, as far as they are known."""
+        found: dict[TenantId, int] = {}
+        for tier in self._tiers.values():
+            for tenant in tier.accounts if tenants is None else tenants:
+                if tenant in tier.accounts:
+                    found[tenant] = tier.accounts[tenant].counter
+        return found
 
-    def synchronise(self, counters: Mapping[TenantId, int]) -> None:
-        """Takes the counters of the router that this queue follows."""
-        for tenant, counter in counters.items():
-            tier = self._tier(self._shares.get(tenant, _DEFAULT_SHARE).tier)
-            account = tier.account_of(tenant)
-            tier.change(account, counter - account.counter)
-            tier.note_idle(account)
+    def snapshot(self, *, holds_waiting: bool = True) -> Snapshot:
+        """Returns everything that a new router needs to go on from here.
 
-    def snapshot(self) -> Snapshot:
-        """Returns everything that a new router needs to go on from here."""
+        Args:
+            holds_waiting: False leaves out what waits, for a router that will be told it again, and
+                says instead who is to be expected.
+        """
         return Snapshot(
             self._order,
             {
@@ -284,13 +272,14 @@ class Vtc:
                     {a.tenant: a.counter for a in tier.accounts.values()},
                     tier.last_leaver,
                     tier.reached,
+                    tier.expected() + ([] if holds_waiting else tier.waiting()),
                 )
                 for index, tier in self._tiers.items()
             },
             [
                 save_ticket(ticket, is_resumed=False)
                 for name, ticket in self._tickets.items()
-                if name not in self._resumed
+                if ticket.is_running or (holds_waiting and name not in self._resumed)
             ]
             + [save_ticket(ticket, is_resumed=True) for ticket in self._resumed.values()],
             self._predictor.export(),
@@ -308,11 +297,25 @@ class Vtc:
             tier.last_leaver, tier.reached = saved.last_leaver, saved.reached
             for tenant, counter in saved.counters.items():
                 tier.account_of(tenant).counter = counter
+            tier.expect(saved.expected)
         for ticket in snapshot.tickets:
             self._load(ticket)
         for tier in self._tiers.values():
             for account in tier.accounts.values():
                 tier.note_idle(account)
+        if self._audit is not None:
+            self._audit(Restored(snapshot))
+
+    def stop_expecting(self) -> None:
+        """Gives up tenants that waited when the snapshot was taken and have not come back."""
+        for tier in self._tiers.values():
+            tier.stop_expecting()
+        if self._audit is not None:
+            self._audit(Forgotten())
+
+    def tell_all(self) -> tuple[Opened, Restored]:
+        """Returns the records with which a log can begin in the middle."""
+        return self._opened(), Restored(self.snapshot())
 
     # --- choosing ----------------------------------------------------------------------------
 
@@ -320,7 +323,7 @@ class Vtc:
         del self._resumed[ticket.request.ticket]
         ticket.is_running = True
         self._tell_admission(ticket, fit, (), now_s, is_resumed=True)
-        return Admission(ticket.request, fit, "it had lost its engine", is_resumed=True)
+        return self._admission(ticket, fit, "it had lost its engine", is_resumed=True)
 
     def _admit_new(self, place: Place, now_s: float) -> Admission | None:
         choice = self._choose(place)
@@ -331,7 +334,13 @@ class Vtc:
         reason = f"least counter with room: {counter / UNITS:.0f}"
         if choice.refused:
             reason += f"; {len(choice.refused)} lanes before it had none"
-        return Admission(ticket.request, choice.fit, reason)
+        return self._admission(ticket, choice.fit, reason)
+
+    def _admission(
+        self, ticket: Ticket, fit: Fit, reason: str, *, is_resumed: bool = False
+    ) -> Admission:
+        counter = ticket.account.counter
+        return Admission(ticket.request, fit, reason, is_resumed, ticket.tier, counter, ticket.paid)
 
     def _choose(self, place: Place) -> _Choice | None:
         waiting = [index for index in sorted(self._n_waiting) if self._n_waiting[index]]
@@ -449,6 +458,13 @@ class Vtc:
         return {a.tenant: a.counter - a.ahead for a in accounts if a.lanes}
 
     # --- records -----------------------------------------------------------------------------
+
+    def _opened(self) -> Opened:
+        return Opened(
+            quantum_units=self._quantum,
+            burst_units=self._burst,
+            max_credit_units=self._max_credit,
+        )
 
     def _tell_arrival(self, ticket: Ticket, now_s: float) -> Arrived:
         request, rates = ticket.request, ticket.rates

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from serve_app.policy.fairness_ticket import SavedTicket, Snapshot
+
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
     """First record of a log."""
@@ -86,7 +88,20 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     counter: int
 
 
-Record = Opened | Arrived | Admitted | Charged | Requeued | Ended
+class Restored(msgspec.Struct, frozen=True, tag=True):
+    """All that holds at this point: what a log that does not begin at the beginning goes on from.
+
+    It is also what a router that succeeds a dead one goes on from.
+    """
+
+    snapshot: Snapshot
+
+
+class Forgotten(msgspec.Struct, frozen=True, tag=True):
+    """Tenants that were expected after a router's death and are not back count as gone."""
+
+
+Record = Opened | Arrived | Admitted | Charged | Requeued | Ended | Restored | Forgotten
 
 
 @dataclass
@@ -115,6 +130,7 @@ class _Replay:
     counters: dict[tuple[int, str], int] = field(default_factory=dict)
     last_leaver: dict[int, tuple[int, str]] = field(default_factory=dict)
     reached: dict[int, int] = field(default_factory=dict)
+    expected: set[tuple[int, str]] = field(default_factory=set)
     entries: dict[str, _Entry] = field(default_factory=dict)
     n_arrived: int = 0
     violations: list[str] = field(default_factory=list)
@@ -133,7 +149,7 @@ class _Replay:
     def level(self, tier: int) -> int:
         credit = self.opened.max_credit_units
         base = 0 if credit is None else max(self.reached.get(tier, 0) - credit, 0)
-        waiting = self.waiting(tier)
+        waiting = {*self.waiting(tier), *(key for key in self.expected if key[0] == tier)}
         if waiting:
             return max(base, min(self.counters[key] for key in waiting))
         if tier in self.last_leaver:
@@ -183,9 +199,48 @@ def replay(records: Iterable[Record]) -> list[str]:
                     entry.state = "resumed"
             case Ended():
                 _check_end(state, record)
+            case Restored():
+                _restore(state, record.snapshot)
+            case Forgotten():
+                state.expected.clear()
         if isinstance(record, Admitted | Charged):
             _check_bound(state, record.ticket)
     return state.violations
+
+
+def _restore(state: _Replay, snapshot: Snapshot) -> None:
+    state.counters, state.entries, state.last_leaver = {}, {}, {}
+    state.reached = {index: tier.reached for index, tier in snapshot.tiers.items()}
+    state.expected = {(i, tenant) for i, t in snapshot.tiers.items() for tenant in t.expected}
+    state.n_arrived = snapshot.order
+    for index, tier in snapshot.tiers.items():
+        state.counters |= {(index, tenant): units for tenant, units in tier.counters.items()}
+        if tier.last_leaver is not None:
+            state.last_leaver[index] = index, tier.last_leaver
+    for saved in snapshot.tickets:
+        state.entries[saved.ticket] = _load_entry(saved, state.counters[saved.tier, saved.tenant])
+
+
+def _load_entry(saved: SavedTicket, counter: int) -> _Entry:
+    arrived = Arrived(
+        saved.ticket,
+        saved.tenant,
+        saved.tier,
+        saved.lane,
+        saved.prompt_tokens,
+        saved.rates,
+        counter,
+        now_s=0.0,
+    )
+    return _Entry(
+        arrived,
+        saved.order,
+        saved.state,
+        saved.cached_tokens,
+        saved.predicted_tokens,
+        saved.produced_tokens,
+        saved.paid,
+    )
 
 
 def _check_arrival(state: _Replay, record: Arrived) -> None:
@@ -193,7 +248,8 @@ def _check_arrival(state: _Replay, record: Arrived) -> None:
         state.complain(f"ticket {record.ticket} arrived before")
         return
     key = (record.tier, record.tenant)
-    is_lifted = key not in state.waiting(record.tier)
+    is_lifted = key not in state.waiting(record.tier) and key not in state.expected
+    state.expected.discard(key)
     level = state.level(record.tier) if is_lifted else 0
     expected = max(state.counters.get(key, 0), level - state.opened.burst_units if is_lifted else 0)
     if record.counter != expected:

@@ -71,6 +71,8 @@ class SavedTier(msgspec.Struct, frozen=True):
     counters: dict[TenantId, int]
     last_leaver: TenantId | None
     reached: int
+    expected: list[TenantId] = []
+    """Tenants whose waiting requests are not in the snapshot and will be told again."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

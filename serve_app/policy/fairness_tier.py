@@ -9,6 +9,8 @@ The rule:
     waits, to that of the tenant that last left the queue or the least among those who run,
     whichever is more. A counter is never lowered by this. `burst` leaves it that much below.
   - `max_credit` bounds what a tenant may save up while its lanes have no room.
+  - Tenants that waited when a dead router's counters were saved are expected: until they are back
+    they count as waiting, and they come back without a lift.
 
 Invariants (each a property test of that name):
 
@@ -16,6 +18,8 @@ Invariants (each a property test of that name):
 2. lift_never_lowers: a lift leaves a counter as it is or raises it.
 3. lift_meets_the_waiting: nobody who comes back is more than `burst` behind all who wait.
 4. dropping_changes_nothing: forgetting idle tenants changes no decision.
+5. return_lifts_nobody: when all who are expected are back, in whatever order, the counters are what
+   they were.
 
 Source: Sheng et al., *Fairness in Serving Large Language Models*, OSDI 2024, algorithm 2. Counting
 those who still run, the bounded credit, and dropping are ours.
@@ -23,6 +27,7 @@ those who still run, the bounded credit, and dropping are ours.
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from serve_app.messages import TicketId
@@ -85,6 +90,8 @@ class Tier:
         self._lanes: dict[str, LeastFirst[TenantId]] = {}
         self._top: LeastFirst[str] = LeastFirst(self._key_of_lane)
         self._running: LeastFirst[TenantId] = LeastFirst(self._key_of_running)
+        self._expected: set[TenantId] = set()
+        self._returning: LeastFirst[TenantId] = LeastFirst(self._key_of_expected)
         self._idle: list[tuple[int, TenantId]] = []
 
     def account_of(self, tenant: TenantId) -> Account:
@@ -96,8 +103,10 @@ class Tier:
 
     def join(self, account: Account, lane: str, ticket: TicketId, order: int) -> None:
         """Lets a request wait, and lifts its tenant if none of its requests did."""
-        if not account.lanes and self._lifts:
+        is_new = not account.lanes and account.tenant not in self._expected
+        if is_new and self._lifts:
             account.counter = max(account.counter, self.level() - self._burst)
+        self._expected.discard(account.tenant)
         self.enter(account, lane, ticket, order)
 
     def enter(self, account: Account, lane: str, ticket: TicketId, order: int) -> None:
@@ -140,6 +149,27 @@ class Tier:
                 self._lanes[lane].put(account.tenant)
                 self._top.put(lane)
             self._running.put(account.tenant)
+            self._returning.put(account.tenant)
+
+    def expect(self, tenants: Iterable[TenantId]) -> None:
+        """Takes note of tenants that will be back: those that waited when counters were saved."""
+        for tenant in tenants:
+            self._expected.add(tenant)
+            self._returning.put(tenant)
+
+    def stop_expecting(self) -> None:
+        """Takes tenants that are not back by now for tenants that have left."""
+        gone, self._expected = self._expected, set()
+        for tenant in gone:
+            self.note_idle(self.accounts[tenant])
+
+    def expected(self) -> list[TenantId]:
+        """Returns who is expected and not back yet."""
+        return sorted(self._expected)
+
+    def waiting(self) -> list[TenantId]:
+        """Returns who has something waiting."""
+        return [account.tenant for account in self.accounts.values() if account.lanes]
 
     def least(self) -> Turn | None:
         """Returns whose turn it is among the lanes that are not set aside."""
@@ -182,9 +212,9 @@ class Tier:
         """Returns the counter that a tenant is lifted to when it comes back."""
         credit = self._max_credit
         base = 0 if credit is None else max(self.reached - credit, 0)
-        turn = self.least()
-        if turn is not None:
-            return max(turn.account.counter, base)
+        waiting = self._least_waiting()
+        if waiting is not None:
+            return max(waiting, base)
         if self.last_leaver is not None:
             base = max(base, self.accounts[self.last_leaver].counter)
         running = self._running.least()
@@ -204,7 +234,7 @@ class Tier:
                 return
             account = self.accounts[heapq.heappop(self._idle)[1]]
             account.is_noted = False
-            if account.tenant == self.last_leaver:
+            if account.tenant == self.last_leaver or account.tenant in self._expected:
                 continue
             if account.is_idle and account.counter <= keep_above:
                 del self.accounts[account.tenant]
@@ -216,6 +246,15 @@ class Tier:
         if account.is_idle and not account.is_noted:
             account.is_noted = True
             heapq.heappush(self._idle, (account.counter, account.tenant))
+
+    def _least_waiting(self) -> int | None:
+        """Returns the least counter of those who wait or are expected."""
+        turn = self.least()
+        expected = self._returning.least() if self._expected else None
+        counters = [] if turn is None else [turn.account.counter]
+        if expected is not None:
+            counters.append(self.accounts[expected].counter)
+        return min(counters, default=None)
 
     def _turns_of_lane(self, lane: str, units: int, n: int) -> list[Turn]:
         tenants, turns = self._lanes[lane], list[Turn]()
@@ -246,6 +285,9 @@ class Tier:
         tenants = self._lanes.get(lane)
         tenant = None if tenants is None else tenants.least()
         return None if tenant is None else self._key_of(tenant, lane)
+
+    def _key_of_expected(self, tenant: TenantId) -> Key | None:
+        return (self.accounts[tenant].counter, tenant, 0) if tenant in self._expected else None
 
     def _key_of_running(self, tenant: TenantId) -> Key | None:
         account = self.accounts.get(tenant)

@@ -51,6 +51,11 @@ class Admission:
     reason: str
     is_resumed: bool = False
     """Whether it had been admitted before, and so cost nothing now."""
+    tier: int = 0
+    counter: int = 0
+    """Its tenant's, after the charge."""
+    charged: int = 0
+    """What the request has paid."""
 
 
 class TurnOrder(Protocol):

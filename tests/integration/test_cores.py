@@ -15,6 +15,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 
 from deployments.engine_server import Core
+from serve_app.messages import Standing
+from serve_app.names import TenantId
 
 Kind = Literal["echo", "vllm"]
 _ROOT = Path(__file__).parents[2]
@@ -84,7 +86,8 @@ class Run:
                 cache_salt=None,
                 data_parallel_rank=None,
                 client_index=client,
-            )
+            ),
+            Standing(TenantId("a"), tier=0, counter=0, charged=0),
         )
 
     def read_until(self, name: str, *, finished: bool) -> None:

@@ -162,6 +162,20 @@ class FairRouter(RuleBasedStateMachine):
         assert len(self.queue) == before
         assert self.queue.snapshot() == saved
 
+    @precondition(lambda self: not self.resumed)
+    @rule(data=st.data())
+    def die_and_come_back(self, data: st.DataObject) -> None:
+        """The next router is told what runs and what waits, by gateways in any order."""
+        saved, counters = self.queue.snapshot(holds_waiting=False), self.queue.counters()
+        self.queue = self.make_queue()
+        self.queue.restore(saved)
+        for one in self.running.values():
+            self.queue.adopt(one.request, one.produced, self.now_s)
+        for ticket in data.draw(st.permutations(sorted(self.waiting))):
+            assert self.queue.arrive(self.waiting[ticket][0], self.now_s) is None
+        assert self.queue.counters() == counters, "return_lifts_nobody"
+        self.queue.stop_expecting()
+
     def place(self, request: Waiting) -> Fit | None:
         for engine in sorted(self.alive):
             held = sum(

@@ -23,6 +23,7 @@ from deployments.engine import Engine
 from deployments.ledger_host import LedgerHost
 from deployments.ledger_journal import FileJournal
 from deployments.router import Router
+from deployments.router_state import StateFile
 from serve_app.config import Settings
 from serve_app.config_model import ModelSettings
 from serve_app.gateway.app import build_gateway_app
@@ -31,8 +32,9 @@ from serve_app.messages import Endpoint, EngineId
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.wire import Listener
-from tests.support.engine_process import EngineProcess, write_endpoint
+from tests.support.engine_process import EngineProcess, read_endpoint, write_endpoint
 from tests.support.ledger_process import LedgerProcess
+from tests.support.router_process import RouterProcess
 
 _HOST = "127.0.0.1"
 T = TypeVar("T")
@@ -63,6 +65,7 @@ class LocalPlatform:
         engines_in_processes: Whether each engine gets a process of its own. Echo engines need
             none, except to be killed; vLLM's do.
         ledger_in_process: Whether the ledger gets a process of its own, to be killed.
+        routers_in_processes: Whether each router gets a process of its own, to be killed.
         n_gateways: Gateways, all with the same settings.
         n_engines: Engines of each model. None means `replicas.min`.
         is_waiting: Whether to wait until every model is ready at every gateway.
@@ -75,6 +78,7 @@ class LocalPlatform:
         *,
         engines_in_processes: bool = False,
         ledger_in_process: bool = False,
+        routers_in_processes: bool = False,
         n_gateways: int = 1,
         n_engines: int | None = None,
         is_waiting: bool = True,
@@ -87,12 +91,14 @@ class LocalPlatform:
         self._ledger_in_process = ledger_in_process
         self._ledger_process: LedgerProcess | None = None
         self._ledger: LedgerHost | None = None
+        self._routers_in_processes = routers_in_processes
         self._n_gateways = n_gateways
         self._n_engines_each = n_engines
         self._is_waiting = is_waiting
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="platform", daemon=True)
         self._routers: dict[ModelName, tuple[Router, asyncio.Task[None]]] = {}
+        self._router_processes: dict[ModelName, RouterProcess] = {}
         self._gateways: list[GatewayServer] = []
         self._n_engines = 0
 
@@ -171,6 +177,21 @@ class LocalPlatform:
         """Starts another ledger process, with the same journal."""
         self._ledger_process = LedgerProcess(self.settings, self._folder / "ledger.endpoint")
 
+    def kill_router(self, model_name: ModelName) -> None:
+        """Kills the process of a model's router."""
+        self._router_processes.pop(model_name).kill()
+
+    def start_router(self, model_name: ModelName) -> None:
+        """Starts a router, as Serve does for one that was killed."""
+        if self._routers_in_processes:
+            file = self._endpoint_file(model_name)
+            self._router_processes[model_name] = RouterProcess(model_name, self.settings, file)
+            return
+        keeper = StateFile(self._folder / "router", model_name)
+        router = Router(model_name, self.settings, Listener(_HOST), keeper=keeper)
+        self._routers[model_name] = (router, asyncio.create_task(router.run()))
+        write_endpoint(self._endpoint_file(model_name), router.endpoint)
+
     def configure(self, settings: Settings) -> None:
         """Gives gateways and ledger other settings, as a deployment of a changed file does."""
 
@@ -196,10 +217,12 @@ class LocalPlatform:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.engine_processes.values():
-            process.kill()
+        for engine in self.engine_processes.values():
+            engine.kill()
         if self._ledger_process is not None:
             self._ledger_process.kill()
+        for router in self._router_processes.values():
+            router.kill()
         self.run(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10.0)
@@ -211,7 +234,7 @@ class LocalPlatform:
         else:
             self._start_ledger_here()
         for model in self.settings.models:
-            self._start_router(model.name)
+            self.start_router(model.name)
         for i in range(self._n_gateways):
             self._start_gateway(f"gateway-{i}")
         for model in self.settings.models:
@@ -249,14 +272,9 @@ class LocalPlatform:
         self.engines[engine_id] = engine
         return engine_id
 
-    def _start_router(self, model_name: ModelName) -> None:
-        router = Router(model_name, self.settings, Listener(_HOST))
-        self._routers[model_name] = (router, asyncio.create_task(router.run()))
-        write_endpoint(self._endpoint_file(model_name), router.endpoint)
-
     async def _replace_router(self, model_name: ModelName) -> None:
         await self._end_router(model_name)
-        self._start_router(model_name)
+        self.start_router(model_name)
 
     async def _end_router(self, model_name: ModelName) -> None:
         router, task = self._routers.pop(model_name)
@@ -284,6 +302,8 @@ class LocalPlatform:
 
     def _find_router_of(self, model_name: ModelName) -> FindRouter:
         async def find() -> Endpoint:
+            if self._routers_in_processes:
+                return read_endpoint(self._endpoint_file(model_name))
             return self._routers[model_name][0].endpoint
 
         return find

@@ -7,6 +7,7 @@ import msgspec
 from serve_app.messages import (
     Endpoint,
     EngineId,
+    EngineMail,
     EngineReport,
     EngineState,
     Enqueue,
@@ -35,8 +36,8 @@ class FakeMailbox:
 
     def __init__(self) -> None:
         self.endpoint = Endpoint("tcp://router", b"k")
-        self._sent: dict[bytes, list[GatewayMail]] = defaultdict(list)
-        self._decoder = msgspec.msgpack.Decoder(GatewayMail)
+        self._sent: dict[bytes, list[GatewayMail | EngineMail]] = defaultdict(list)
+        self._decoder = msgspec.msgpack.Decoder(GatewayMail | EngineMail)
 
     async def receive(self) -> tuple[bytes, list[bytes]]:
         raise NotImplementedError("tests hand messages to the router themselves")
@@ -49,19 +50,34 @@ class FakeMailbox:
     def close(self) -> None:
         self._sent.clear()
 
-    def take(self, identity: bytes) -> list[GatewayMail]:
+    def take(self, identity: bytes) -> list[GatewayMail | EngineMail]:
         """What was sent to one receiver since the last call."""
         return self._sent.pop(identity, [])
 
 
-def enqueue(ticket: str, tenant: str = "team-a", max_tokens: int = 10) -> Enqueue:
+class FakeKeeper:
+    """Keeps a router's state in memory."""
+
+    def __init__(self) -> None:
+        self.state: bytes | None = None
+
+    def load(self) -> bytes | None:
+        return self.state
+
+    def save(self, state: bytes) -> None:
+        self.state = state
+
+
+def enqueue(
+    ticket: str, tenant: str = "team-a", max_tokens: int = 10, prompt_tokens: int = 5
+) -> Enqueue:
     """A request that wants an engine."""
     return Enqueue(
         TicketId(ticket),
         TenantId(tenant),
         weight=1.0,
         tier=0,
-        prompt_tokens=5,
+        prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
     )
 

@@ -8,6 +8,7 @@ from serve_app.messages import (
     Alive,
     EngineGone,
     EngineId,
+    EngineMail,
     EngineUnreachable,
     FrontEndOffer,
     FrontEndPayload,
@@ -22,6 +23,7 @@ from serve_app.messages import (
     RunningTicket,
     TicketId,
 )
+from serve_app.names import ModelName
 from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
 from tests.support.settings import write_args
 
@@ -37,7 +39,7 @@ class Desk:
         self.clock = FakeClock()
         self.post = FakeMailbox()
         settings = parse_settings(write_args(limits=limits))
-        self.router = Router("tiny", settings, self.post, self.clock)
+        self.router = Router(ModelName("tiny"), settings, self.post, self.clock)
         self.connect(A)
 
     def connect(self, gateway: bytes, resume: Resume | None = None) -> None:
@@ -66,15 +68,15 @@ class Desk:
             self.router.look_around()
 
 
-def granted(mail: Sequence[GatewayMail]) -> dict[str, str]:
+def granted(mail: Sequence[GatewayMail | EngineMail]) -> dict[str, str]:
     return {str(m.ticket): str(m.engine_id) for m in mail if isinstance(m, Grant)}
 
 
-def refused(mail: Sequence[GatewayMail]) -> dict[str, str]:
+def refused(mail: Sequence[GatewayMail | EngineMail]) -> dict[str, str]:
     return {str(m.ticket): m.kind for m in mail if isinstance(m, Refuse)}
 
 
-def last_status(mail: Sequence[GatewayMail]) -> ModelStatus:
+def last_status(mail: Sequence[GatewayMail | EngineMail]) -> ModelStatus:
     return next(m for m in reversed(mail) if isinstance(m, ModelStatus))
 
 

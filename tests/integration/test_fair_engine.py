@@ -1,0 +1,170 @@
+"""The real vLLM with little KV space: who starts and who gives way goes by counters."""
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+
+from serve_app.messages import Standing
+from serve_app.names import TenantId
+
+_ROOT = Path(__file__).parents[2]
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+_BLOCK = 32
+_BLOCKS = 12
+"""Space for 384 tokens."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_engine_starts_and_preempts_by_counters(tiny_model: Path) -> None:
+    # In a process of its own: vLLM's core changes the process's state, and may be had once.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.test_fair_engine", str(tiny_model)],
+        cwd=_ROOT,
+        env=os.environ | _ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-4000:]
+
+
+class Engine:
+    """A core that steps on its thread, and what it said, in order."""
+
+    def __init__(self, model: Path) -> None:
+        from deployments.vllm_core import VllmCore
+
+        self.core: VllmCore
+        self.counters: defaultdict[str, int] = defaultdict(int)
+        self.tokens: defaultdict[str, list[int]] = defaultdict(list)
+        self.started: list[str] = []
+        self.ended: list[str] = []
+        self._outputs: queue.SimpleQueue[EngineCoreOutputs] = queue.SimpleQueue()
+        self._is_built = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(model,), daemon=True)
+        self._thread.start()
+        assert self._is_built.wait(120.0)
+
+    def _run(self, model: Path) -> None:
+        from deployments.vllm_core import VllmCore, vllm_config_of
+
+        args = {
+            "max_model_len": 256,
+            "max_num_seqs": 8,
+            "enforce_eager": True,
+            "dtype": "float32",
+            "block_size": _BLOCK,
+            "num_gpu_blocks_override": _BLOCKS + 1,  # vLLM keeps one for itself.
+            "enable_prefix_caching": False,
+        }
+        config = vllm_config_of(args, str(model), "tiny", on_cpu=True)
+        self.core = VllmCore(config, lambda client, outputs: self._outputs.put(outputs))
+        self._is_built.set()
+        self.core.run()
+
+    def send(
+        self, name: str, tenant: str, prompt_tokens: int, output_tokens: int, charged: int = 10
+    ) -> None:
+        """Grants a request as the router does: charged before it comes here."""
+        self.counters[tenant] += charged
+        seed = sum(name.encode())
+        self.core.accept(
+            EngineCoreRequest(
+                request_id=name,
+                prompt_token_ids=[(seed * 31 + i * 7) % 40_000 + 3 for i in range(prompt_tokens)],
+                mm_features=None,
+                sampling_params=SamplingParams(
+                    max_tokens=output_tokens, ignore_eos=True, temperature=0.0
+                ),
+                pooling_params=None,
+                arrival_time=time.time(),
+                lora_request=None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            ),
+            Standing(TenantId(tenant), 0, self.counters[tenant], charged),
+        )
+
+    def read_until(self, n_started: int = 0, n_ended: int = 0) -> None:
+        while len(self.started) < n_started or len(self.ended) < n_ended:
+            for output in self._outputs.get(timeout=60.0).outputs:
+                if output.request_id not in self.tokens:
+                    self.started.append(output.request_id)
+                self.tokens[output.request_id] += output.new_token_ids
+                if output.finished:
+                    self.ended.append(output.request_id)
+
+    def forget(self) -> None:
+        self.tokens.clear()
+        self.started.clear()
+        self.ended.clear()
+
+    def stop(self) -> None:
+        self.core.stop()
+        self._thread.join(20.0)
+
+
+def check_start(engine: Engine) -> None:
+    """What waits for space starts by counters, though it came the other way round."""
+    engine.counters |= {"hog": 0, "heavy": 1000, "light": 100}
+    for i in range(3):
+        engine.send(f"hog{i}", "hog", 96, 30)
+    engine.read_until(n_started=3)
+    for name in ("heavy0", "heavy1", "heavy2", "light0", "light1"):
+        engine.send(name, name[:-1], 96, 8)
+    assert engine.core.counts()[0] == 3, "there is space for three only"
+    engine.read_until(n_ended=8)
+    assert engine.started[3:] == ["light0", "light1", "heavy0", "heavy1", "heavy2"]
+
+
+def check_counters_from_the_router(engine: Engine) -> None:
+    """What the router says while requests wait changes their order."""
+    engine.forget()
+    engine.counters |= {"hog": 0, "x": 100, "y": 500}
+    for i in range(3):
+        engine.send(f"hog{i}", "hog", 96, 30)
+    engine.read_until(n_started=3)
+    for name in ("x0", "x1", "y0", "y1"):
+        engine.send(name, name[:-1], 96, 8)
+    engine.core.synchronise({TenantId("x"): 9000, TenantId("y"): 520, TenantId("hog"): 30})
+    engine.read_until(n_ended=7)
+    assert engine.started[3:] == ["y0", "y1", "x0", "x1"]
+
+
+def check_preemption(engine: Engine) -> None:
+    """Space runs out while four run: the tenant that has got the most gives way, not the last."""
+    engine.forget()
+    engine.counters |= {"rich": 5000, "poor": 50}
+    names = ["rich0", "rich1", "poor0", "poor1"]
+    for name in names:
+        engine.send(name, name[:-1], 64, 96)
+    engine.read_until(n_ended=4)
+    assert set(engine.ended[:2]) == {"poor0", "poor1"}, engine.ended
+    together = dict(engine.tokens)
+    assert {len(tokens) for tokens in together.values()} == {96}
+    for name in names:
+        engine.forget()
+        engine.send(name, name[:-1], 64, 96)
+        engine.read_until(n_ended=1)
+        assert engine.tokens[name] == together[name], "preemption changes no greedy answer"
+
+
+if __name__ == "__main__":
+    engine = Engine(Path(sys.argv[1]))
+    check_start(engine)
+    check_counters_from_the_router(engine)
+    check_preemption(engine)
+    engine.stop()
