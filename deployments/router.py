@@ -41,6 +41,7 @@ from serve_app.messages import (
 from serve_app.names import TenantId
 from serve_app.policy.admission import QueueView, admit
 from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness_baselines import ByRequest, OneLine
 from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.routing import EngineView, choose_engine
@@ -84,11 +85,15 @@ class _Ticket:
 
 def make_turn_order(fairness: FairnessSettings) -> Vtc:
     """Returns the queue that the settings ask for, empty."""
+    if fairness.policy == "fcfs":
+        return OneLine()
+    if fairness.policy == "round_robin":
+        return ByRequest()
     cost = Cost(
         prompt=fairness.prompt_cost, cached=fairness.cached_cost, output=fairness.output_cost
     )
     predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
-    return Vtc(VtcSettings(cost=cost), predictor)
+    return Vtc(VtcSettings(cost=cost, lifts=fairness.policy == "vtc"), predictor)
 
 
 def _waiting(mail: Enqueue) -> Waiting:

@@ -127,6 +127,10 @@ class FairnessSettings(Section):
     predicts_lengths: bool = True
     """Whether a request is charged for its tenant's average answer when it starts, and corrected
     as it goes. Keeps tenants closer together."""
+    policy: Literal["vtc", "fcfs", "lcf", "round_robin"] = "vtc"
+    """Who is next. Only `vtc` is for use. The others are what it is compared with: `fcfs` first
+    come, first served; `lcf` without the lift of who was away; `round_robin` by request, however
+    long. A change restarts the routers."""
 
 
 class AuthOff(Section):

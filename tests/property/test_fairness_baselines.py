@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.policy.fairness_baselines import (
+    ByRequest,
     FirstCome,
+    OneLine,
     RequestCap,
     RoundRobin,
     least_counter_first,
@@ -19,6 +21,8 @@ MAKERS: list[Callable[[], TurnOrder]] = [
     RoundRobin,
     least_counter_first,
     lambda: RequestCap(3),
+    OneLine,
+    ByRequest,
 ]
 steps = st.lists(
     st.tuples(st.sampled_from(["arrive", "admit", "abort", "lose"]), st.sampled_from("abc")),
@@ -76,8 +80,18 @@ def test_first_come_serves_whoever_sends_more() -> None:
     assert engine.service["b"] / engine.service["a"] == pytest.approx(2, abs=0.1)
 
 
-def test_round_robin_serves_longer_requests_more() -> None:
-    engine = BatchEngine(RoundRobin())
+@given(st.lists(st.sampled_from("abc"), max_size=20))
+def test_one_line_serves_in_the_order_of_arrival(tenants: list[str]) -> None:
+    order = OneLine()
+    for n, tenant in enumerate(tenants):
+        order.arrive(make_request(str(n), tenant), float(n))
+    admitted = [order.admit(always, 0.0) for _ in tenants]
+    assert [a and a.request.ticket for a in admitted] == [str(n) for n in range(len(tenants))]
+
+
+@pytest.mark.parametrize("make", [RoundRobin, ByRequest])
+def test_round_robin_serves_longer_requests_more(make: Callable[[], TurnOrder]) -> None:
+    engine = BatchEngine(make())
     for _ in range(300):
         engine.send("a", 10, 10)
         engine.send("b", 10, 40)
