@@ -13,7 +13,7 @@ VENV := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
-	bench-overhead bench-gateway bench-router bench-simulate
+	bench-overhead bench-gateway bench-router bench-simulate bench-fairness
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -55,6 +55,9 @@ bench-router: env-dev ## Measure what one decision of the fair queue costs
 
 bench-simulate: env-dev ## Simulate the paper's workloads under every order (ARGS=--quick for seconds)
 	@$(VENV)/python -m bench.simulate $(ARGS)
+
+bench-fairness: env-dev ## Measure fairness of the running platform (ARGS=--quick for minutes)
+	@$(VENV)/python -m bench.fairness $(ARGS)
 
 constraints: env ## Resolve the pinned versions anew
 	@$(VENV)/python -m cluster.pins
