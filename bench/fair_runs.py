@@ -47,6 +47,11 @@ class Target:
     n_engines: int = 1
 
     @property
+    def handed(self) -> int:
+        """Requests that engines hold at most, running or waiting."""
+        return self.n_engines * (BATCH + SPARE)
+
+    @property
     def capacity(self) -> float:
         """Service in one of the paper's seconds, by the way in which `speed` is measured."""
         return REFERENCE_RPS * SERVICE * self.length
@@ -56,7 +61,7 @@ class Target:
         longest = max(request.prompt_tokens + request.output_tokens for request in requests)
         most = Capacity(
             max(request.prompt_tokens for request in requests),
-            self.n_engines * (BATCH + SPARE) * longest,
+            self.handed * longest,
             round(_UNHEARD_S * self.speed * self.capacity / 3),
         )
         return bound_gap(Cost(), most, least_weight=min(weights.values(), default=1.0))
@@ -105,7 +110,7 @@ def send(
     load = uvloop.run(run_open(shots, until_s / target.speed))
     if len(load.errors) > _MAX_ERRORS * len(shots):
         raise NotRunningError(f"{len(load.errors)} of {len(shots)} failed, as {load.errors[0]}")
-    return make_run(scaled, load, target.speed, until_s, weights or {})
+    return make_run(scaled, load, target.speed, until_s, weights or {}, target.handed)
 
 
 def measure_capacity(target: Target, tenant: TenantId, lengths: tuple[int, int], n: int) -> float:
@@ -176,11 +181,20 @@ def make_run(
     speed: float,
     until_s: float,
     weights: Mapping[TenantId, float],
+    handed: int = 0,
 ) -> Run:
     """Returns answers as a run of the simulator, in the paper's seconds.
 
-    A client sees neither admission nor prefill: a request waits until its first token, and its
-    prompt is served with that.
+    A client does not see admission: to it, a prompt is served with the first token. It knows that
+    a tenant waits at the router only when more requests have no token than engines can hold.
+
+    Args:
+        requests: What was sent.
+        load: What became of it.
+        speed: The paper's seconds in one of the engine's.
+        until_s: When all hung up, in the paper's seconds.
+        weights: By tenant; others have 1.
+        handed: Requests that engines hold at most.
     """
     tenants = sorted({request.tenant for request in requests})
     seen = [
@@ -190,7 +204,7 @@ def make_run(
     return Run(
         [each.as_job(i) for i, each in enumerate(seen)],
         tenants,
-        gap=find_gap(seen, tenants, speed, weights),
+        gap=find_gap(seen, tenants, speed, weights, handed),
         uncharged_tokens=0,
         in_flight_tokens=0,
         end_s=until_s,
@@ -240,6 +254,7 @@ def find_gap(
     tenants: Sequence[TenantId],
     speed: float,
     weights: Mapping[TenantId, float],
+    handed: int,
 ) -> float:
     """Returns the greatest difference of service of two tenants over any time both waited."""
     index = {tenant: i for i, tenant in enumerate(tenants)}
@@ -253,13 +268,14 @@ def find_gap(
         per_arrival = 2.0 * each.tokens / max(1, len(each.arrivals_s))
         events += [(at_s, i, per_arrival, 0) for at_s in each.arrivals_s]
     events.sort(key=lambda event: event[0])
-    return _walk(events, weight, _TICK_S * speed)
+    return _walk(events, weight, _TICK_S * speed, handed)
 
 
 def _walk(
     events: Sequence[tuple[float, int, float, int]],
     weight: np.typing.NDArray[np.float64],
     tick_s: float,
+    handed: int,
 ) -> float:
     arrays = GapArrays(len(weight))
     service, waiting = np.zeros(len(weight)), np.zeros(len(weight), dtype=np.int64)
@@ -267,11 +283,11 @@ def _walk(
     for at_s, i, units, change in events:
         if at_s == float("inf"):
             break
-        if at_s >= next_s or (change < 0 and waiting[i] == 1):
+        if at_s >= next_s or (change < 0 and waiting[i] == handed + 1):
             # Before it: who ceases to wait counts up to here.
-            arrays.observe(service / weight, waiting > 0)
+            arrays.observe(service / weight, waiting > handed)
             next_s = at_s + tick_s
         service[i] += units
         waiting[i] += change
-    arrays.observe(service / weight, waiting > 0)
+    arrays.observe(service / weight, waiting > handed)
     return arrays.worst

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve_app.names import TenantId
 from serve_app.policy.fairness_baselines import (
     ByRequest,
     FirstCome,
@@ -89,9 +90,22 @@ def test_one_line_serves_in_the_order_of_arrival(tenants: list[str]) -> None:
     assert [a and a.request.ticket for a in admitted] == [str(n) for n in range(len(tenants))]
 
 
-@pytest.mark.parametrize("make", [RoundRobin, ByRequest])
-def test_round_robin_serves_longer_requests_more(make: Callable[[], TurnOrder]) -> None:
-    engine = BatchEngine(make())
+def test_by_request_takes_turns_however_long_requests_are() -> None:
+    order = ByRequest()
+    for n in range(10):
+        order.arrive(make_request(f"a{n}", "a", 10, 10), 0.0)
+        order.arrive(make_request(f"b{n}", "b", 500, 400), 0.0)
+    for n in range(1, 11):
+        admission = order.admit(always, 0.0)
+        assert admission is not None
+        order.charge(admission.request.ticket, 300)
+        if n % 2 == 0:
+            counts = order.counters()
+            assert counts[TenantId("a")] == counts[TenantId("b")]
+
+
+def test_round_robin_serves_longer_requests_more() -> None:
+    engine = BatchEngine(RoundRobin())
     for _ in range(300):
         engine.send("a", 10, 10)
         engine.send("b", 10, 40)

@@ -55,6 +55,14 @@ def test_gap_is_that_of_tenants_that_wait() -> None:
     assert weighted.gap == pytest.approx((10 + 2 * 4) / 2)
 
 
+def test_tenant_waits_for_certain_when_more_wait_than_engines_hold() -> None:
+    # Four of `a` and one of `b` begin late; the engines hold three.
+    answers = load(answer(1.0, 2.0, ended_s=2.0), *[answer(9.0)] * 4, answer(9.5))
+    requests = [request(A)] * 5 + [request(B)]
+    assert make_run(requests, answers, 1.0, 10.0, {}, handed=0).gap > 0
+    assert make_run(requests, answers, 1.0, 10.0, {}, handed=3).gap == 0
+
+
 def test_no_gap_where_one_does_not_wait() -> None:
     answers = load(answer(1.0, 2.0, 3.0, 4.0, ended_s=4.0), answer(5.0))
     assert make_run([request(A), request(B, 4.5)], answers, 1.0, 10.0, {}).gap == 0.0
