@@ -41,6 +41,8 @@ class Ask:
         is_stream: Whether the answer is a stream of events.
         prompt_tokens: What usage must say; None does not check.
         completion_tokens: What usage must say; None does not check.
+        key: API key; a server without keys ignores it.
+        reason: What `finish_reason` must say.
     """
 
     path: str
@@ -48,6 +50,8 @@ class Ask:
     is_stream: bool
     prompt_tokens: int | None
     completion_tokens: int | None
+    key: str = "bench"
+    reason: str = "length"
 
 
 @dataclass
@@ -56,7 +60,11 @@ class Answer:
 
     sent_s: float
     arrivals_s: list[float] = field(default_factory=list)
+    n_events: int = 0
+    """Events with output in them; several may arrive at once."""
     ended_s: float = 0.0
+    left_s: float = 0.0
+    """When the client hung up before the end; 0 where it did not."""
     completion_tokens: int = 0
     error: str = ""
 
@@ -151,17 +159,52 @@ def completion_asks(
         rng: Draws the prompts; the same seed gives the same prompts.
     """
     while True:
-        body = {
-            "model": model,
-            "prompt": rng.choices(range(1_000, 40_000), k=prompt_tokens),
-            "max_tokens": output_tokens,
-            "min_tokens": output_tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        yield Ask("/v1/completions", json.dumps(body).encode(), True, prompt_tokens, output_tokens)
+        yield completion_ask(model, draw_prompt(prompt_tokens, rng), output_tokens)
+
+
+def draw_prompt(n_tokens: int, rng: random.Random) -> list[int]:
+    """Returns random tokens; none is special, and none is below 1,000."""
+    return rng.choices(range(1_000, 40_000), k=n_tokens)
+
+
+def completion_ask(
+    model: str,
+    prompt: list[int],
+    output_tokens: int,
+    *,
+    key: str = "bench",
+    stop: tuple[int, int] | None = None,
+) -> Ask:
+    """Returns a streamed completion.
+
+    Args:
+        model: Name on the server.
+        prompt: Its tokens.
+        output_tokens: Exact length of the answer.
+        key: API key.
+        stop: A token that ends the answer, and the `max_tokens` that is asked for in spite of it.
+    """
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if stop is None:
+        body |= {"max_tokens": output_tokens, "min_tokens": output_tokens}
+    else:
+        body |= {"max_tokens": stop[1], "stop_token_ids": [stop[0]]}
+    return Ask(
+        "/v1/completions",
+        json.dumps(body).encode(),
+        True,
+        len(prompt),
+        output_tokens,
+        key,
+        "length" if stop is None else "stop",
+    )
 
 
 def chat_asks(
@@ -193,7 +236,7 @@ async def run_load(
     cpu_s, started_s = _cpu_s(), time.monotonic()
 
     async def be_client() -> None:
-        connection = _Connection(base_url)
+        connection = Connection(base_url)
         try:
             for ask in left:
                 answers.append(await connection.ask(ask))
@@ -219,7 +262,7 @@ def _cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One keep-alive connection and the request that is on it."""
 
     def __init__(self, base_url: str) -> None:
@@ -234,10 +277,15 @@ class _Connection(asyncio.Protocol):
         self._answer = Answer(0.0)
         self._done: asyncio.Future[None] | None = None
 
-    async def ask(self, ask: Ask) -> Answer:
-        """Sends one request and returns what came of it; never raises for a bad answer."""
+    async def ask(self, ask: Ask, answer: Answer | None = None) -> Answer:
+        """Sends one request and returns what came of it; never raises for a bad answer.
+
+        Args:
+            ask: The request.
+            answer: Is filled as the answer comes, so that what came before a cancellation is known.
+        """
         loop = asyncio.get_running_loop()
-        answer = self._answer = Answer(time.monotonic())
+        answer = self._answer = answer or Answer(time.monotonic())
         self._done = loop.create_future()
         self._body.clear()
         self._output_mark = b'"delta"' if "chat" in ask.path else b'"text"'
@@ -268,7 +316,7 @@ class _Connection(asyncio.Protocol):
     def _head(self, ask: Ask) -> bytes:
         return (
             f"POST {ask.path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
-            "Authorization: Bearer bench\r\nContent-Type: application/json\r\n"
+            f"Authorization: Bearer {ask.key}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(ask.body)}\r\n\r\n"
         ).encode()
 
@@ -278,7 +326,7 @@ class _Connection(asyncio.Protocol):
             answer.error = f"status {status}: {bytes(self._body[:300])!r}"
             return
         try:
-            usage = _read_usage(self._body, is_stream=ask.is_stream)
+            usage = _read_usage(self._body, ask)
         except (ValueError, LookupError, TypeError) as error:
             answer.error = f"{error}: …{bytes(self._body[-300:])!r}"
             return
@@ -291,10 +339,12 @@ class _Connection(asyncio.Protocol):
     # --- asyncio.Protocol -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the transport."""
         # uvloop's transports are no subclass of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
+        """Parses what came, and notes the time if there was output in it."""
         length = len(self._body)
         try:
             self._parser.feed_data(data)
@@ -302,10 +352,13 @@ class _Connection(asyncio.Protocol):
             self._fail(error)
             return
         # The parser has called on_body for what came. Usage, a comment or the end is no arrival.
-        if self._body.find(self._output_mark, max(0, length - len(self._output_mark))) >= 0:
+        n = self._body.count(self._output_mark, max(0, length - len(self._output_mark) + 1))
+        if n:
+            self._answer.n_events += n
             self._answer.arrivals_s.append(time.monotonic())
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Fails the request that was on it."""
         self._transport = None
         self._fail(exc or ConnectionResetError("the server closed the connection"))
 
@@ -316,36 +369,38 @@ class _Connection(asyncio.Protocol):
     # --- httptools' callbacks ---------------------------------------------------------------
 
     def on_body(self, body: bytes) -> None:
+        """Keeps a part of the answer."""
         self._body += body
 
     def on_message_complete(self) -> None:
+        """Ends the request."""
         self._is_keep_alive = self._parser.should_keep_alive()
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
 
-def _read_usage(body: bytearray, *, is_stream: bool) -> dict[str, int]:
-    """Reads usage out of an answer, and checks that the answer stopped at its length.
+def _read_usage(body: bytearray, ask: Ask) -> dict[str, int]:
+    """Reads usage out of an answer, and checks that the answer stopped for the right reason.
 
     Raises:
         ValueError: The answer has an error in it, no usage, another end, or is no JSON.
     """
-    if not is_stream:
+    if not ask.is_stream:
         whole = json.loads(body)
-        _check_reason(whole["choices"][0]["finish_reason"])
+        _check_reason(whole["choices"][0]["finish_reason"], ask.reason)
         return _usage_of(whole)
     events = bytes(body).strip().replace(b"\r\n", b"\n").split(_EVENT_END)
     if events[-1] != _DONE:
         raise ValueError("the stream has no [DONE] at its end")
     last = [json.loads(event.removeprefix(b"data: ")) for event in events[-4:-1]]
     reasons = [c.get("finish_reason") for event in last for c in event.get("choices", [])]
-    _check_reason(next((reason for reason in reasons if reason), None))
+    _check_reason(next((reason for reason in reasons if reason), None), ask.reason)
     return _usage_of(last[-1])
 
 
-def _check_reason(reason: str | None) -> None:
-    if reason != "length":
-        raise ValueError(f"finish_reason is {reason!r}, not 'length'")
+def _check_reason(reason: str | None, wanted: str) -> None:
+    if reason != wanted:
+        raise ValueError(f"finish_reason is {reason!r}, not {wanted!r}")
 
 
 def _usage_of(message: dict[str, Any]) -> dict[str, int]:

@@ -81,7 +81,7 @@ class ProcessGroup:
     def cpu_s(self) -> dict[Role, float]:
         """CPU seconds so far, user and system, by role."""
         total: dict[Role, float] = defaultdict(float)
-        for process, role in self._with_roles():
+        for process, role in self.with_roles():
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 total[role] += times.user + times.system
@@ -108,7 +108,8 @@ class ProcessGroup:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(number)
 
-    def _with_roles(self) -> Iterator[tuple[psutil.Process, Role]]:
+    def with_roles(self) -> Iterator[tuple[psutil.Process, Role]]:
+        """Yields every process that lives now, and the part that it plays."""
         for process in self.members():
             with contextlib.suppress(psutil.Error):
                 yield process, self.role_of(" ".join(process.cmdline()) or process.name())

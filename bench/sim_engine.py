@@ -10,7 +10,7 @@ report produced tokens late, every `charge_every_s`, each at its own phase.
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +18,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from deployments.echo_pace import Pace
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.turns import Fit, Later, TurnOrder
 
 
-class EngineModel(msgspec.Struct, frozen=True):
+class EngineModel(Pace, frozen=True, kw_only=True):
     """What an engine can hold and how long its steps take.
 
     The defaults are Llama-2-7B on an A10G as the paper has it: 1.744 requests/s of 256/256.
@@ -33,7 +34,6 @@ class EngineModel(msgspec.Struct, frozen=True):
     kv_tokens: int = 10_000
     max_running: int = 256
     step_s: float = 0.0300
-    """Of a step by itself: reading the weights."""
     per_sequence_s: float = 0.00022
     per_kv_token_s: float = 0.8e-6
     per_prompt_token_s: float = 0.000196
@@ -126,12 +126,7 @@ class SimEngine:
         if not self.running:
             return None
         self.kv_tokens += prompt_tokens
-        return (
-            model.step_s
-            + model.per_sequence_s * len(self.running)
-            + model.per_kv_token_s * self.kv_tokens
-            + model.per_prompt_token_s * prompt_tokens
-        )
+        return model.time_step(len(self.running), self.kv_tokens, prompt_tokens)
 
     def end_step(self, now_s: float) -> list[Job]:
         """Produces a token for each running request; returns those that have ended."""
@@ -165,6 +160,8 @@ class Platform:
     """Requests handed to an engine at a time; None hands over just what can start."""
     charge_every_s: float = 0.0
     """How often a gateway reports produced tokens; 0 is at once."""
+    pins: Mapping[str, int] = field(default_factory=dict)
+    """The only engine that runs a lane's requests; others run anywhere."""
 
 
 @dataclass
@@ -344,11 +341,13 @@ class Simulation:
 
     def _place(self, request: Waiting) -> Fit | Later | None:
         window = self.platform.window
-        tokens = self.by_ticket[request.ticket].held_tokens
+        job = self.by_ticket[request.ticket]
+        tokens, pin = job.held_tokens, self.platform.pins.get(job.request.lane)
         fits = [
             engine
-            for engine in self.engines
-            if (engine.could_start(tokens) if window is None else engine.in_flight < window)
+            for number, engine in enumerate(self.engines)
+            if pin in (None, number)
+            and (engine.could_start(tokens) if window is None else engine.in_flight < window)
         ]
         if not fits:
             return Later() if window is None else None

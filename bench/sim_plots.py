@@ -11,13 +11,16 @@ from bench.sim_metrics import Floats, list_ticks, rate_service
 from bench.workloads import Workload
 
 
-def draw(workload: Workload, runs: Mapping[str, Run], folder: Path) -> Path:
+def draw(
+    workload: Workload, runs: Mapping[str, Run], folder: Path, bench: str = "simulate"
+) -> Path:
     """Writes one file: service/s in windows of a minute above, in all so far below.
 
     Args:
         workload: What was run.
         runs: By policy, in the order of the columns.
         folder: Is made if need be.
+        bench: What the file's name begins with.
     """
     mpl.rcParams["svg.fonttype"] = "none"
     mpl.rcParams["svg.hashsalt"] = workload.name
@@ -36,7 +39,7 @@ def draw(workload: Workload, runs: Mapping[str, Run], folder: Path) -> Path:
     axes[0][0].legend(fontsize="small")
     figure.suptitle(f"{workload.name}: service by tenant")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"simulate-{workload.name.replace('/', '-').replace(' ', '-')}.svg"
+    path = folder / f"{bench}-{workload.name.replace('/', '-').replace(' ', '-')}.svg"
     figure.savefig(path, metadata={"Date": None})
     return path
 

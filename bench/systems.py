@@ -101,15 +101,20 @@ def free_ports(n: int) -> list[int]:
             each.close()
 
 
-def has_answer(base_url: str, path: str = "/v1/completions") -> bool:
-    """Whether a server completes a short prompt by one token."""
+def has_answer(
+    base_url: str,
+    path: str = "/v1/completions",
+    key: str = "bench",
+    model: str = MODEL_NAME,
+) -> bool:
+    """Whether a server completes a short prompt by one token. Without keys, `key` is ignored."""
     prompt: dict[str, Any] = {"prompt": [1_000]}
     if "chat" in path:
         prompt = {"messages": [{"role": "user", "content": "Hello"}]}
     request = urllib.request.Request(
         f"{base_url}{path}",
-        json.dumps({"model": MODEL_NAME, "max_tokens": 1, **prompt}).encode(),
-        {"Content-Type": "application/json"},
+        json.dumps({"model": model, "max_tokens": 1, **prompt}).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
     try:
         with urllib.request.urlopen(request, timeout=_PROBE_S) as response:
@@ -192,12 +197,14 @@ class RayServed:
         applications: Of the Serve config file.
         env: Environment of every process.
         roles: (mark in a command line, role), the first that fits.
+        key: API key to ask with.
     """
 
     name: str
     applications: list[dict[str, Any]]
     env: Mapping[str, str]
     roles: tuple[tuple[str, Role], ...]
+    key: str = "bench"
 
     def __post_init__(self) -> None:
         # Short, as Ray makes sockets below it.
@@ -220,28 +227,45 @@ class RayServed:
     def _environment(self) -> dict[str, str]:
         """As `make up` sets it, on other ports."""
         mark, haproxy = self.processes.mark, get_haproxy_binary()
-        # Where replicas themselves listen; each Ray gets a range of its own.
-        first = 20_000 + (self._port % 100) * 100
-        ranges = {"MIN_HTTP": first, "MAX_HTTP": first + 49}
-        ranges |= {"MIN_GRPC": first + 50, "MAX_GRPC": first + 99}
+        http = self.replica_ports
+        ranges = {"MIN_HTTP": http[0], "MAX_HTTP": http[-1]}
+        ranges |= {"MIN_GRPC": http[-1] + 1, "MAX_GRPC": http[-1] + 50}
         return {
             **ray_environment(os.environ, self._ports, self.folder, mark, haproxy),
             **{f"RAY_SERVE_DIRECT_INGRESS_{k}_PORT": str(port) for k, port in ranges.items()},
             "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "ARRIERO_STATE_DIR": str(self.folder / "state"),
             "RAY_ADDRESS": f"127.0.0.1:{self._ports.gcs}",
             "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{self._ports.dashboard}",
             **_VLLM_ENV,
             **self.env,
         }
 
+    @property
+    def replica_ports(self) -> range:
+        """Where replicas of the ingress themselves listen; each Ray has a range of its own."""
+        first = 20_000 + (self._port % 100) * 100
+        return range(first, first + 50)
+
     def is_ready(self) -> bool:
         """Whether it would answer a request. Deploys the application once Ray answers."""
         if not self._is_deployed:
             self._is_deployed = self._deploy()
             return False
-        return has_answer(self.base_url)
+        return has_answer(self.base_url, key=self.key)
+
+    def redeploy(self, applications: list[dict[str, Any]]) -> None:
+        """Deploys something else; Serve then brings it about.
+
+        Raises:
+            NotRunningError: It was refused.
+        """
+        self.applications = applications
+        self._deploying = self._start_deploy()
+        self._deploying.wait(_READY_S)
+        self._deploy()
 
     def _deploy(self) -> bool:
         """Runs `serve deploy` until it has worked once; returns whether it has."""
@@ -297,7 +321,7 @@ def _modified_s(path: Path) -> float:
     return path.stat().st_mtime
 
 
-_ARRIERO_ROLES = (
+ARRIERO_ROLES = (
     ("haproxy -db", "HAProxy"),
     (":gateway", "gateway"),
     (":router-", "router"),
@@ -318,37 +342,44 @@ _RAY_LLM_ROLES = (
 )
 
 
-def arriero(models: list[dict[str, Any]]) -> RayServed:
-    """This platform with these models, otherwise as config.yaml has it."""
+def arriero_application(models: list[dict[str, Any]], **sections: Any) -> dict[str, Any]:
+    """This platform as a Serve application: as config.yaml has it, but for some sections."""
     args = {
         "models": models,
         "gateway": {"cpus": 0.2},
         "auth": {"kind": "off"},
         "logging": {"level": "WARNING"},
+        **sections,
     }
-    application = {
+    return {
         "name": "arriero",
         "import_path": "serve_app.main:build",
         "route_prefix": "/",
         "args": args,
     }
-    return RayServed("Arriero", [application], {}, _ARRIERO_ROLES)
+
+
+def arriero(models: list[dict[str, Any]]) -> RayServed:
+    """This platform with these models and no keys."""
+    return RayServed("Arriero", [arriero_application(models)], {}, ARRIERO_ROLES)
 
 
 def arriero_vllm(threads: int | None = None) -> RayServed:
     """This platform with the real engine."""
     engine = {"kind": "vllm", "args": copy.deepcopy(ENGINE_ARGS)}
-    return arriero([_model(MODEL_NAME, engine, threads)])
+    return arriero([describe_model(MODEL_NAME, engine, threads)])
 
 
 def arriero_echo(paced_name: str, tokens_per_s: float) -> RayServed:
     """This platform with two echo engines: MODEL_NAME answers at once, the other at a pace."""
     echo = {"kind": "echo", "max_num_seqs": 1024}
     paced = {**echo, "tokens_per_s": tokens_per_s}
-    return arriero([_model(MODEL_NAME, echo), _model(paced_name, paced)])
+    return arriero([describe_model(MODEL_NAME, echo), describe_model(paced_name, paced)])
 
 
-def _model(name: str, engine: Mapping[str, Any], threads: int | None = None) -> dict[str, Any]:
+def describe_model(
+    name: str, engine: Mapping[str, Any], threads: int | None = None
+) -> dict[str, Any]:
     return {
         "name": name,
         "source": {"kind": "embedded"},

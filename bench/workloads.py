@@ -109,7 +109,7 @@ def fixed(*rates: float, lengths: tuple[int, int] = (256, 256)) -> Callable[...,
     return make
 
 
-def merge(sources: Iterable[Source]) -> list[SimRequest]:
+def merge(sources: Iterable[Iterable[SimRequest]]) -> list[SimRequest]:
     """Returns all requests in the order of their arrival."""
     every = [request for source in sources for request in source]
     return sorted(every, key=lambda r: (r.arrival_s, r.tenant))

@@ -1,7 +1,8 @@
 """An engine core without weights: it says the prompt's tokens back, in order and again.
 
 For fast tests and for measuring what the platform itself costs. Same interface as
-`deployments.vllm_core.VllmCore`; one contract test runs both. Never a default.
+`deployments.vllm_core.VllmCore`; one contract test runs both. Never a default. Steps take what
+`deployments.echo_pace` says.
 """
 
 import queue
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import (
     EngineCoreOutput,
@@ -21,6 +23,7 @@ from vllm.v1.engine import (
 )
 from vllm.v1.outputs import LogprobsLists
 
+from deployments.echo_pace import Pace
 from deployments.vllm_core import Emit
 from serve_app.messages import Standing
 from serve_app.names import TenantId
@@ -34,6 +37,8 @@ class _Running:
     request: EngineCoreRequest
     echo: list[int]
     limit: int
+    stops_at: int | None = None
+    """The token that ends it, when it reaches its limit."""
     said: int = 0
 
     def say(self, n_tokens: int) -> EngineCoreOutput:
@@ -41,10 +46,19 @@ class _Running:
         end = min(self.said + n_tokens, self.limit)
         tokens = [self.echo[i % len(self.echo)] for i in range(self.said, end)]
         self.said = end
-        done = FinishReason.LENGTH if end >= self.limit else None
+        done = FinishReason.LENGTH if self.stops_at is None else FinishReason.STOP
         return EngineCoreOutput(
-            self.request.request_id, tokens, self._logprobs(tokens), finish_reason=done
+            self.request.request_id,
+            tokens,
+            self._logprobs(tokens),
+            finish_reason=done if end >= self.limit else None,
+            stop_reason=self.stops_at if end >= self.limit else None,
         )
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of it in the KV cache."""
+        return len(self.request.prompt_token_ids or ()) + self.said
 
     def _logprobs(self, tokens: list[int]) -> LogprobsLists | None:
         """Certainty: the token said has probability 1, the first ids stand in for others."""
@@ -63,17 +77,17 @@ class _Running:
 
 
 class EchoCore:
-    """Answers each request with its own prompt until `max_tokens`.
+    """Answers each request with its own prompt until `max_tokens` or one of its stop tokens.
 
     Args:
         config: Resolved as for a real engine; gives limits and the tokenizer, never weights.
         emit: Takes each step's outputs for one client.
-        tokens_per_s: Pace of one request. None says all of a request's tokens in one step.
+        pace: How long steps take. None says all of a request's tokens in one step.
     """
 
-    def __init__(self, config: VllmConfig, emit: Emit, tokens_per_s: float | None) -> None:
+    def __init__(self, config: VllmConfig, emit: Emit, pace: Pace | None) -> None:
         self._emit = emit
-        self._step_s = 1.0 / tokens_per_s if tokens_per_s else 0.0
+        self._pace = pace
         self._mail: queue.SimpleQueue[EngineCoreRequest | list[str] | None] = queue.SimpleQueue()
         self._waiting: deque[_Running] = deque()
         self._running: dict[str, _Running] = {}
@@ -112,20 +126,22 @@ class EchoCore:
 
     def run(self) -> None:
         """Steps until `stop`."""
-        next_step_s = time.monotonic()
-        while self._read_mail(next_step_s):
-            self._admit()
+        ends_s: float | None = None
+        length_s = 0.0
+        while self._read_mail(ends_s):
             now_s = time.monotonic()
-            if now_s < next_step_s:
+            if ends_s is not None and now_s < ends_s:
                 continue
-            # After an idle time the pace starts anew; within one it is kept on average.
-            next_step_s = max(next_step_s, now_s - self._step_s) + self._step_s
-            self._step()
+            if ends_s is not None:
+                self._end_step()
+            # What a step was late is made good by the next one; an idle time is not.
+            begins_s = now_s if ends_s is None else max(ends_s, now_s - length_s)
+            length_s = self._begin_step()
+            ends_s = begins_s + length_s if self._running else None
 
-    def _read_mail(self, until_s: float) -> bool:
-        """Reads all that has come, waiting for the next step or, when idle, for mail."""
-        busy = bool(self._running or self._waiting)
-        wait_s = max(0.0, until_s - time.monotonic()) if busy else None
+    def _read_mail(self, until_s: float | None) -> bool:
+        """Reads all that has come, waiting for the step's end or, when idle, for mail."""
+        wait_s = None if until_s is None else max(0.0, until_s - time.monotonic())
         try:
             mail = self._mail.get(timeout=wait_s)
             while True:
@@ -143,19 +159,34 @@ class EchoCore:
             self._waiting = deque(r for r in self._waiting if r.request.request_id not in mail)
             return
         assert mail.sampling_params is not None
-        prompt = mail.prompt_token_ids or []
-        echo = [token for token in prompt if token not in self._never_said] or [0]
-        self._waiting.append(_Running(mail, echo, limit=mail.sampling_params.max_tokens or 16))
+        self._waiting.append(self._prepare(mail, mail.sampling_params))
 
-    def _admit(self) -> None:
+    def _prepare(self, request: EngineCoreRequest, params: SamplingParams) -> _Running:
+        prompt = request.prompt_token_ids or []
+        echo = [token for token in prompt if token not in self._never_said] or [0]
+        limit = params.max_tokens or 16
+        stops = set(params.stop_token_ids or ())
+        for i in range(max(params.min_tokens - 1, 0), min(limit, params.min_tokens + len(echo))):
+            if echo[i % len(echo)] in stops:
+                return _Running(request, echo, i + 1, echo[i % len(echo)])
+        return _Running(request, echo, limit)
+
+    def _begin_step(self) -> float:
+        """Fills the batch; returns how many seconds its step takes."""
+        prompt_tokens = 0
         while self._waiting and len(self._running) < self._max_running:
             entry = self._waiting.popleft()
             self._running[entry.request.request_id] = entry
+            prompt_tokens += entry.held_tokens
+        if self._pace is None:
+            return 0.0
+        kv_tokens = sum(entry.held_tokens for entry in self._running.values())
+        return self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
 
-    def _step(self) -> None:
+    def _end_step(self) -> None:
         by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
         for entry in list(self._running.values()):
-            output = entry.say(1 if self._step_s else entry.limit)
+            output = entry.say(1 if self._pace is not None else entry.limit)
             by_client[entry.request.client_index].append(output)
             if output.finished:
                 del self._running[entry.request.request_id]

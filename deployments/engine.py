@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from deployments.echo_pace import Pace
 from deployments.model_source import fetch_model
 from serve_app.config_model import EchoEngine, HuggingFaceSource, ModelSettings, VllmEngine
 from serve_app.errors import EngineDeadError, EngineStartError
@@ -211,7 +212,7 @@ class Engine:
         if isinstance(self._model.engine, EchoEngine):
             from deployments.echo_core import EchoCore
 
-            return EchoCore(config, self._server.emit, self._model.engine.tokens_per_s)
+            return EchoCore(config, self._server.emit, _pace_of(self._model.engine))
         from deployments.vllm_core import VllmCore
 
         return VllmCore(config, self._server.emit)
@@ -275,6 +276,12 @@ class Engine:
     def _read_mail(self, mail: GatewayMail | EngineMail) -> None:
         if isinstance(mail, Counters) and self._core is not None:
             self._core.synchronise(mail.counters)
+
+
+def _pace_of(engine: EchoEngine) -> Pace | None:
+    if engine.batch is not None:
+        return Pace(**engine.batch.model_dump())
+    return Pace(1.0 / engine.tokens_per_s) if engine.tokens_per_s else None
 
 
 def _engine_args(model: ModelSettings) -> dict[str, Any]:

@@ -60,6 +60,7 @@ from serve_app.names import ModelName, TenantId
 from serve_app.policy.admission import QueueView, admit
 from serve_app.policy.fairness import Vtc, VtcSettings
 from serve_app.policy.fairness_audit import Record
+from serve_app.policy.fairness_baselines import ByRequest, OneLine
 from serve_app.policy.fairness_figures import Longest, measure_fairness
 from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
 from serve_app.policy.queueing import Waiting
@@ -107,8 +108,13 @@ def make_turn_order(
     fairness: FairnessSettings, audit: Callable[[Record], None] | None = None
 ) -> Vtc:
     """Returns the queue that the settings ask for, empty."""
+    if fairness.policy == "fcfs":
+        return OneLine()
+    if fairness.policy == "round_robin":
+        return ByRequest()
     predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
-    return Vtc(VtcSettings(cost=_cost_of(fairness)), predictor, audit=audit)
+    vtc = VtcSettings(cost=_cost_of(fairness), lifts=fairness.policy == "vtc")
+    return Vtc(vtc, predictor, audit=audit)
 
 
 def _cost_of(fairness: FairnessSettings) -> Cost:

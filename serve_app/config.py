@@ -150,6 +150,10 @@ class FairnessSettings(Section):
     as it goes. Keeps tenants closer together."""
     audit: AuditSettings | None = None
     """Log of decisions. None writes none."""
+    policy: Literal["vtc", "fcfs", "lcf", "round_robin"] = "vtc"
+    """Who is next. Only `vtc` is for use. The others are what it is compared with: `fcfs` first
+    come, first served; `lcf` without the lift of who was away; `round_robin` by request, however
+    long. A change restarts the routers."""
 
 
 class AuthOff(Section):

@@ -8,6 +8,8 @@ from serve_app.config_conflicts import find_conflicts
 from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.names import Form, ModelNameText
 
+PositiveSeconds = Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)]
+StepSeconds = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
 ParallelSize = Annotated[int, Field(ge=1, le=1024)]
 PackageName = Annotated[
     str, AfterValidator(Form(r"[A-Za-z0-9][A-Za-z0-9._-]*", "the name of a Python distribution"))
@@ -84,6 +86,22 @@ class VllmEngine(Section):
     """Environment variables of the engine's process, such as `VLLM_LOGGING_LEVEL`."""
 
 
+class EchoBatch(Section):
+    """What one step of a batch takes, so that requests share an engine's tokens/s as on a real one.
+
+    A step gives each running request a token. Add measurements of the engine to be imitated.
+    """
+
+    step_s: PositiveSeconds
+    """Seconds of a step by itself: reading the weights."""
+    per_sequence_s: StepSeconds = 0.0
+    """Seconds more for each running request."""
+    per_kv_token_s: StepSeconds = 0.0
+    """Seconds more for each token in the KV cache."""
+    per_prompt_token_s: StepSeconds = 0.0
+    """Seconds more for each prompt token, in the step that computes it."""
+
+
 class EchoEngine(Section):
     """An engine without weights that repeats the prompt's tokens. For tests and measurements.
 
@@ -92,11 +110,22 @@ class EchoEngine(Section):
 
     kind: Literal["echo"]
     tokens_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Output tokens per second of one request. None means at once."""
+    """Output tokens per second of one request, however many run. None means at once."""
+    batch: EchoBatch | None = None
+    """What steps take, in place of `tokens_per_s`. None means no more than that says."""
     max_num_seqs: Annotated[int, Field(ge=1, le=65_536)] = 256
     """Requests that run at the same time; others wait in the engine."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     """Context length in tokens. None means what the source says."""
+
+    @model_validator(mode="after")
+    def _check_one_pace(self) -> Self:
+        if self.batch is not None and self.tokens_per_s is not None:
+            raise ValueError(
+                f"tokens_per_s is {self.tokens_per_s:g} while batch.step_s is "
+                f"{self.batch.step_s:g}; a step has one length, remove one of them"
+            )
+        return self
 
 
 Engine = Annotated[VllmEngine | EchoEngine, Field(discriminator="kind")]

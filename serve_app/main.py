@@ -108,7 +108,8 @@ def _router(model: ModelSettings, settings: Settings, shared: dict[str, Any]) ->
         user_config={**shared},
         health_check_period_s=2.0,
     )(RouterReplica)
-    return _pinned(deployment, model.name).bind(model.name)
+    identity = [model.name, settings.fairness.policy]
+    return _pinned(deployment, identity).bind(model.name)
 
 
 def _engine(model: ModelSettings, settings: Settings, router: Application) -> Application:

@@ -4,6 +4,8 @@
   - `least_counter_first`: VTC without the lift, so that who was away catches up at others' cost.
   - `RoundRobin`: one request of each tenant in turn, however long.
   - `RequestCap`: first come, first served, and no more requests of a tenant in a minute than a cap.
+  - `OneLine`, `ByRequest`: first come, first served, and turns by request, as a `Vtc` that is blind
+    to tenants or to lengths. So they do all that the router asks of its queue.
 
 Invariants (each a property test of that name):
 
@@ -15,20 +17,42 @@ Source: what Sheng et al., *Fairness in Serving Large Language Models*, OSDI 202
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 
 from serve_app.messages import TicketId
 from serve_app.names import TenantId
 from serve_app.policy.admission import Refusal
 from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness_options import Cost
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.turns import Admission, Later, Place
 
 _MINUTE_S = 60.0
+_EVERYBODY = TenantId("")
 
 
 def least_counter_first() -> Vtc:
     """Returns VTC without the lift."""
     return Vtc(VtcSettings(lifts=False))
+
+
+class OneLine(Vtc):
+    """First come, first served: to it, all requests are one tenant's."""
+
+    def arrive(self, request: Waiting, now_s: float) -> Refusal | None:
+        """Lets a request wait at the end."""
+        return super().arrive(replace(request, tenant=_EVERYBODY), now_s)
+
+
+class ByRequest(Vtc):
+    """Counts requests in place of tokens: to it, all are as long as each other."""
+
+    def __init__(self) -> None:
+        super().__init__(VtcSettings(cost=Cost(prompt=1.0, cached=1.0, output=0.0)))
+
+    def arrive(self, request: Waiting, now_s: float) -> Refusal | None:
+        """Lets a request wait in its tenant's line."""
+        return super().arrive(replace(request, prompt_tokens=1), now_s)
 
 
 class FirstCome:

@@ -57,12 +57,13 @@ class Run:
     def _run(self, kind: Kind, model: Path) -> None:
         # Built and run on one thread, as engines do.
         from deployments.echo_core import EchoCore
+        from deployments.echo_pace import Pace
         from deployments.vllm_core import VllmCore, vllm_config_of
 
         args = {"max_model_len": 256, "max_num_seqs": 4, "enforce_eager": True, "dtype": "float32"}
         config = vllm_config_of(args, str(model), "tiny", on_cpu=True)
         if kind == "echo":
-            self.core = EchoCore(config, self._emit, tokens_per_s=200.0)
+            self.core = EchoCore(config, self._emit, Pace(1 / 200))
         else:
             self.core = VllmCore(config, self._emit)
         self._is_built.set()

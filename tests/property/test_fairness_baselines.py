@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve_app.names import TenantId
 from serve_app.policy.fairness_baselines import (
+    ByRequest,
     FirstCome,
+    OneLine,
     RequestCap,
     RoundRobin,
     least_counter_first,
@@ -19,6 +22,8 @@ MAKERS: list[Callable[[], TurnOrder]] = [
     RoundRobin,
     least_counter_first,
     lambda: RequestCap(3),
+    OneLine,
+    ByRequest,
 ]
 steps = st.lists(
     st.tuples(st.sampled_from(["arrive", "admit", "abort", "lose"]), st.sampled_from("abc")),
@@ -74,6 +79,29 @@ def test_first_come_serves_whoever_sends_more() -> None:
         engine.send("b")
     engine.run(200)
     assert engine.service["b"] / engine.service["a"] == pytest.approx(2, abs=0.1)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=20))
+def test_one_line_serves_in_the_order_of_arrival(tenants: list[str]) -> None:
+    order = OneLine()
+    for n, tenant in enumerate(tenants):
+        order.arrive(make_request(str(n), tenant), float(n))
+    admitted = [order.admit(always, 0.0) for _ in tenants]
+    assert [a and a.request.ticket for a in admitted] == [str(n) for n in range(len(tenants))]
+
+
+def test_by_request_takes_turns_however_long_requests_are() -> None:
+    order = ByRequest()
+    for n in range(10):
+        order.arrive(make_request(f"a{n}", "a", 10, 10), 0.0)
+        order.arrive(make_request(f"b{n}", "b", 500, 400), 0.0)
+    for n in range(1, 11):
+        admission = order.admit(always, 0.0)
+        assert admission is not None
+        order.charge(admission.request.ticket, 300)
+        if n % 2 == 0:
+            counts = order.counters()
+            assert counts[TenantId("a")] == counts[TenantId("b")]
 
 
 def test_round_robin_serves_longer_requests_more() -> None:

@@ -1,0 +1,127 @@
+"""What the echo core alone does: steps that take as long as a model says, and ends at a token."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+
+from deployments.echo_core import EchoCore
+from deployments.echo_pace import Pace
+from serve_app.messages import Standing
+from serve_app.names import TenantId
+
+_EOS = 2
+
+
+class Said:
+    """An echo core on its thread, and what it said."""
+
+    def __init__(self, pace: Pace | None, max_num_seqs: int) -> None:
+        config: Any = SimpleNamespace(
+            scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs),
+            model_config=SimpleNamespace(hf_config=SimpleNamespace(eos_token_id=_EOS)),
+        )
+        self._outputs: queue.SimpleQueue[EngineCoreOutput] = queue.SimpleQueue()
+        self.core = EchoCore(config, self._emit, pace)
+
+    def _emit(self, client: int, outputs: EngineCoreOutputs) -> None:
+        for output in outputs.outputs:
+            self._outputs.put(output)
+
+    def send(self, name: str, n_prompt: int, **params: Any) -> None:
+        self.core.accept(
+            EngineCoreRequest(
+                request_id=name,
+                prompt_token_ids=list(range(10, 10 + n_prompt)),
+                mm_features=None,
+                sampling_params=SamplingParams(ignore_eos=True, **params),
+                pooling_params=None,
+                arrival_time=0.0,
+                lora_request=None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            ),
+            Standing(TenantId("a"), tier=0, counter=0, charged=0),
+        )
+
+    def read_ends(self, n: int) -> list[EngineCoreOutput]:
+        """The last outputs of so many requests."""
+        ends: list[EngineCoreOutput] = []
+        while len(ends) < n:
+            output = self._outputs.get(timeout=20.0)
+            ends += [output] if output.finished else []
+        return ends
+
+    def read_tokens(self) -> tuple[list[int], EngineCoreOutput]:
+        """All tokens of the only request, and its last output."""
+        tokens: list[int] = []
+        while True:
+            output = self._outputs.get(timeout=20.0)
+            tokens += output.new_token_ids
+            if output.finished:
+                return tokens, output
+
+
+@contextmanager
+def running(pace: Pace | None, max_num_seqs: int = 8) -> Iterator[Said]:
+    said = Said(pace, max_num_seqs)
+    thread = threading.Thread(target=said.core.run, daemon=True)
+    thread.start()
+    try:
+        yield said
+    finally:
+        said.core.stop()
+        thread.join(10.0)
+
+
+def time_answers(pace: Pace, n: int, n_prompt: int = 4) -> float:
+    with running(pace) as said:
+        started_s = time.monotonic()
+        for i in range(n):
+            said.send(str(i), n_prompt, max_tokens=5)
+        said.read_ends(n)
+        return time.monotonic() - started_s
+
+
+def test_step_takes_what_its_parts_take() -> None:
+    pace = Pace(0.1, per_sequence_s=0.01, per_kv_token_s=0.001, per_prompt_token_s=0.0001)
+    assert pace.time_step(3, 50, 100) == 0.1 + 0.03 + 0.05 + 0.01
+
+
+def test_batch_shares_the_engines_tokens_per_second() -> None:
+    pace = Pace(0.0, per_sequence_s=0.01)
+    assert time_answers(pace, 1) >= 5 * 0.01
+    # Eight run as one after the other would, less a first step before the last ones came.
+    assert time_answers(pace, 8) >= 5 * 7 * 0.01
+
+
+def test_long_prompt_takes_longer_to_its_first_token() -> None:
+    pace = Pace(0.001, per_prompt_token_s=0.001)
+    assert time_answers(pace, 1, n_prompt=200) >= 0.2
+
+
+def test_answer_ends_at_a_stop_token() -> None:
+    for pace in (None, Pace(0.001)):
+        with running(pace) as said:
+            said.send("a", 8, max_tokens=4096, stop_token_ids=[14])
+            tokens, last = said.read_tokens()
+        assert tokens == [10, 11, 12, 13, 14]
+        assert (last.finish_reason, last.stop_reason) == (FinishReason.STOP, 14)
+
+
+def test_stop_token_is_looked_at_from_min_tokens_on() -> None:
+    with running(None) as said:
+        said.send("a", 4, max_tokens=20, min_tokens=6, stop_token_ids=[11])
+        tokens, last = said.read_tokens()
+        assert tokens == [10, 11, 12, 13, 10, 11]
+        assert last.finish_reason == FinishReason.STOP
+        said.send("b", 4, max_tokens=6, min_tokens=6, stop_token_ids=[13])
+        tokens, last = said.read_tokens()
+        assert len(tokens) == 6
+        assert last.finish_reason == FinishReason.LENGTH
