@@ -44,7 +44,7 @@ from serve_app.names import TenantId
 POLICIES = ("vtc", "fcfs", "lcf", "round_robin")
 _QUICK_POLICIES = ("vtc", "fcfs")
 _QUICK = ("overload", "on/off less", "arena-like", "cheats", "away", "isolation", "ingress")
-_PLOTTED = ("overload", "on/off less", "weighted", "arena-like")
+_PLOTTED = ("overload", "on/off less", "weighted")
 _QUICK_S = 240.0
 _CAPACITY_REQUESTS = 160
 _VLLM_LENGTH = 1 / 8
