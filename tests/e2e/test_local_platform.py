@@ -127,7 +127,7 @@ def test_ray_serve_and_haproxy_listen_on_loopback_only(platform: Platform) -> No
 
 def test_replicas_listen_on_loopback_only(platform: Platform) -> None:
     replicas = {name: found for name, found in _listeners(platform).items() if _is_replica(name)}
-    assert len(replicas) == 3
+    assert len(replicas) == 4  # gateway, router, engine, ledger
     assert _find_open(replicas) == {}
 
 
