@@ -151,7 +151,8 @@ class _Replay:
         base = 0 if credit is None else max(self.reached.get(tier, 0) - credit, 0)
         waiting = {*self.waiting(tier), *(key for key in self.expected if key[0] == tier)}
         if waiting:
-            return max(base, min(self.counters[key] for key in waiting))
+            least = min(waiting, key=lambda key: (self.counters[key], key))
+            return max(base, self.counters[least] - self.ahead(least))
         if tier in self.last_leaver:
             base = max(base, self.counters[self.last_leaver[tier]])
         running = {
@@ -160,6 +161,14 @@ class _Replay:
             if e.state != "waiting" and e.arrived.tier == tier
         }
         return max(base, min((self.counters[key] for key in running), default=0))
+
+    def ahead(self, key: tuple[int, str]) -> int:
+        """Units that a tenant has paid for tokens which are not produced yet."""
+        return sum(
+            entry.arrived.rates[2] * max(entry.predicted - entry.produced, 0)
+            for entry in self.entries.values()
+            if entry.state != "waiting" and (entry.arrived.tier, entry.arrived.tenant) == key
+        )
 
     def find(self, ticket: str, *states: str) -> _Entry | None:
         entry = self.entries.get(ticket)
@@ -250,8 +259,8 @@ def _check_arrival(state: _Replay, record: Arrived) -> None:
     key = (record.tier, record.tenant)
     is_lifted = key not in state.waiting(record.tier) and key not in state.expected
     state.expected.discard(key)
-    level = state.level(record.tier) if is_lifted else 0
-    expected = max(state.counters.get(key, 0), level - state.opened.burst_units if is_lifted else 0)
+    level = state.level(record.tier) - state.opened.burst_units + state.ahead(key)
+    expected = max(state.counters.get(key, 0), level if is_lifted else 0)
     if record.counter != expected:
         state.complain(f"counter of {record.tenant} is {record.counter}, expected {expected}")
     state.counters[key] = record.counter

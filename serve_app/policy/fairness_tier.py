@@ -5,9 +5,11 @@ Inputs: who has something waiting in which lane, who runs, what is charged.
 The rule:
   - Next is the waiting tenant with the least counter; ties go to the smaller tenant id, and among
     one tenant's lanes to the oldest request.
-  - A tenant that had nothing waiting is lifted to the least counter among those who wait. If nobody
-    waits, to that of the tenant that last left the queue or the least among those who run,
-    whichever is more. A counter is never lowered by this. `burst` leaves it that much below.
+  - A tenant that had nothing waiting is lifted to the least counter among those who wait, less what
+    that one is charged ahead of its tokens: it comes to what the other has got, not to what the
+    other will get while both wait. If nobody waits, to the counter of the tenant that last left the
+    queue or the least among those who run, whichever is more. What it is itself charged ahead
+    comes on top. A counter is never lowered by this. `burst` leaves it that much below.
   - `max_credit` bounds what a tenant may save up while its lanes have no room.
   - Tenants that waited when a dead router's counters were saved are expected: until they are back
     they count as waiting, and they come back without a lift.
@@ -16,7 +18,7 @@ Invariants (each a property test of that name):
 
 1. least_counter_is_next: no waiting tenant in a lane with room has a smaller counter.
 2. lift_never_lowers: a lift leaves a counter as it is or raises it.
-3. lift_meets_the_waiting: nobody who comes back is more than `burst` behind all who wait.
+3. lift_meets_the_waiting: nobody who comes back has got less than all who wait by more than `burst`.
 4. dropping_changes_nothing: forgetting idle tenants changes no decision.
 5. return_lifts_nobody: when all who are expected are back, in whatever order, the counters are what
    they were.
@@ -105,7 +107,7 @@ class Tier:
         """Lets a request wait, and lifts its tenant if none of its requests did."""
         is_new = not account.lanes and account.tenant not in self._expected
         if is_new and self._lifts:
-            account.counter = max(account.counter, self.level() - self._burst)
+            account.counter = max(account.counter, self.level() - self._burst + account.ahead)
         self._expected.discard(account.tenant)
         self.enter(account, lane, ticket, order)
 
@@ -209,7 +211,7 @@ class Tier:
         self.leave(turn.account, turn.lane, turn.ticket)
 
     def level(self) -> int:
-        """Returns the counter that a tenant is lifted to when it comes back."""
+        """Returns what a tenant that comes back is lifted to, what it is charged ahead left out."""
         credit = self._max_credit
         base = 0 if credit is None else max(self.reached - credit, 0)
         waiting = self._least_waiting()
@@ -248,13 +250,16 @@ class Tier:
             heapq.heappush(self._idle, (account.counter, account.tenant))
 
     def _least_waiting(self) -> int | None:
-        """Returns the least counter of those who wait or are expected."""
+        """Returns what the least of those who wait or are expected has got, in tokens produced."""
         turn = self.least()
         expected = self._returning.least() if self._expected else None
-        counters = [] if turn is None else [turn.account.counter]
+        accounts = [] if turn is None else [turn.account]
         if expected is not None:
-            counters.append(self.accounts[expected].counter)
-        return min(counters, default=None)
+            accounts.append(self.accounts[expected])
+        if not accounts:
+            return None
+        least = min(accounts, key=lambda account: (account.counter, account.tenant))
+        return least.counter - least.ahead
 
     def _turns_of_lane(self, lane: str, units: int, n: int) -> list[Turn]:
         tenants, turns = self._lanes[lane], list[Turn]()

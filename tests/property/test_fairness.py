@@ -282,6 +282,26 @@ def test_lift_meets_the_waiting(history: list[tuple[str, int, int]]) -> None:
             queue.charge(admission.request.ticket, output)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 64), st.integers(16, 64), st.sampled_from([1, 7]), st.floats(0, 1))
+def test_burst_of_one_who_was_away_gets_half_while_both_wait(
+    prompt: int, output: int, n_lengths: int, phase: float
+) -> None:
+    """What the other has in flight, charged ahead, is served while both wait and counts as such."""
+    engine = BatchEngine(Vtc(predictor=MovingAverage()), seats=20)
+    lengths = [output - n % n_lengths * output // 10 for n in range(400)]
+    for length in lengths:
+        engine.send("busy", prompt, length)
+    engine.run(round(output * (3 + phase)))
+    before = engine.service["busy"]
+    for length in lengths[:60]:
+        engine.send("away", prompt, length)
+    while {"away", "busy"} <= engine.order.backlogged():
+        engine.step()
+    away, busy = engine.service["away"], engine.service["busy"] - before
+    assert away / (away + busy) == pytest.approx(0.5, abs=0.03)
+
+
 @settings(deadline=None)
 @given(histories, st.booleans())
 def test_dropping_changes_nothing(history: list[tuple[str, int, int]], predicts: bool) -> None:
