@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from serve_app.keys import make_key
-from serve_app.messages import EngineId
+from serve_app.messages import EngineId, Standing
 from serve_app.usage import UsageRecord
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.platform import LocalPlatform, wait_until
@@ -297,13 +297,15 @@ def test_client_cannot_say_its_priority_cache_or_tenant(
     platform: LocalPlatform, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
+    charged: set[str] = set()
     for engine in platform.engines.values():
         assert engine._core is not None
         accept = engine._core.accept
 
-        def watch(request: Any, accept: Any = accept) -> None:
+        def watch(request: Any, standing: Standing, accept: Any = accept) -> None:
             seen.append(request)
-            accept(request)
+            charged.add(standing.tenant)
+            accept(request, standing)
 
         monkeypatch.setattr(engine._core, "accept", watch)
     make_tenant(admin, "own-cache", has_own_prefix_cache=True)
@@ -334,6 +336,7 @@ def test_client_cannot_say_its_priority_cache_or_tenant(
                 assert answer.status_code == 200, answer.text
                 assert "999" not in answer.text
     assert len(seen) == 8
+    assert charged == {"own-cache", "declared"}
     for request in seen:
         assert request.priority == 0
         assert request.session_id is None

@@ -288,7 +288,8 @@ def test_burst_of_one_who_was_away_gets_half_while_both_wait(
     prompt: int, output: int, n_lengths: int, phase: float
 ) -> None:
     """What the other has in flight, charged ahead, is served while both wait and counts as such."""
-    engine = BatchEngine(Vtc(predictor=MovingAverage()), seats=20)
+    queue = Vtc(predictor=MovingAverage())
+    engine = BatchEngine(queue, seats=20)
     lengths = [output - n % n_lengths * output // 10 for n in range(400)]
     for length in lengths:
         engine.send("busy", prompt, length)
@@ -296,7 +297,7 @@ def test_burst_of_one_who_was_away_gets_half_while_both_wait(
     before = engine.service["busy"]
     for length in lengths[:60]:
         engine.send("away", prompt, length)
-    while {"away", "busy"} <= engine.order.backlogged():
+    while {"away", "busy"} <= queue.backlogged():
         engine.step()
     away, busy = engine.service["away"], engine.service["busy"] - before
     assert away / (away + busy) == pytest.approx(0.5, abs=0.03)
