@@ -18,7 +18,7 @@ Invariants (each a property test of that name):
 
 1. least_counter_is_next: no waiting tenant in a lane with room has a smaller counter.
 2. lift_never_lowers: a lift leaves a counter as it is or raises it.
-3. lift_meets_the_waiting: nobody comes back having got less than all who wait, by more than `burst`.
+3. lift_meets_the_waiting: nobody comes back with more than `burst` less than all who wait have got.
 4. dropping_changes_nothing: forgetting idle tenants changes no decision.
 5. return_lifts_nobody: when all who are expected are back, in whatever order, the counters are what
    they were.
