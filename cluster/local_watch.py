@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ import httpx
 FIRST_QUESTION = "What is the capital of France?"
 
 _POLL_S = 0.5
+_NO_ROOM = re.compile(r"required for each replica: (\{.*?\}), total resources available: (\{.*?\})")
 
 
 class NotUpError(Exception):
@@ -45,11 +47,23 @@ def read_serve(details: Mapping[str, Any], app_name: str) -> Progress:
     failure = str(app.get("message", "")) if app.get("status") == "DEPLOY_FAILED" else ""
     for name, deployment in sorted(app.get("deployments", {}).items()):
         status, message = deployment.get("status", ""), deployment.get("message", "")
-        parts[name] = {"HEALTHY": "running"}.get(status, "starting")
+        parts[name] = "running" if status == "HEALTHY" else _describe_start(message)
         # Serve goes on trying for minutes; the second try meets the same.
         if status in ("DEPLOY_FAILED", "UNHEALTHY") or "failed to start" in message:
             failure = failure or f"{name}: {message}"
     return Progress(app.get("status") == "RUNNING", parts, failure)
+
+
+def _describe_start(message: str) -> str:
+    """Says why a deployment may be starting for ever: Ray waits for room without an error."""
+    found = _NO_ROOM.search(message)
+    if found is None:
+        return "starting"
+    return (
+        f"waiting for room: it asks Ray for {found[1]}, and {found[2]} is left on this machine. "
+        "Lower `cpus` of the gateway, the router or the models' accelerators in the config file "
+        "(Ray counts them, it fences nothing), and run make up again."
+    )
 
 
 def read_ready(answer: Mapping[str, Any]) -> Progress:

@@ -131,6 +131,20 @@ def test_serve_is_ready_when_the_application_runs() -> None:
     assert progress.parts == {"gateway": "running"}
 
 
+def test_deployment_without_room_says_what_it_asks_for_and_what_to_do() -> None:
+    message = (
+        "Deployment 'gateway' in application 'arriero' has 1 replicas that have taken more than "
+        '30s to be scheduled. Resources required for each replica: {"CPU": 1.0}, total resources '
+        'available: {"CPU": 0.8}. Use `ray status` for more details.'
+    )
+    app = _app("DEPLOYING", gateway={"status": "UPDATING", "message": message})
+    progress = read_serve(app, "arriero")
+    assert not progress.failure
+    said = progress.parts["gateway"]
+    assert 'asks Ray for {"CPU": 1.0}, and {"CPU": 0.8} is left' in said
+    assert "Lower `cpus`" in said
+
+
 def test_serve_is_not_ready_before_it_knows_the_application() -> None:
     progress = read_serve({}, "arriero")
     assert not progress.ready
