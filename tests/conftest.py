@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clients import closed_clients
 from tests.support.tiny_model import make_tiny_model
 
 
@@ -15,6 +16,13 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("state")
         patch.setenv("ARRIERO_STATE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def clients() -> Iterator[None]:
+    """Leaves no client of a test open."""
+    with closed_clients():
+        yield
 
 
 @pytest.fixture(scope="session")

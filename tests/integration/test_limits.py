@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from serve_app.keys import hash_key
@@ -159,7 +158,7 @@ def test_the_official_client_comes_back_when_it_is_told_to(platform: LocalPlatfo
         )
         next(iter(stream))
         started_s = time.monotonic()
-        patient = openai.OpenAI(base_url=f"{platform.url}/v1", api_key="one", max_retries=2)
+        patient = connect(platform.url, "one").with_options(max_retries=2)
         answer = patient.completions.create(model="tiny", prompt=[5] * 10, max_tokens=1)
         assert answer.usage is not None
         assert 1.0 < time.monotonic() - started_s < 12.0

@@ -2,21 +2,22 @@
 
 import asyncio
 import re
+from collections.abc import Iterator
 
-import anthropic
 import httpx
 import openai
 import pytest
 
-from tests.support.clients import ask, connect, connect_async, post
+from tests.support.clients import ask, connect, connect_anthropic, connect_async, post
 from tests.support.platform import LocalPlatform
 
 HELLO = "One two three four five six seven eight"
 
 
 @pytest.fixture(scope="module")
-def client(echo_platform: LocalPlatform) -> openai.OpenAI:
-    return connect(echo_platform.url)
+def client(echo_platform: LocalPlatform) -> Iterator[openai.OpenAI]:
+    with connect(echo_platform.url) as client:
+        yield client
 
 
 def test_completion_repeats_the_prompt(client: openai.OpenAI) -> None:
@@ -136,14 +137,14 @@ def test_responses_api_streams(client: openai.OpenAI) -> None:
 
 
 def test_anthropic_client_is_answered(echo_platform: LocalPlatform) -> None:
-    client = anthropic.Anthropic(base_url=echo_platform.url, api_key="none", max_retries=0)
+    client = connect_anthropic(echo_platform.url)
     answer = client.messages.create(model="tiny", messages=ask(), max_tokens=6)
     assert answer.usage.output_tokens == 6
     assert answer.stop_reason == "max_tokens"
 
 
 def test_anthropic_client_streams(echo_platform: LocalPlatform) -> None:
-    client = anthropic.Anthropic(base_url=echo_platform.url, api_key="none", max_retries=0)
+    client = connect_anthropic(echo_platform.url)
     with client.messages.stream(model="tiny", messages=ask(), max_tokens=6) as stream:
         text = "".join(stream.text_stream)
         assert text
