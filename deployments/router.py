@@ -12,12 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
-from deployments.audit_log import AuditLog
 from deployments.fairness_gauges import FairnessGauges
+from deployments.fleet import Fleet
 from deployments.router_state import (
     Keeper,
     RouterState,
@@ -26,8 +25,8 @@ from deployments.router_state import (
     read_state,
     save_regularly,
 )
-from serve_app.config import FairnessSettings, Settings
-from serve_app.config_store import state_dir_of
+from deployments.turn_order import cost_of, make_audit_log, make_turn_order
+from serve_app.config import Settings
 from serve_app.messages import (
     Alive,
     Counters,
@@ -36,7 +35,6 @@ from serve_app.messages import (
     EngineId,
     EngineMail,
     EngineReport,
-    EngineStatus,
     EngineUnreachable,
     Enqueue,
     FairnessStatus,
@@ -58,13 +56,10 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.admission import QueueView, admit
-from serve_app.policy.fairness import Vtc, VtcSettings
-from serve_app.policy.fairness_audit import Record
-from serve_app.policy.fairness_baselines import ByRequest, OneLine
 from serve_app.policy.fairness_figures import Longest, measure_fairness
-from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
+from serve_app.policy.fairness_options import Share
 from serve_app.policy.queueing import Waiting
-from serve_app.policy.routing import EngineView, choose_engine
+from serve_app.policy.routing import choose_engine
 from serve_app.policy.turns import Admission, Fit
 from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
@@ -72,19 +67,7 @@ from serve_app.wire import Mailbox
 logger = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
-_SILENT_ENGINE_S = 5.0
-"""An engine without a heartbeat for so long gets nothing more; it sends one every 0.5 s."""
 _SILENT_GATEWAY_S = 10.0
-_FORGET_FAILED_S = 60.0
-"""How long a failed engine's reason stays visible."""
-
-
-@dataclass
-class _Engine:
-    report: EngineReport
-    heard_s: float
-    in_flight: set[TicketId] = field(default_factory=set)
-    is_reachable: bool = True
 
 
 @dataclass
@@ -102,33 +85,6 @@ class _Ticket:
     since_s: float
     completion_tokens: int = 0
     """Those charged so far."""
-
-
-def make_turn_order(
-    fairness: FairnessSettings, audit: Callable[[Record], None] | None = None
-) -> Vtc:
-    """Returns the queue that the settings ask for, empty."""
-    if fairness.policy == "fcfs":
-        return OneLine()
-    if fairness.policy == "round_robin":
-        return ByRequest()
-    predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
-    vtc = VtcSettings(cost=_cost_of(fairness), lifts=fairness.policy == "vtc")
-    return Vtc(vtc, predictor, audit=audit)
-
-
-def _cost_of(fairness: FairnessSettings) -> Cost:
-    return Cost(
-        prompt=fairness.prompt_cost, cached=fairness.cached_cost, output=fairness.output_cost
-    )
-
-
-def _make_audit_log(model_name: ModelName, settings: Settings) -> AuditLog | None:
-    audit = settings.fairness.audit
-    if audit is None:
-        return None
-    folder = Path(audit.folder) if audit.folder else state_dir_of(settings.store) / "audit"
-    return AuditLog(folder, model_name, audit)
 
 
 def _waiting(mail: Enqueue) -> Waiting:
@@ -163,19 +119,18 @@ class Router:
         self._now = now
         self._keeper = keeper
         self._gauges = None if recorder is None else FairnessGauges(model_name, recorder)
-        self._audit = _make_audit_log(model_name, settings)
+        self._audit = make_audit_log(model_name, settings)
         self._queue = make_turn_order(
             settings.fairness, None if self._audit is None else self._audit.add
         )
         self._longest = Longest()
         self._status_of_fairness = FairnessStatus()
-        self._engines: dict[EngineId, _Engine] = {}
+        self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
         self._shares: dict[TenantId, Share] = {}
         self._n_waiting: Counter[TenantId] = Counter()
         """By tenant; those with none are left out."""
-        self._front_ends: dict[str, bytes] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
         self._now_s = self._started_s = now()
@@ -269,10 +224,10 @@ class Router:
         self._publish_status()
 
     def _measure_fairness(self) -> None:
-        window = sum(self._view(engine).room for engine in self._engines.values())
+        window = sum(engine.room for engine in self._fleet.views())
         weights = {tenant: share.weight for tenant, share in self._shares.items()}
         figures = measure_fairness(
-            self._queue, _cost_of(self._fairness), self._longest, window, weights
+            self._queue, cost_of(self._fairness), self._longest, window, weights
         )
         self._status_of_fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
         if self._gauges is not None:
@@ -286,18 +241,14 @@ class Router:
                 self._take_report(mail)
                 return
             case FrontEndOffer():
-                self._front_ends = {
-                    config_id: payload
-                    for config_id, payload in self._front_ends.items()
-                    if any(e.report.config_id == config_id for e in self._engines.values())
-                } | {mail.config_id: mail.payload}
+                self._fleet.take_offer(mail)
                 return
             case Progress():
                 self._charge(mail)
                 self._tell_counters(sender)
                 return
             case EngineGone():
-                self._drop_engine(mail.engine_id, "it left")
+                self._fleet.drop(mail.engine_id, "it left")
                 self._publish_status()
                 return
         if sender not in self._gateways and not isinstance(mail, Resume):
@@ -315,7 +266,8 @@ class Router:
             case Resume():
                 self._resume(sender, gateway, mail)
             case EngineUnreachable():
-                self._mark_unreachable(mail.engine_id)
+                if self._fleet.mark_unreachable(mail.engine_id):
+                    self._publish_status()
             case FrontEndWanted():
                 self._send_front_end(sender, mail.config_id)
             case Alive():
@@ -376,8 +328,8 @@ class Router:
         self._gateways[known.gateway].tickets.discard(mail.ticket)
         if known.engine_id is None:
             self._stop_waiting(known.tenant)
-        elif known.engine_id in self._engines:
-            self._engines[known.engine_id].in_flight.discard(mail.ticket)
+        else:
+            self._fleet.take_back(known.engine_id, mail.ticket)
         # The engine's last progress may still be on its way; it will find no ticket.
         self._queue.charge(mail.ticket, max(0, mail.completion_tokens - known.completion_tokens))
         if mail.is_finished:
@@ -396,10 +348,9 @@ class Router:
 
     def _tell_counters(self, engine: bytes) -> None:
         """Tells an engine how the tenants stand that have something there."""
-        known = self._engines.get(EngineId(engine.decode()))
+        known = self._fleet.get(EngineId(engine.decode()))
         if known is not None:
-            tenants = {self._tickets[ticket].tenant for ticket in known.in_flight}
-            self._send(engine, Counters(self._queue.counters(tenants)))
+            self._send(engine, Counters(self._queue.counters(known.by_tenant)))
 
     def _resume(self, sender: bytes, gateway: _Gateway, mail: Resume) -> None:
         for ended in mail.ended:
@@ -429,14 +380,13 @@ class Router:
         if known is None:
             self._add_ticket(sender, enqueue, running.engine_id)
             known = self._tickets[enqueue.ticket]
-        elif known.engine_id != running.engine_id and known.engine_id in self._engines:
-            self._engines[known.engine_id].in_flight.discard(enqueue.ticket)
+        elif known.engine_id != running.engine_id:
+            self._fleet.take_back(known.engine_id, enqueue.ticket)
         known.engine_id = running.engine_id
         known.completion_tokens = max(known.completion_tokens, n_tokens)
         self._note_share(enqueue)
         self._queue.adopt(_waiting(enqueue), n_tokens, self._now_s)
-        if running.engine_id in self._engines:
-            self._engines[running.engine_id].in_flight.add(enqueue.ticket)
+        self._fleet.hand(running.engine_id, enqueue.ticket, known.tenant)
 
     def _refuse_overdue(self) -> None:
         """Nobody waits for ever: oldest first, as tickets are kept in the order they came."""
@@ -460,68 +410,34 @@ class Router:
             self._grant(admission)
 
     def _place(self, request: Waiting) -> Fit | None:
-        engine_id = choose_engine(self._view(e) for e in self._engines.values())
+        engine_id = choose_engine(self._fleet.views())
         return None if engine_id is None else Fit(engine_id)
 
     def _grant(self, admission: Admission) -> None:
-        ticket, engine = admission.request.ticket, self._engines[admission.fit.engine_id]
+        ticket, engine = admission.request.ticket, self._fleet.get(admission.fit.engine_id)
+        assert engine is not None, "only known engines are placed on"
         known = self._tickets[ticket]
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
         self._stop_waiting(known.tenant)
-        engine.in_flight.add(ticket)
+        self._fleet.hand(known.engine_id, ticket, known.tenant)
         standing = Standing(known.tenant, admission.tier, admission.counter, admission.charged)
         self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint, standing))
 
-    def _view(self, engine: _Engine) -> EngineView:
-        limit = self._limits.max_running_per_engine or engine.report.max_running
-        return EngineView(
-            engine.report.engine_id,
-            is_ready=engine.report.state == "ready" and engine.is_reachable,
-            in_flight=len(engine.in_flight),
-            room=limit,
-        )
-
-    # --- engines ----------------------------------------------------------------------------
+    # --- who is there -----------------------------------------------------------------------
 
     def _take_report(self, report: EngineReport) -> None:
-        engine = self._engines.get(report.engine_id)
-        if engine is None:
-            engine = self._engines[report.engine_id] = _Engine(report, self._now_s)
-            # A new router learns of running requests before it learns of their engines.
-            engine.in_flight = {
-                ticket for ticket, t in self._tickets.items() if t.engine_id == report.engine_id
-            }
-            is_news = True
-        else:
-            is_news = (report.state, report.detail) != (engine.report.state, engine.report.detail)
-        engine.report = report
-        engine.heard_s = self._now_s
-        engine.is_reachable = True
-        if is_news:
-            logger.info("Engine %s: %s %s", report.engine_id, report.state, report.detail)
+        running = (
+            (ticket, known.tenant)
+            for ticket, known in self._tickets.items()
+            if known.engine_id == report.engine_id
+        )
+        if self._fleet.take_report(report, running, self._now_s):
             self._dispatch()
             self._publish_status()
 
-    def _mark_unreachable(self, engine_id: EngineId) -> None:
-        """Until its next report: if that comes, only the connection had broken."""
-        engine = self._engines.get(engine_id)
-        if engine is not None and engine.is_reachable:
-            logger.warning("Engine %s cannot be reached by a gateway.", engine_id)
-            engine.is_reachable = False
-            self._publish_status()
-
-    def _drop_engine(self, engine_id: EngineId, reason: str) -> None:
-        engine = self._engines.pop(engine_id, None)
-        if engine is not None:
-            logger.info("Engine %s is gone: %s.", engine_id, reason)
-
     def _drop_silent(self) -> None:
-        for engine_id, engine in list(self._engines.items()):
-            silent_s = self._now_s - engine.heard_s
-            keep_s = _FORGET_FAILED_S if engine.report.state == "failed" else _SILENT_ENGINE_S
-            if silent_s > keep_s:
-                self._drop_engine(engine_id, f"nothing heard for {silent_s:.1f} s")
+        self._fleet.drop_silent(self._now_s)
         for identity, gateway in list(self._gateways.items()):
             if self._now_s - gateway.heard_s > _SILENT_GATEWAY_S:
                 for ticket in list(gateway.tickets):
@@ -539,20 +455,14 @@ class Router:
             self._send(identity, status)
 
     def _status(self) -> ModelStatus:
-        engines = [
-            EngineStatus(e.report.engine_id, e.report.state, e.report.detail, e.report.load)
-            for e in self._engines.values()
-            if e.is_reachable
-        ]
-        config_ids = [e.report.config_id for e in self._engines.values() if e.report.config_id]
         return ModelStatus(
-            config_ids[-1] if config_ids else "",
-            engines,
+            self._fleet.config_id(),
+            self._fleet.statuses(),
             len(self._queue),
             self._status_of_fairness,
         )
 
     def _send_front_end(self, gateway: bytes, config_id: str) -> None:
-        payload = self._front_ends.get(config_id)
+        payload = self._fleet.front_end(config_id)
         if payload is not None:
             self._send(gateway, FrontEndPayload(config_id, payload))
