@@ -2,12 +2,13 @@
 
 For fast tests and for measuring what the platform itself costs. Same interface as
 `deployments.vllm_core.VllmCore`; one contract test runs both. Never a default. Steps take what
-`deployments.echo_pace` says.
+`deployments.echo_pace` says. Who starts and who yields is `serve_app.policy.engine_turns`' choice,
+as in the real engine; there is no prefix cache, so what was preempted is computed again.
 """
 
 import queue
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,9 +26,12 @@ from vllm.v1.outputs import LogprobsLists
 
 from deployments.echo_pace import Pace
 from deployments.vllm_core import Emit
-from serve_app.messages import Standing
+from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
+from serve_app.policy.engine_turns import EngineTurns
 
+_News = tuple[EngineCoreRequest, Standing] | list[str] | Mapping[TenantId, int]
+"""A request, ids to abort, or the router's counters."""
 _IMPOSSIBLE = -100.0
 """A log-probability next to none."""
 
@@ -88,9 +92,10 @@ class EchoCore:
     def __init__(self, config: VllmConfig, emit: Emit, pace: Pace | None) -> None:
         self._emit = emit
         self._pace = pace
-        self._mail: queue.SimpleQueue[EngineCoreRequest | list[str] | None] = queue.SimpleQueue()
-        self._waiting: deque[_Running] = deque()
-        self._running: dict[str, _Running] = {}
+        self._mail: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
+        self._turns = EngineTurns()
+        self._waiting: dict[TicketId, _Running] = {}
+        self._running: dict[TicketId, _Running] = {}
         self._max_running = int(config.scheduler_config.max_num_seqs)
         eos = config.model_config.hf_config.eos_token_id
         self._never_said = set(eos) if isinstance(eos, list) else {eos}
@@ -106,11 +111,12 @@ class EchoCore:
         return ("generate",)
 
     def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
-        """Takes a request; it runs as soon as there is room, in the order of arrival."""
-        self._mail.put(request)
+        """Takes a request; it runs when it is its turn."""
+        self._mail.put((request, standing))
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
-        """Needs no counters."""
+        """Takes the router's counters; they hold from the next step on."""
+        self._mail.put(counters)
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests; unknown ids are ignored."""
@@ -152,14 +158,27 @@ class EchoCore:
         except queue.Empty:
             return True
 
-    def _take(self, mail: EngineCoreRequest | list[str]) -> None:
-        if isinstance(mail, list):
-            for request_id in mail:
-                self._running.pop(request_id, None)
-            self._waiting = deque(r for r in self._waiting if r.request.request_id not in mail)
-            return
-        assert mail.sampling_params is not None
-        self._waiting.append(self._prepare(mail, mail.sampling_params))
+    def _take(self, news: _News) -> None:
+        match news:
+            case EngineCoreRequest() as request, Standing() as standing:
+                self._add(request, standing)
+            case list():
+                for request_id in news:
+                    self._end(TicketId(request_id))
+            case Mapping():
+                self._turns.synchronise(news)
+
+    def _add(self, request: EngineCoreRequest, standing: Standing) -> None:
+        assert request.sampling_params is not None
+        ticket = TicketId(request.request_id)
+        self._waiting[ticket] = self._prepare(request, request.sampling_params)
+        self._turns.arrive(ticket, standing)
+
+    def _end(self, ticket: TicketId) -> None:
+        if self._waiting.pop(ticket, None) is not None:
+            self._turns.take(ticket)
+        self._running.pop(ticket, None)
+        self._turns.end(ticket)
 
     def _prepare(self, request: EngineCoreRequest, params: SamplingParams) -> _Running:
         prompt = request.prompt_token_ids or []
@@ -173,22 +192,38 @@ class EchoCore:
 
     def _begin_step(self) -> float:
         """Fills the batch; returns how many seconds its step takes."""
+        self._make_room()
         prompt_tokens = 0
         while self._waiting and len(self._running) < self._max_running:
-            entry = self._waiting.popleft()
-            self._running[entry.request.request_id] = entry
+            ticket = self._turns.next()
+            assert ticket is not None, "what waits has a turn"
+            self._turns.take(ticket)
+            self._turns.start(ticket)
+            entry = self._running[ticket] = self._waiting.pop(ticket)
             prompt_tokens += entry.held_tokens
         if self._pace is None:
             return 0.0
         kv_tokens = sum(entry.held_tokens for entry in self._running.values())
         return self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
 
+    def _make_room(self) -> None:
+        """Preempts what has to yield to express requests."""
+        for n_places, newcomer in enumerate(self._turns.waiting_express(), 1):
+            if len(self._running) + n_places <= self._max_running:
+                continue
+            ticket = self._turns.choose_yielding(newcomer)
+            if ticket is None:
+                return
+            self._turns.give_place(ticket)
+            self._turns.put_back(ticket)
+            self._waiting[ticket] = self._running.pop(ticket)
+
     def _end_step(self) -> None:
         by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
-        for entry in list(self._running.values()):
+        for ticket, entry in list(self._running.items()):
             output = entry.say(1 if self._pace is not None else entry.limit)
             by_client[entry.request.client_index].append(output)
             if output.finished:
-                del self._running[entry.request.request_id]
+                self._end(ticket)
         for client_index, outputs in by_client.items():
             self._emit(client_index, EngineCoreOutputs(outputs=outputs))

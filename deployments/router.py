@@ -56,10 +56,11 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.admission import QueueView, admit
+from serve_app.policy.express import Holder, may_go_beyond
 from serve_app.policy.fairness_figures import Longest, measure_fairness
 from serve_app.policy.fairness_options import Share
 from serve_app.policy.queueing import Waiting
-from serve_app.policy.routing import choose_engine
+from serve_app.policy.routing import choose_engine, rank_beyond
 from serve_app.policy.turns import Admission, Fit
 from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
@@ -67,6 +68,7 @@ from serve_app.wire import Mailbox
 logger = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
+_DEFAULT_SHARE = Share()
 _SILENT_GATEWAY_S = 10.0
 
 
@@ -115,6 +117,7 @@ class Router:
         self._model_name = model_name
         self._limits = settings.limits
         self._fairness = settings.fairness
+        self._preempts = settings.fairness.preempts and settings.fairness.policy == "vtc"
         self._listener = listener
         self._now = now
         self._keeper = keeper
@@ -133,6 +136,8 @@ class Router:
         """By tenant; those with none are left out."""
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
+        self._newcomer: TicketId | None = None
+        """The request that has just come: it alone may go beyond an engine's room."""
         self._now_s = self._started_s = now()
         self._is_recovering = False
         """Whether some whom the last router knew may yet come back."""
@@ -224,7 +229,7 @@ class Router:
         self._publish_status()
 
     def _measure_fairness(self) -> None:
-        window = sum(engine.room for engine in self._fleet.views())
+        window = sum(engine.room_beyond for engine in self._fleet.views())
         weights = {tenant: share.weight for tenant, share in self._shares.items()}
         figures = measure_fairness(
             self._queue, cost_of(self._fairness), self._longest, window, weights
@@ -279,7 +284,9 @@ class Router:
         if mail.ticket in self._tickets:
             return
         self._add_waiting(sender, mail)
+        self._newcomer = mail.ticket
         self._dispatch()
+        self._newcomer = None
         if self._tickets[mail.ticket].engine_id is not None:
             return
         refusal = admit(self._view_queue(mail.tenant), self._limits)
@@ -411,7 +418,29 @@ class Router:
 
     def _place(self, request: Waiting) -> Fit | None:
         engine_id = choose_engine(self._fleet.views())
+        if engine_id is None and request.ticket == self._newcomer and self._preempts:
+            return self._place_beyond(request.tenant)
         return None if engine_id is None else Fit(engine_id)
+
+    def _place_beyond(self, tenant: TenantId) -> Fit | None:
+        n_waiting = self._n_waiting[tenant]
+        for engine_id in rank_beyond(self._fleet.views()):
+            engine = self._fleet.get(engine_id)
+            assert engine is not None
+            counters = self._queue.counters([tenant, *engine.by_tenant])
+            others = (
+                self._holder(other, n_places, counters[other])
+                for other, n_places in engine.by_tenant.items()
+                if other != tenant
+            )
+            newcomer = self._holder(tenant, engine.by_tenant[tenant], counters[tenant])
+            if may_go_beyond(newcomer, n_waiting, others):
+                return Fit(engine_id, is_express=True)
+        return None
+
+    def _holder(self, tenant: TenantId, n_places: int, counter: int) -> Holder:
+        share = self._shares.get(tenant, _DEFAULT_SHARE)
+        return Holder(n_places, share.weight, share.tier, counter)
 
     def _grant(self, admission: Admission) -> None:
         ticket, engine = admission.request.ticket, self._fleet.get(admission.fit.engine_id)
@@ -421,7 +450,13 @@ class Router:
         assert endpoint is not None
         self._stop_waiting(known.tenant)
         self._fleet.hand(known.engine_id, ticket, known.tenant)
-        standing = Standing(known.tenant, admission.tier, admission.counter, admission.charged)
+        standing = Standing(
+            known.tenant,
+            admission.tier,
+            admission.counter,
+            admission.charged,
+            admission.fit.is_express,
+        )
         self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint, standing))
 
     # --- who is there -----------------------------------------------------------------------

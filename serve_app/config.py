@@ -148,6 +148,10 @@ class FairnessSettings(Section):
     predicts_lengths: bool = True
     """Whether a request is charged for its tenant's average answer when it starts, and corrected
     as it goes. Keeps tenants closer together."""
+    preempts: bool = True
+    """Whether a request whose turn it is takes a running one's place in a full engine, if its
+    tenant holds fewer places than the other, by weight, and has nothing else waiting. So what
+    others send hardly delays a tenant within its share. Each request yields at most once."""
     audit: AuditSettings | None = None
     """Log of decisions. None writes none."""
     policy: Literal["vtc", "fcfs", "lcf", "round_robin"] = "vtc"

@@ -45,6 +45,8 @@ class Standing(msgspec.Struct, frozen=True):
     """The tenant's service when the request was granted, what it was charged included, in units."""
     charged: int
     """What of that is for this request."""
+    is_express: bool = False
+    """Whether the engine was full, and one that runs is to yield its place (`policy.express`)."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True):

@@ -35,10 +35,11 @@ A, B, ENGINE = b"gateway-a", b"gateway-b", b"engine-1"
 class Desk:
     """A router with its post and its clock."""
 
-    def __init__(self, **limits: float) -> None:
+    def __init__(self, *, preempts: bool = True, **limits: float) -> None:
         self.clock = FakeClock()
         self.post = FakeMailbox()
-        settings = parse_settings(write_args(limits=limits))
+        fairness = {"preempts": preempts}
+        settings = parse_settings(write_args(limits=limits, fairness=fairness))
         self.router = Router(ModelName("tiny"), settings, self.post, self.clock)
         self.connect(A)
 
@@ -277,3 +278,38 @@ def test_changed_limits_let_more_run_at_once() -> None:
     desk.granted()
     desk.router.configure(parse_settings(write_args(limits={"max_running_per_engine": 2})))
     assert desk.granted() == {"t2": "e1"}
+
+
+def test_light_tenant_goes_to_a_full_engine_as_express() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1", max_running=4))
+    for i in range(9):
+        desk.router.handle(A, enqueue(f"loud{i}", "loud"))
+    desk.post.take(A)
+    desk.router.handle(A, enqueue("light0", "light"))
+    (grant,) = (m for m in desk.post.take(A) if isinstance(m, Grant))
+    assert (grant.ticket, grant.standing.is_express) == ("light0", True)
+    # There is room for one beyond, and a place that comes free is nobody's before that.
+    desk.router.handle(A, enqueue("other0", "other"))
+    desk.leave("loud0")
+    assert desk.granted() == {}
+    desk.leave("light0")
+    assert desk.granted() == {"other0": "e1"}
+
+
+def test_tenants_of_one_place_each_take_none_from_one_another() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1", max_running=2))
+    for ticket in ("a", "b", "c"):
+        desk.router.handle(A, enqueue(ticket, ticket))
+    assert desk.granted() == {"a": "e1", "b": "e1"}
+
+
+def test_no_place_is_taken_when_the_settings_say_so() -> None:
+    desk = Desk(preempts=False)
+    desk.router.handle(ENGINE, report("e1", max_running=4))
+    for i in range(9):
+        desk.router.handle(A, enqueue(f"loud{i}", "loud"))
+    desk.post.take(A)
+    desk.router.handle(A, enqueue("light0", "light"))
+    assert desk.granted() == {}

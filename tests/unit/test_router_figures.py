@@ -53,10 +53,11 @@ def test_router_tells_gap_bound_and_lags_of_those_who_wait() -> None:
     router.look_around()
     status = [m for m in post.take(A) if isinstance(m, ModelStatus)][-1]
     assert (status.fairness.gap, status.fairness.tenants_waiting) == (30.0, 2)
-    assert status.fairness.bound == 2 * 2 * 2 * (50 + 10)
+    # The engine's two places, and one beyond them for a request that takes another's place.
+    assert status.fairness.bound == 2 * 2 * 3 * (50 + 10)
     assert recorder.values == {
         (SERVICE_GAP.name, ""): 30.0,
-        (SERVICE_GAP_BOUND.name, ""): 480.0,
+        (SERVICE_GAP_BOUND.name, ""): 720.0,
         (COUNTER_LAG.name, "a"): 0.0,
         (COUNTER_LAG.name, "b"): 30.0,
     }
