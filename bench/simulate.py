@@ -264,7 +264,7 @@ def add_figure(
 ) -> None:
     """Adds one figure, with its target."""
     ok = (most is None or value <= most) and (least is None or value >= least)
-    target = f"<= {most}" if most is not None else f">= {least}"
+    target = f">= {least}" if least is not None else "none" if most is None else f"<= {most}"
     figures[name] = {"value": round(value, 4), "target": target, "ok": ok}
 
 
