@@ -57,6 +57,8 @@ class TrueLength(NoPrediction):
         return request.max_tokens
 
 
+EXPRESS = "vtc+express"
+"""As the platform serves: with prediction, and running requests that yield their places."""
 Maker = Callable[[Workload, int, VtcSettings], TurnOrder]
 
 
@@ -74,6 +76,7 @@ def _light_first(workload: Workload, settings: VtcSettings) -> Vtc:
 POLICIES: Mapping[str, Maker] = {
     "vtc": lambda w, _, settings: Vtc(settings, shares=_shares(w)),
     "vtc+mean": lambda w, _, settings: Vtc(settings, MovingAverage(), _shares(w)),
+    EXPRESS: lambda w, _, settings: Vtc(settings, MovingAverage(), _shares(w)),
     "vtc+burst": lambda w, _, settings: Vtc(
         replace(settings, burst=_BURST), MovingAverage(), _shares(w)
     ),
@@ -116,6 +119,7 @@ def simulate(workload: Workload, policy: str, platform: Platform, seed: int) -> 
         len({r.tenant for r in requests}),
         VtcSettings(passing=platform.passing, burst=platform.burst),
     )
+    platform = replace(platform, preempts=policy == EXPRESS)
     simulation = Simulation(order, requests, platform, dict(workload.weights))
     run = simulation.run(workload.duration_s + TAIL_S)
     capacity = factor * REFERENCE_RPS * SERVICE
