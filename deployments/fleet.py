@@ -1,4 +1,4 @@
-"""What a router knows of its model's engines: who is there, what each runs, who has room.
+"""What a router knows of its models' engines: who is there, what each runs, who has room.
 
 It hears reports and forgets who went silent; whom to send a request to is `policy.routing`'s.
 """
@@ -15,7 +15,7 @@ from serve_app.messages import (
     FrontEndOffer,
     TicketId,
 )
-from serve_app.names import TenantId
+from serve_app.names import ModelName, TenantId
 from serve_app.policy.routing import EngineView
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class KnownEngine:
 
 
 class Fleet:
-    """The engines of one model.
+    """The engines of a router's models.
 
     Args:
         limit: Returns how many requests the settings allow an engine to be handed; None leaves it
@@ -166,16 +166,17 @@ class Fleet:
             room=self._limit() or engine.report.max_running,
         )
 
-    def views(self) -> Iterator[EngineView]:
-        """Yields all engines as routing sees them."""
-        return map(self.view, self)
+    def views(self, model: ModelName | None = None) -> Iterator[EngineView]:
+        """Yields the engines of a model as routing sees them, or all."""
+        return (self.view(e) for e in self if model is None or e.report.model == model)
 
-    def statuses(self) -> list[EngineStatus]:
-        """Returns those that can be reached, as gateways show them."""
-        reports = [engine.report for engine in self if engine.is_reachable]
+    def statuses(self, model: ModelName) -> list[EngineStatus]:
+        """Returns a model's that can be reached, as gateways show them."""
+        reports = [e.report for e in self if e.is_reachable and e.report.model == model]
         return [EngineStatus(r.engine_id, r.state, r.detail, r.load) for r in reports]
 
-    def config_id(self) -> str:
-        """Returns which front end fits the newest engine; empty while there is none."""
-        config_ids = [e.report.config_id for e in self if e.report.config_id]
+    def config_id(self, model: ModelName) -> str:
+        """Returns which front end fits a model's newest engine; empty while there is none."""
+        reports = [engine.report for engine in self if engine.report.model == model]
+        config_ids = [report.config_id for report in reports if report.config_id]
         return config_ids[-1] if config_ids else ""

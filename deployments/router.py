@@ -1,4 +1,6 @@
-"""One actor a base model: who waits, which engines there are, who goes where.
+"""One actor a fairness domain: who waits, which engines there are, who goes where.
+
+A domain is a base model with all its adapters, or several models whose tokens count together.
 
 It decides nothing itself: `serve_app.policy` says who is next and on which engine. Its death loses
 nothing: gateways repeat what waits, what runs and what has just ended (`Resume`) to a new router,
@@ -21,7 +23,6 @@ from deployments.router_state import (
     Keeper,
     RouterState,
     SavedRun,
-    costs_of,
     read_state,
     save_regularly,
 )
@@ -69,12 +70,15 @@ logger = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
 _DEFAULT_SHARE = Share()
+_NOT_SAID = ModelName("")
 _SILENT_GATEWAY_S = 10.0
 
 
 @dataclass
 class _Gateway:
     heard_s: float
+    model: ModelName
+    """Which of the router's models this connection is for; empty until it says so."""
     tickets: set[TicketId] = field(default_factory=set)
 
 
@@ -89,15 +93,18 @@ class _Ticket:
     """Those charged so far."""
 
 
-def _waiting(mail: Enqueue) -> Waiting:
-    return Waiting(mail.ticket, mail.tenant, mail.prompt_tokens, mail.max_tokens)
+def _waiting(mail: Enqueue, model: ModelName) -> Waiting:
+    """A model is a lane: where one of its requests has no engine, none of them has."""
+    return Waiting(mail.ticket, mail.tenant, mail.prompt_tokens, mail.max_tokens, model, model)
 
 
 class Router:
-    """Holds the waiting requests of one base model and hands each to an engine with room.
+    """Holds the waiting requests of one domain and hands each to an engine with room.
+
+    Every gateway has a connection for each model; to the router each is a gateway of its own.
 
     Args:
-        model_name: For log lines.
+        domain: Its name.
         settings: Bounds on waiting and running requests, and what is fair.
         listener: Where gateways and engines connect to.
         now: The monotonic clock.
@@ -107,24 +114,25 @@ class Router:
 
     def __init__(
         self,
-        model_name: ModelName,
+        domain: ModelName,
         settings: Settings,
         listener: Mailbox,
         now: Callable[[], float] = time.monotonic,
         keeper: Keeper | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        self._model_name = model_name
+        self._domain = domain
         self._limits = settings.limits
         self._fairness = settings.fairness
         self._preempts = settings.fairness.preempts and settings.fairness.policy == "vtc"
         self._listener = listener
         self._now = now
         self._keeper = keeper
-        self._gauges = None if recorder is None else FairnessGauges(model_name, recorder)
-        self._audit = make_audit_log(model_name, settings)
+        self._gauges = None if recorder is None else FairnessGauges(domain, recorder)
+        self._audit = make_audit_log(domain, settings)
+        self._cost = cost_of(settings, domain)
         self._queue = make_turn_order(
-            settings.fairness, None if self._audit is None else self._audit.add
+            settings.fairness, self._cost, None if self._audit is None else self._audit.add
         )
         self._longest = Longest()
         self._status_of_fairness = FairnessStatus()
@@ -134,6 +142,7 @@ class Router:
         self._shares: dict[TenantId, Share] = {}
         self._n_waiting: Counter[TenantId] = Counter()
         """By tenant; those with none are left out."""
+        self._n_waiting_of: Counter[ModelName] = Counter()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
         self._newcomer: TicketId | None = None
@@ -176,9 +185,7 @@ class Router:
             try:
                 mail = self._decoder.decode(frames[0])
             except msgspec.DecodeError as error:
-                logger.error(
-                    "A message for the router of %s is malformed: %s", self._model_name, error
-                )
+                logger.error("A message for the router of %s is malformed: %s", self._domain, error)
                 continue
             self.handle(sender, mail)
 
@@ -190,7 +197,7 @@ class Router:
     def state(self) -> RouterState:
         """Returns all that gateways and engines cannot tell a successor."""
         return RouterState(
-            costs_of(self._fairness),
+            self._cost,
             self._queue.snapshot(holds_waiting=False),
             {
                 ticket: SavedRun(known.gateway, known.engine_id)
@@ -202,15 +209,15 @@ class Router:
     def _recover(self) -> None:
         """Goes on from where the last router was; gateways then say what has become of it."""
         data = self._keeper.load() if self._keeper is not None else None
-        state = read_state(data, self._fairness)
+        state = read_state(data, self._cost)
         if state is None:
             return
-        logger.info("Going on from the counters of the last router of %s.", self._model_name)
+        logger.info("Going on from the counters of the last router of %s.", self._domain)
         self._is_recovering = True
         self._queue.restore(state.queue)
         for saved in state.queue.tickets:
             run = state.running[saved.ticket]
-            gateway = self._gateways.setdefault(run.gateway, _Gateway(self._now_s))
+            gateway = self._gateways.setdefault(run.gateway, _Gateway(self._now_s, _NOT_SAID))
             gateway.tickets.add(saved.ticket)
             self._tickets[saved.ticket] = _Ticket(
                 run.gateway, saved.tenant, run.engine_id, self._now_s, saved.produced_tokens
@@ -229,11 +236,10 @@ class Router:
         self._publish_status()
 
     def _measure_fairness(self) -> None:
-        window = sum(engine.room_beyond for engine in self._fleet.views())
+        views = list(self._fleet.views())
+        window = sum(e.room_beyond if self._preempts else e.room for e in views)
         weights = {tenant: share.weight for tenant, share in self._shares.items()}
-        figures = measure_fairness(
-            self._queue, cost_of(self._fairness), self._longest, window, weights
-        )
+        figures = measure_fairness(self._queue, self._cost, self._longest, window, weights)
         self._status_of_fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
         if self._gauges is not None:
             self._gauges.show(figures)
@@ -260,7 +266,7 @@ class Router:
             # It was silent for so long that it was forgotten, tickets included.
             self._send(sender, Introduce())
             return
-        gateway = self._gateways.setdefault(sender, _Gateway(self._now_s))
+        gateway = self._gateways.setdefault(sender, _Gateway(self._now_s, _NOT_SAID))
         gateway.heard_s = self._now_s
         match mail:
             case Enqueue():
@@ -299,7 +305,7 @@ class Router:
     def _add_waiting(self, sender: bytes, mail: Enqueue) -> None:
         self._add_ticket(sender, mail, None)
         self._note_share(mail)
-        self._queue.arrive(_waiting(mail), self._now_s)
+        self._queue.arrive(_waiting(mail, self._gateways[sender].model), self._now_s)
 
     def _note_share(self, mail: Enqueue) -> None:
         """Gateways know tenants; a change reaches the queue with the tenant's next request."""
@@ -317,15 +323,18 @@ class Router:
 
     def _add_ticket(self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None) -> None:
         self._tickets[enqueue.ticket] = _Ticket(gateway, enqueue.tenant, engine_id, self._now_s)
-        self._longest = self._longest.with_request(_waiting(enqueue))
-        self._gateways[gateway].tickets.add(enqueue.ticket)
+        known = self._gateways[gateway]
+        self._longest = self._longest.with_request(_waiting(enqueue, known.model))
+        known.tickets.add(enqueue.ticket)
         if engine_id is None:
             self._n_waiting[enqueue.tenant] += 1
+            self._n_waiting_of[known.model] += 1
 
-    def _stop_waiting(self, tenant: TenantId) -> None:
-        self._n_waiting[tenant] -= 1
-        if not self._n_waiting[tenant]:
-            del self._n_waiting[tenant]
+    def _stop_waiting(self, known: _Ticket) -> None:
+        self._n_waiting_of[self._gateways[known.gateway].model] -= 1
+        self._n_waiting[known.tenant] -= 1
+        if not self._n_waiting[known.tenant]:
+            del self._n_waiting[known.tenant]
 
     def _leave(self, mail: Leave) -> None:
         """Ends a ticket and settles what it owes on the gateway's count."""
@@ -334,7 +343,7 @@ class Router:
             return
         self._gateways[known.gateway].tickets.discard(mail.ticket)
         if known.engine_id is None:
-            self._stop_waiting(known.tenant)
+            self._stop_waiting(known)
         else:
             self._fleet.take_back(known.engine_id, mail.ticket)
         # The engine's last progress may still be on its way; it will find no ticket.
@@ -360,6 +369,7 @@ class Router:
             self._send(engine, Counters(self._queue.counters(known.by_tenant)))
 
     def _resume(self, sender: bytes, gateway: _Gateway, mail: Resume) -> None:
+        gateway.model = mail.model
         for ended in mail.ended:
             self._leave(ended)
         self._drop_unmentioned(gateway, mail)
@@ -369,7 +379,7 @@ class Router:
         for running in mail.running:
             self._adopt(sender, running)
         self._dispatch()
-        self._send(sender, self._status())
+        self._send(sender, self._status(gateway.model))
 
     def _drop_unmentioned(self, gateway: _Gateway, mail: Resume) -> None:
         """Ends what a gateway knows no more, or knows otherwise: a grant may have been lost."""
@@ -392,7 +402,7 @@ class Router:
         known.engine_id = running.engine_id
         known.completion_tokens = max(known.completion_tokens, n_tokens)
         self._note_share(enqueue)
-        self._queue.adopt(_waiting(enqueue), n_tokens, self._now_s)
+        self._queue.adopt(_waiting(enqueue, self._gateways[sender].model), n_tokens, self._now_s)
         self._fleet.hand(running.engine_id, enqueue.ticket, known.tenant)
 
     def _refuse_overdue(self) -> None:
@@ -417,14 +427,15 @@ class Router:
             self._grant(admission)
 
     def _place(self, request: Waiting) -> Fit | None:
-        engine_id = choose_engine(self._fleet.views())
+        model = ModelName(request.model)
+        engine_id = choose_engine(self._fleet.views(model))
         if engine_id is None and request.ticket == self._newcomer and self._preempts:
-            return self._place_beyond(request.tenant)
+            return self._place_beyond(request.tenant, model)
         return None if engine_id is None else Fit(engine_id)
 
-    def _place_beyond(self, tenant: TenantId) -> Fit | None:
+    def _place_beyond(self, tenant: TenantId, model: ModelName) -> Fit | None:
         n_waiting = self._n_waiting[tenant]
-        for engine_id in rank_beyond(self._fleet.views()):
+        for engine_id in rank_beyond(self._fleet.views(model)):
             engine = self._fleet.get(engine_id)
             assert engine is not None
             counters = self._queue.counters([tenant, *engine.by_tenant])
@@ -448,7 +459,7 @@ class Router:
         known = self._tickets[ticket]
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
-        self._stop_waiting(known.tenant)
+        self._stop_waiting(known)
         self._fleet.hand(known.engine_id, ticket, known.tenant)
         standing = Standing(
             known.tenant,
@@ -485,15 +496,17 @@ class Router:
         self._listener.send(receiver, [self._encoder.encode(mail)])
 
     def _publish_status(self) -> None:
-        status = self._status()
-        for identity in self._gateways:
-            self._send(identity, status)
+        statuses = {
+            model: self._status(model) for model in {g.model for g in self._gateways.values()}
+        }
+        for identity, gateway in self._gateways.items():
+            self._send(identity, statuses[gateway.model])
 
-    def _status(self) -> ModelStatus:
+    def _status(self, model: ModelName) -> ModelStatus:
         return ModelStatus(
-            self._fleet.config_id(),
-            self._fleet.statuses(),
-            len(self._queue),
+            self._fleet.config_id(model),
+            self._fleet.statuses(model),
+            self._n_waiting_of[model],
             self._status_of_fairness,
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deployments.audit_log import AuditLog
-from serve_app.config import FairnessSettings, Settings
+from serve_app.config import FairnessSettings, Settings, cost_factors_of
 from serve_app.config_store import state_dir_of
 from serve_app.names import ModelName
 from serve_app.policy.fairness import Vtc, VtcSettings
@@ -14,7 +14,7 @@ from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction
 
 
 def make_turn_order(
-    fairness: FairnessSettings, audit: Callable[[Record], None] | None = None
+    fairness: FairnessSettings, cost: Cost, audit: Callable[[Record], None] | None = None
 ) -> Vtc:
     """Returns the queue that the settings ask for, empty."""
     if fairness.policy == "fcfs":
@@ -22,15 +22,15 @@ def make_turn_order(
     if fairness.policy == "round_robin":
         return ByRequest()
     predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
-    vtc = VtcSettings(cost=cost_of(fairness), lifts=fairness.policy == "vtc")
+    vtc = VtcSettings(cost=cost, lifts=fairness.policy == "vtc")
     return Vtc(vtc, predictor, audit=audit)
 
 
-def cost_of(fairness: FairnessSettings) -> Cost:
-    """Returns what a token costs by the settings."""
-    return Cost(
-        prompt=fairness.prompt_cost, cached=fairness.cached_cost, output=fairness.output_cost
-    )
+def cost_of(settings: Settings, domain: ModelName) -> Cost:
+    """Returns what a token costs in a domain."""
+    factors = cost_factors_of(settings, domain)
+    fairness = settings.fairness
+    return Cost(fairness.prompt_cost, fairness.cached_cost, fairness.output_cost, factors)
 
 
 def make_audit_log(model_name: ModelName, settings: Settings) -> AuditLog | None:

@@ -9,7 +9,7 @@ from typing import Literal, NewType
 
 import msgspec
 
-from serve_app.names import TenantId
+from serve_app.names import ModelName, TenantId
 
 EngineId = NewType("EngineId", str)
 TicketId = NewType("TicketId", str)
@@ -103,6 +103,8 @@ class Resume(msgspec.Struct, frozen=True, tag=True):
     running: list[RunningTicket] = []
     ended: list[Leave] = []
     """The last that had run, repeated: the router may have died before it took note of them."""
+    model: ModelName = ModelName("")
+    """Which of the router's models this connection is for."""
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
@@ -136,6 +138,8 @@ class EngineReport(msgspec.Struct, frozen=True, tag=True):
     max_running: int = 0
     """Requests the engine wants handed over at once, running and waiting."""
     load: EngineLoad = EngineLoad()
+    model: ModelName = ModelName("")
+    """Which of the router's models it serves."""
 
 
 class FrontEndOffer(msgspec.Struct, frozen=True, tag=True):
@@ -203,7 +207,7 @@ class FairnessStatus(msgspec.Struct, frozen=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True, tag=True):
-    """What a router knows of its model, pushed at every change and about once a second."""
+    """What a router knows of a model, pushed at every change and about once a second."""
 
     config_id: str
     """Identifies the front end to use; empty until an engine has been ready."""

@@ -233,8 +233,8 @@ class LocalPlatform:
             self.start_ledger()
         else:
             self._start_ledger_here()
-        for model in self.settings.models:
-            self.start_router(model.name)
+        for domain in {model.domain_name for model in self.settings.models}:
+            self.start_router(domain)
         for i in range(self._n_gateways):
             self._start_gateway(f"gateway-{i}")
         for model in self.settings.models:
@@ -264,10 +264,10 @@ class LocalPlatform:
         self._n_engines += 1
         engine_id = EngineId(f"engine-{self._n_engines}")
         if self._engines_in_processes:
-            file = self._endpoint_file(model.name)
+            file = self._endpoint_file(model.domain_name)
             self.engine_processes[engine_id] = EngineProcess(model, engine_id, file)
             return engine_id
-        engine = Engine(model, engine_id, self._find_router_of(model.name), _HOST)
+        engine = Engine(model, engine_id, self._find_router_of(model.domain_name), _HOST)
         await engine.start()
         self.engines[engine_id] = engine
         return engine_id

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 
 from deployments.router import Router
-from serve_app.config import parse_settings
+from serve_app.config import cost_factors_of, parse_settings
 from serve_app.messages import (
     Alive,
     EngineGone,
@@ -25,7 +25,7 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName
 from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
-from tests.support.settings import write_args
+from tests.support.settings import write_args, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -313,3 +313,57 @@ def test_no_place_is_taken_when_the_settings_say_so() -> None:
     desk.post.take(A)
     desk.router.handle(A, enqueue("light0", "light"))
     assert desk.granted() == {}
+
+
+SMALL, LARGE = ModelName("small"), ModelName("large")
+
+
+def make_domain() -> tuple[Router, FakeMailbox]:
+    """A router of two models: a token of the large one counts for four of the small one's."""
+    models = [
+        write_model(SMALL, domain="shared"),
+        write_model(LARGE, domain="shared", cost_factor=4.0),
+        write_model("alone"),
+    ]
+    settings = parse_settings(write_args(*models, fairness={"predicts_lengths": False}))
+    post = FakeMailbox()
+    router = Router(ModelName("shared"), settings, post, FakeClock())
+    router.handle(A, Resume(model=SMALL))
+    router.handle(B, Resume(model=LARGE))
+    post.take(A), post.take(B)
+    return router, post
+
+
+def test_each_model_of_a_domain_goes_to_its_own_engines() -> None:
+    router, post = make_domain()
+    router.handle(ENGINE, report("s1", max_running=1, model=SMALL))
+    router.handle(B, enqueue("large-1"))
+    router.handle(A, enqueue("small-1"))
+    router.handle(A, enqueue("small-2"))
+    assert granted(post.take(A)) == {"small-1": "s1"}
+    assert granted(post.take(B)) == {}
+    router.handle(b"engine-2", report("l1", max_running=1, model=LARGE))
+    assert granted(post.take(B)) == {"large-1": "l1"}
+    router.look_around()
+    small, large = last_status(post.take(A)), last_status(post.take(B))
+    assert [(e.engine_id, small.waiting) for e in small.engines] == [("s1", 1)]
+    assert [(e.engine_id, large.waiting) for e in large.engines] == [("l1", 0)]
+    assert (small.config_id, large.config_id) == ("csmall", "clarge")
+
+
+def test_what_a_tenant_gets_from_one_model_counts_on_the_other() -> None:
+    router, post = make_domain()
+    for i in range(3):
+        router.handle(A, enqueue(f"a{i}", "team-a"))
+        router.handle(A, enqueue(f"b{i}", "team-b"))
+    # Team a has got 5 * 4 prompt tokens of the large model; team b nothing yet.
+    router.handle(b"engine-2", report("l1", max_running=1, model=LARGE))
+    router.handle(B, enqueue("large-a", "team-a"))
+    assert granted(post.take(B)) == {"large-a": "l1"}
+    router.handle(ENGINE, report("s1", max_running=4, model=SMALL))
+    assert list(granted(post.take(A))) == ["b0", "b1", "b2", "a0"]
+
+
+def test_domain_of_one_model_counts_its_own_tokens() -> None:
+    settings = parse_settings(write_args(write_model("alone", cost_factor=9.0)))
+    assert cost_factors_of(settings, ModelName("alone")) == {}

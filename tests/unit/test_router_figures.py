@@ -25,13 +25,13 @@ class FakeRecorder:
 
     def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
         assert set(labels) == set(gauge.labels)
-        assert labels["model"] == "tiny"
+        assert labels["domain"] == "tiny"
         self.values[gauge.name, labels.get("tenant", "")] = value
 
 
 def make_router() -> tuple[Router, FakeMailbox, FakeRecorder]:
     post, recorder = FakeMailbox(), FakeRecorder()
-    settings = parse_settings(write_args(fairness={"predicts_lengths": False}))
+    settings = parse_settings(write_args(fairness={"predicts_lengths": False, "preempts": False}))
     router = Router(ModelName("tiny"), settings, post, FakeClock(), recorder=recorder)
     router.handle(A, Resume())
     router.handle(ENGINE, report("e1", max_running=2))
@@ -53,11 +53,10 @@ def test_router_tells_gap_bound_and_lags_of_those_who_wait() -> None:
     router.look_around()
     status = [m for m in post.take(A) if isinstance(m, ModelStatus)][-1]
     assert (status.fairness.gap, status.fairness.tenants_waiting) == (30.0, 2)
-    # The engine's two places, and one beyond them for a request that takes another's place.
-    assert status.fairness.bound == 2 * 2 * 3 * (50 + 10)
+    assert status.fairness.bound == 2 * 2 * 2 * (50 + 10)
     assert recorder.values == {
         (SERVICE_GAP.name, ""): 30.0,
-        (SERVICE_GAP_BOUND.name, ""): 720.0,
+        (SERVICE_GAP_BOUND.name, ""): 480.0,
         (COUNTER_LAG.name, "a"): 0.0,
         (COUNTER_LAG.name, "b"): 30.0,
     }
