@@ -8,16 +8,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bench.fair_platform import BATCH, SPARE
+from bench.fair_platform import PAIR
 from bench.fair_runs import Sending, Target, send
 from bench.report import say
-from bench.sim_engine import EngineModel, Platform, Run, SimRequest, Simulation
+from bench.sim_engine import Run, SimRequest
 from bench.sim_metrics import list_ttft_s, spread_service
 from bench.simulate import Figures, add_figure
-from bench.workloads import REFERENCE_RPS, merge, name_tenant, steady
+from bench.workloads import REFERENCE_RPS, merge, steady
 from serve_app.names import TenantId
-from serve_app.policy.fairness import Vtc, VtcSettings
-from serve_app.policy.fairness_options import MovingAverage
 
 HONEST, CHEAT = TenantId("honest"), TenantId("cheat")
 BUSY, AWAY = TenantId("busy"), TenantId("away")
@@ -48,6 +46,8 @@ class Scene:
     """A model with one engine, through all gateways."""
     three: Target | None
     """One with three engines, if that was started."""
+    pair: Target | None
+    """Two models of one domain, by lane, if they were started."""
     settle: Callable[[], None]
     """Waits until nothing of an earlier scene is left."""
     seed: int = 1
@@ -187,16 +187,14 @@ def _check_gap(scene: Scene, target: Target) -> None:
 
 
 def check_pinned(scene: Scene) -> None:
-    """One tenant on one of two engines, another on both. Simulated: the router pins nothing yet."""
-    platform = Platform(
-        EngineModel(max_running=BATCH), 2, window=BATCH + SPARE, charge_every_s=0.5, pins={"one": 0}
-    )
-    free = _flow(name_tenant(1), 4)
-    pinned = [replace(request, lane="one") for request in _flow(name_tenant(2), 4)]
-    order = Vtc(VtcSettings(), MovingAverage())
-    run = Simulation(order, merge((free, pinned)), platform).run(_END_S)
-    share = find_share(run, name_tenant(2), _WARM_S, _END_S)
-    scene.note("pinned, simulated: difference from a half", abs(share - 0.5), most=0.02)
+    """One tenant on one of two engines, another on both: two models of one domain."""
+    if scene.pair is None:
+        return
+    free = [replace(request, lane=PAIR[i % 2]) for i, request in enumerate(_flow(HONEST, 4))]
+    pinned = [replace(request, lane=PAIR[0]) for request in _flow(CHEAT, 4)]
+    run = scene.send((free, pinned), target=scene.pair)
+    share = find_share(run, CHEAT, _WARM_S, _END_S)
+    scene.note("pinned: difference from a half", abs(share - 0.5), most=0.02)
 
 
 CHECKS: Mapping[str, Callable[[Scene], None]] = {
