@@ -7,10 +7,10 @@ request -> Edge (key, request id, errors) -> this gateway's own routes
 import logging
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import vllm
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import telemetry
 from serve_app.config_tenants import Scope as KeyScope
+from serve_app.gateway.adapters import current_adapter
 from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
 from serve_app.gateway.auth import current_caller
@@ -113,18 +114,18 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
         return {"version": telemetry.version(), "vllm": vllm.__version__}
 
     @app.get("/v1/models", tags=["models"])
-    async def models() -> dict[str, Any]:
-        """The models that requests may name."""
-        return {"object": "list", "data": gateway.model_cards(current_caller.get())}
+    async def models(
+        limit: Annotated[int, Query(ge=0, le=1000)] = 1000, after: str = ""
+    ) -> dict[str, Any]:
+        """The models that requests may name, and adapters, of which `limit` behind `after`."""
+        caller = current_caller.get()
+        bases = gateway.model_cards(caller) if not after else []
+        return {"object": "list", "data": bases + gateway.adapter_cards(caller, after, limit)}
 
     @app.get("/v1/models/{model:path}", tags=["models"], responses={404: {"description": "None"}})
     async def model(model: str) -> dict[str, Any]:
-        """One model."""
-        caller = current_caller.get()
-        for card in gateway.model_cards(caller):
-            if card["id"] == model:
-                return card
-        raise gateway.no_such_model(model, caller)
+        """One model or adapter."""
+        return gateway.find_card(model, current_caller.get())
 
 
 async def _answer_api_error(request: Request, error: Exception) -> Response:
@@ -156,10 +157,15 @@ class Dispatch:
         body = await read_body(scope, receive, self._gateway.settings.gateway.max_body_bytes)
         seen = peek(body)
         caller = current_caller.get()
-        front_end = self._gateway.front_end_for(seen.model, scope["path"], caller)
+        target = self._gateway.find_target(seen.model, scope["path"], caller)
+        front_end, adapter = target.front_end, target.adapter
+        current_adapter.set(None)
+        if adapter is not None and seen.model is not None:
+            current_adapter.set(await self._gateway.choose_adapter(adapter, seen.model, caller))
         meter = current_meter.get()
         price = self._gateway.price_of(front_end.model_name)
         meter.begin(front_end.model_name, price, is_max_tokens_given=seen.is_max_tokens_given)
+        meter.adapter = adapter.name if adapter is not None else ""
         retry_after_s = self._gateway.settings.limits.retry_after_s
         answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
         # The front end is an application of its own; it must not see this one's routing.
