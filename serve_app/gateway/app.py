@@ -25,6 +25,7 @@ from serve_app import telemetry
 from serve_app.config_tenants import Scope as KeyScope
 from serve_app.gateway.adapters import current_adapter
 from serve_app.gateway.admin import add_admin_routes
+from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
 from serve_app.gateway.auth import current_caller
 from serve_app.gateway.body import (
@@ -77,6 +78,7 @@ def build_gateway_app(gateway: Gateway) -> ASGIApp:
     )
     _add_own_routes(app, gateway)
     add_admin_routes(app, gateway.accounts)
+    add_adapter_routes(app, gateway)
     add_usage_routes(app, gateway.accounts)
     dispatch = Dispatch(gateway)
     for path in MODEL_PATHS:
@@ -218,7 +220,8 @@ def _scope_of(path: str) -> KeyScope | None:
     """The scope that a path needs; any key does for what only tells of its own tenant."""
     if path in MODEL_PATHS:
         return "inference"
-    return "admin" if path == "/admin" or path.startswith("/admin/") else None
+    is_admin = path == "/admin" or path.startswith("/admin/") or path in LORA_PATHS
+    return "admin" if is_admin else None
 
 
 class _Answered:
