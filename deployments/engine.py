@@ -19,7 +19,7 @@ import cloudpickle
 
 from deployments.echo_pace import Pace
 from deployments.model_source import fetch_model
-from serve_app.config_model import EchoEngine, HuggingFaceSource, ModelSettings, VllmEngine
+from serve_app.config_model import EchoEngine, HuggingFaceSource, ModelSettings
 from serve_app.errors import EngineDeadError, EngineStartError
 from serve_app.messages import (
     Counters,
@@ -196,15 +196,7 @@ class Engine:
         from deployments.vllm_core import vllm_config_of
 
         model = self._model
-        args = (
-            _engine_args(model)
-            if isinstance(model.engine, VllmEngine)
-            else {
-                "max_num_seqs": model.engine.max_num_seqs,
-                "max_model_len": model.engine.max_model_len,
-                "enforce_eager": True,
-            }
-        )
+        args = _engine_args(model)
         return vllm_config_of(args, path, model.name, on_cpu=model.accelerator.kind == "cpu")
 
     def _build_core(self, config: "VllmConfig") -> "Core":
@@ -284,9 +276,17 @@ def _pace_of(engine: EchoEngine) -> Pace | None:
     return Pace(1.0 / engine.tokens_per_s) if engine.tokens_per_s else None
 
 
+def _echo_args(engine: EchoEngine) -> dict[str, Any]:
+    args = {"max_num_seqs": engine.max_num_seqs, "max_model_len": engine.max_model_len}
+    if engine.max_loras is not None:
+        args |= {"max_loras": engine.max_loras, "max_lora_rank": engine.max_lora_rank}
+    return args | {"enforce_eager": True, "enable_lora": engine.max_loras is not None}
+
+
 def _engine_args(model: ModelSettings) -> dict[str, Any]:
     """The configured engine arguments and those that other settings of the model stand for."""
-    assert isinstance(model.engine, VllmEngine)
+    if isinstance(model.engine, EchoEngine):
+        return _echo_args(model.engine)
     args = model.engine.args | dict(plan_placement(model).engine_args)
     args["tensor_parallel_size"] = model.tensor_parallel_size
     args["pipeline_parallel_size"] = model.pipeline_parallel_size

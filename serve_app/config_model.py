@@ -117,6 +117,10 @@ class EchoEngine(Section):
     """Requests that run at the same time; others wait in the engine."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     """Context length in tokens. None means what the source says."""
+    max_loras: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Different adapters that a batch may have. None means that it takes no adapters."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 64
+    """Greatest rank of an adapter."""
 
     @model_validator(mode="after")
     def _check_one_pace(self) -> Self:

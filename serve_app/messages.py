@@ -9,7 +9,7 @@ from typing import Literal, NewType
 
 import msgspec
 
-from serve_app.names import TenantId
+from serve_app.names import ModelName, TenantId
 
 EngineId = NewType("EngineId", str)
 TicketId = NewType("TicketId", str)
@@ -45,6 +45,31 @@ class Standing(msgspec.Struct, frozen=True):
     """The tenant's service when the request was granted, what it was charged included, in units."""
     charged: int
     """What of that is for this request."""
+
+
+class AdapterRef(msgspec.Struct, frozen=True):
+    """One version of one adapter, as requests carry it and engines load it."""
+
+    id: int
+    """Above 0; of this adapter in this version alone, for ever. vLLM's `lora_int_id`."""
+    name: str
+    """What clients call it: `base-model:adapter`."""
+    base: ModelName
+    version: str
+    """SHA-256 of its files in 64 hexadecimal digits; empty while it is not known."""
+    source: str
+    """Where it comes from: a folder's address, as `serve_app.adapter_source` has it."""
+
+    @property
+    def place(self) -> str:
+        """Source and version in one text: vLLM's `lora_path`, which keeps cached prefixes apart."""
+        return f"{self.source}#{self.version}"
+
+    @classmethod
+    def at(cls, place: str, *, id: int, name: str, base: str) -> "AdapterRef":
+        """Reads what `place` wrote."""
+        source, _, version = place.rpartition("#")
+        return cls(id, name, ModelName(base), version, source)
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
