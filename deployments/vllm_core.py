@@ -23,7 +23,7 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreReque
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.executor import Executor
 
-from deployments.adapter_worker import AdapterWorker
+from deployments.adapter_extension import AdapterExtension
 from deployments.fair_scheduler import FairScheduler, FairSyncScheduler, FairTurns
 from serve_app.messages import Standing
 from serve_app.names import TenantId
@@ -67,7 +67,7 @@ def _take_adapters(config: VllmConfig) -> None:
     if config.lora_config is None:
         return
     config.parallel_config.worker_extension_cls = (
-        f"{AdapterWorker.__module__}.{AdapterWorker.__qualname__}"
+        f"{AdapterExtension.__module__}.{AdapterExtension.__qualname__}"
     )
     if config.device_config.device_type == "cpu":
         from deployments import cpu_lora_ops

@@ -16,7 +16,7 @@ from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.request import LoRARequest
 
 
-class AdapterWorker:
+class AdapterExtension:
     """What vLLM's worker can do besides; called by name, on the thread that steps."""
 
     model_runner: Any
