@@ -150,12 +150,13 @@ class AdapterGate:
         """Brings an adapter into host memory before a request asks for it."""
         self._begin_load(self._find(ref, tenant))
 
-    def drop(self, adapter_id: int) -> None:
-        """Lets an adapter go as soon as no request uses it."""
-        adapter = self._adapters.get(adapter_id)
-        if adapter is not None:
-            adapter.is_unwanted = True
-            self._drop_if_unwanted(adapter)
+    def drop(self, adapter_ids: Iterable[int]) -> None:
+        """Lets adapters go as soon as no request uses them."""
+        for adapter_id in adapter_ids:
+            adapter = self._adapters.get(adapter_id)
+            if adapter is not None:
+                adapter.is_unwanted = True
+                self._drop_if_unwanted(adapter)
 
     def report(self) -> AdapterReport:
         """Which adapters are where."""
