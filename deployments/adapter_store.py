@@ -149,7 +149,7 @@ class AdapterStore:
         if facts.rank > self._max_rank:
             raise AdapterRefusedError(
                 f"Its rank is {facts.rank} while the engine takes at most {self._max_rank}; "
-                "train it with a lower rank, or raise engine.args.max_lora_rank."
+                "train it with a lower rank, or raise the model's adapters.max_rank."
             )
 
     async def _share(self, what: str, work: Callable[[], Awaitable[Brought]]) -> Brought:

@@ -8,7 +8,8 @@ For fast tests and for measuring what the platform itself costs. Same interface 
 import queue
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from vllm.v1.engine import (
 )
 from vllm.v1.outputs import LogprobsLists
 
+from deployments.echo_adapters import AdapterPace, EchoAdapters, adapter_of
 from deployments.echo_pace import Pace
 from deployments.vllm_core import Emit
 from serve_app.messages import Standing
@@ -76,6 +78,9 @@ class _Running:
         )
 
 
+_Mail = EngineCoreRequest | list[str] | Callable[[], None] | None
+
+
 class EchoCore:
     """Answers each request with its own prompt until `max_tokens` or one of its stop tokens.
 
@@ -83,12 +88,20 @@ class EchoCore:
         config: Resolved as for a real engine; gives limits and the tokenizer, never weights.
         emit: Takes each step's outputs for one client.
         pace: How long steps take. None says all of a request's tokens in one step.
+        adapters: How many adapters it takes, and what they cost.
     """
 
-    def __init__(self, config: VllmConfig, emit: Emit, pace: Pace | None) -> None:
+    def __init__(
+        self,
+        config: VllmConfig,
+        emit: Emit,
+        pace: Pace | None,
+        adapters: AdapterPace = AdapterPace(),  # noqa: B008 - frozen
+    ) -> None:
         self._emit = emit
         self._pace = pace
-        self._mail: queue.SimpleQueue[EngineCoreRequest | list[str] | None] = queue.SimpleQueue()
+        self._adapters = EchoAdapters(adapters)
+        self._mail: queue.SimpleQueue[_Mail] = queue.SimpleQueue()
         self._waiting: deque[_Running] = deque()
         self._running: dict[str, _Running] = {}
         self._max_running = int(config.scheduler_config.max_num_seqs)
@@ -111,6 +124,38 @@ class EchoCore:
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Needs no counters."""
+
+    @property
+    def adapter_slots(self) -> int:
+        """Different adapters that a batch may have."""
+        return self._adapters.pace.slots
+
+    @property
+    def adapter_capacity(self) -> int:
+        """Adapters that host memory holds."""
+        return self._adapters.pace.capacity
+
+    def active_adapters(self) -> set[int]:
+        """Adapters of the requests that run."""
+        return self._adapters.active
+
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+        """Takes as long as loading would; no weights are read."""
+        return self._between_steps(lambda: self._adapters.hold(adapter_id))
+
+    def drop_adapter(self, adapter_id: int) -> Future[None]:
+        """Forgets an adapter that no request uses."""
+        return self._between_steps(lambda: self._adapters.drop(adapter_id))
+
+    def _between_steps(self, errand: Callable[[], None]) -> Future[None]:
+        done: Future[None] = Future()
+
+        def run() -> None:
+            errand()
+            done.set_result(None)
+
+        self._mail.put(run)
+        return done
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests; unknown ids are ignored."""
@@ -152,10 +197,13 @@ class EchoCore:
         except queue.Empty:
             return True
 
-    def _take(self, mail: EngineCoreRequest | list[str]) -> None:
+    def _take(self, mail: EngineCoreRequest | list[str] | Callable[[], None]) -> None:
+        if not isinstance(mail, EngineCoreRequest | list):
+            mail()
+            return
         if isinstance(mail, list):
             for request_id in mail:
-                self._running.pop(request_id, None)
+                self._leave(request_id)
             self._waiting = deque(r for r in self._waiting if r.request.request_id not in mail)
             return
         assert mail.sampling_params is not None
@@ -174,14 +222,28 @@ class EchoCore:
     def _begin_step(self) -> float:
         """Fills the batch; returns how many seconds its step takes."""
         prompt_tokens = 0
+        adapters_s = 0.0
+        skipped: deque[_Running] = deque()
+        self._adapters.plan(entry.request for entry in self._waiting)
         while self._waiting and len(self._running) < self._max_running:
             entry = self._waiting.popleft()
+            adapter = adapter_of(entry.request)
+            if not self._adapters.may_start(adapter):
+                skipped.append(entry)
+                continue
+            adapters_s += self._adapters.start(adapter)
             self._running[entry.request.request_id] = entry
             prompt_tokens += entry.held_tokens
+        self._waiting.extendleft(reversed(skipped))
         if self._pace is None:
-            return 0.0
+            return adapters_s
         kv_tokens = sum(entry.held_tokens for entry in self._running.values())
-        return self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
+        return adapters_s + self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
+
+    def _leave(self, request_id: str) -> None:
+        entry = self._running.pop(request_id, None)
+        if entry is not None:
+            self._adapters.end(adapter_of(entry.request))
 
     def _end_step(self) -> None:
         by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
@@ -189,6 +251,6 @@ class EchoCore:
             output = entry.say(1 if self._pace is not None else entry.limit)
             by_client[entry.request.client_index].append(output)
             if output.finished:
-                del self._running[entry.request.request_id]
+                self._leave(entry.request.request_id)
         for client_index, outputs in by_client.items():
             self._emit(client_index, EngineCoreOutputs(outputs=outputs))

@@ -105,11 +105,8 @@ def _find_wrong_base(adapters: AdaptersSettings, models: Sequence["ModelSettings
 
 def why_no_adapters(model: "ModelSettings") -> str | None:
     """Return why a model takes no adapters, and the remedy; None where it does."""
-    if model.engine.kind == "echo":
-        if model.engine.max_loras is None:
-            return "whose engine.max_loras is null; say how many adapters a batch may have"
-    elif model.engine.args.get("enable_lora") is not True:
-        return "whose engine.args.enable_lora is not true; set it, and max_loras and max_lora_rank"
+    if model.adapters is None:
+        return "whose adapters is null; set it, `adapters: {}` takes every default"
     return None
 
 

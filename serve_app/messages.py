@@ -147,6 +147,23 @@ class FrontEndWanted(msgspec.Struct, frozen=True, tag=True):
 # --- engine -> router ----------------------------------------------------------------------
 
 
+class AdapterReport(msgspec.Struct, frozen=True):
+    """Which adapters an engine has, by id and tier: what is higher up is below, too."""
+
+    slots: int = 0
+    """Different adapters that its batch may have; 0 is an engine without adapters."""
+    capacity: int = 0
+    """Adapters that its host memory holds."""
+    on_disk: list[int] = []
+    """Held on its node's disk for it."""
+    in_memory: list[int] = []
+    """In host memory: a request costs one copy at most."""
+    active: list[int] = []
+    """In the batch at this moment."""
+    failures: dict[int, str] = {}
+    """Adapters that could not be loaded of late, and why."""
+
+
 class EngineReport(msgspec.Struct, frozen=True, tag=True):
     """An engine's state and load, sent at every change and as its heartbeat."""
 
@@ -159,6 +176,7 @@ class EngineReport(msgspec.Struct, frozen=True, tag=True):
     max_running: int = 0
     """Requests the engine wants handed over at once, running and waiting."""
     load: EngineLoad = EngineLoad()
+    adapters: AdapterReport = AdapterReport()
 
 
 class FrontEndOffer(msgspec.Struct, frozen=True, tag=True):
@@ -251,6 +269,20 @@ class Counters(msgspec.Struct, frozen=True, tag=True):
     counters: dict[TenantId, int]
 
 
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """The engine is to bring an adapter into host memory: requests for it are coming."""
+
+    ref: AdapterRef
+    tenant: TenantId
+    """Whose requests."""
+
+
+class Drop(msgspec.Struct, frozen=True, tag=True):
+    """The engine is to forget adapters as soon as no request uses them: they are deleted."""
+
+    adapter_ids: list[int]
+
+
 RouterMail = (
     Enqueue
     | Leave
@@ -264,4 +296,4 @@ RouterMail = (
     | EngineGone
 )
 GatewayMail = Grant | Refuse | Introduce | ModelStatus | FrontEndPayload
-EngineMail = Counters
+EngineMail = Counters | Prepare | Drop

@@ -204,7 +204,7 @@ def _match_pair(
     if rank > max_rank:
         raise AdapterRefusedError(
             f"The rank of {_show(module)} is {rank} while the engine takes at most {max_rank}; "
-            "train it with a lower rank, or raise engine.args.max_lora_rank."
+            "train it with a lower rank, or raise the model's adapters.max_rank."
         )
     expected = {"A": (rank, size[0]), "B": (size[1], rank)}
     for half, entry in sorted(halves.items()):
