@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 
 from serve_app.messages import Standing
 from serve_app.names import TenantId
+
+
+def make_request(
+    name: str, prompt: list[int], max_tokens: int, lora: LoRARequest | None
+) -> EngineCoreRequest:
+    """A request that decodes greedily to its limit."""
+    return EngineCoreRequest(
+        request_id=name,
+        prompt_token_ids=prompt,
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=lora,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
 
 
 class CoreRun:
@@ -28,6 +46,8 @@ class CoreRun:
         self.started: list[str] = []
         self.ended: list[str] = []
         self.n_steps = 0
+        self.sink: Callable[[int, EngineCoreOutputs], None] = self.note
+        """Where the core's outputs go; a gate, when there is one, passes them on to `note`."""
         self._outputs: queue.SimpleQueue[tuple[float, EngineCoreOutputs]] = queue.SimpleQueue()
         self._is_built = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(model, engine_args), daemon=True)
@@ -43,6 +63,10 @@ class CoreRun:
         self.core.run()
 
     def _emit(self, client: int, outputs: EngineCoreOutputs) -> None:
+        self.sink(client, outputs)
+
+    def note(self, client: int, outputs: EngineCoreOutputs) -> None:
+        """Takes one step's outputs."""
         self._outputs.put((time.perf_counter(), outputs))
 
     def hold(self, adapter_id: int, folder: Path) -> None:
@@ -58,19 +82,9 @@ class CoreRun:
         standing: Standing | None = None,
     ) -> None:
         """Hands over a request that decodes greedily, with an adapter that is held, or none."""
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0)
+        lora = LoRARequest(str(adapter), adapter, "/held") if adapter else None
         self.core.accept(
-            EngineCoreRequest(
-                request_id=name,
-                prompt_token_ids=prompt,
-                mm_features=None,
-                sampling_params=params,
-                pooling_params=None,
-                arrival_time=time.time(),
-                lora_request=LoRARequest(str(adapter), adapter, "/held") if adapter else None,
-                cache_salt=None,
-                data_parallel_rank=None,
-            ),
+            make_request(name, prompt, max_tokens, lora),
             standing or Standing(TenantId("a"), 0, 0, 0),
         )
 
