@@ -14,7 +14,8 @@ VENV := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
-	bench-fairness
+	bench-fairness bench-lora-ops bench-adapter-routing \
+	bench-adapter-stall
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -62,6 +63,15 @@ bench-ledger: env-dev ## Measure what a limit costs a request (ARGS=--quick for 
 
 bench-simulate: env-dev ## Simulate the paper's workloads under every order (ARGS=--quick for seconds)
 	@$(VENV)/python -m bench.simulate $(ARGS)
+
+bench-lora-ops: env-dev ## Measure what adapters cost a CPU engine's products (ARGS=--quick for less)
+	@$(VENV)/python -m bench.lora_ops $(ARGS)
+
+bench-adapter-routing: env-dev ## Simulate how often adapters are loaded, by way of routing
+	@$(VENV)/python -m bench.adapter_routing $(ARGS)
+
+bench-adapter-stall: env-dev ## Measure what others feel of a cold adapter (ARGS=--quick for less)
+	@$(VENV)/python -m bench.adapter_stall $(ARGS)
 
 bench-fairness: env-dev ## Measure fairness of the running platform (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.fairness $(ARGS)

@@ -9,7 +9,8 @@ as in the real engine; there is no prefix cache, so what was preempted is comput
 import queue
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from vllm.v1.engine import (
 )
 from vllm.v1.outputs import LogprobsLists
 
+from deployments.echo_adapters import AdapterPace, EchoAdapters, adapter_of
 from deployments.echo_pace import Pace
 from deployments.vllm_core import Emit
 from serve_app.messages import Standing, TicketId
@@ -87,12 +89,20 @@ class EchoCore:
         config: Resolved as for a real engine; gives limits and the tokenizer, never weights.
         emit: Takes each step's outputs for one client.
         pace: How long steps take. None says all of a request's tokens in one step.
+        adapters: How many adapters it takes, and what they cost.
     """
 
-    def __init__(self, config: VllmConfig, emit: Emit, pace: Pace | None) -> None:
+    def __init__(
+        self,
+        config: VllmConfig,
+        emit: Emit,
+        pace: Pace | None,
+        adapters: AdapterPace = AdapterPace(),  # noqa: B008 - frozen
+    ) -> None:
         self._emit = emit
         self._pace = pace
-        self._mail: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
+        self._adapters = EchoAdapters(adapters)
+        self._mail: queue.SimpleQueue[_News | Callable[[], None] | None] = queue.SimpleQueue()
         self._turns = EngineTurns()
         self._waiting: dict[TicketId, _Running] = {}
         self._running: dict[TicketId, _Running] = {}
@@ -117,6 +127,38 @@ class EchoCore:
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Takes the router's counters; they hold from the next step on."""
         self._mail.put(counters)
+
+    @property
+    def adapter_slots(self) -> int:
+        """Different adapters that a batch may have."""
+        return self._adapters.pace.slots
+
+    @property
+    def adapter_capacity(self) -> int:
+        """Adapters that host memory holds."""
+        return self._adapters.pace.capacity
+
+    def active_adapters(self) -> set[int]:
+        """Adapters of the requests that run."""
+        return self._adapters.active
+
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+        """Takes as long as loading would; no weights are read."""
+        return self._between_steps(lambda: self._adapters.hold(adapter_id))
+
+    def drop_adapter(self, adapter_id: int) -> Future[None]:
+        """Forgets an adapter that no request uses."""
+        return self._between_steps(lambda: self._adapters.drop(adapter_id))
+
+    def _between_steps(self, errand: Callable[[], None]) -> Future[None]:
+        done: Future[None] = Future()
+
+        def run() -> None:
+            errand()
+            done.set_result(None)
+
+        self._mail.put(run)
+        return done
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests; unknown ids are ignored."""
@@ -158,7 +200,7 @@ class EchoCore:
         except queue.Empty:
             return True
 
-    def _take(self, news: _News) -> None:
+    def _take(self, news: _News | Callable[[], None]) -> None:
         match news:
             case EngineCoreRequest() as request, Standing() as standing:
                 self._add(request, standing)
@@ -167,6 +209,8 @@ class EchoCore:
                     self._end(TicketId(request_id))
             case Mapping():
                 self._turns.synchronise(news)
+            case _:
+                news()
 
     def _add(self, request: EngineCoreRequest, standing: Standing) -> None:
         assert request.sampling_params is not None
@@ -177,7 +221,9 @@ class EchoCore:
     def _end(self, ticket: TicketId) -> None:
         if self._waiting.pop(ticket, None) is not None:
             self._turns.take(ticket)
-        self._running.pop(ticket, None)
+        entry = self._running.pop(ticket, None)
+        if entry is not None:
+            self._adapters.end(adapter_of(entry.request))
         self._turns.end(ticket)
 
     def _prepare(self, request: EngineCoreRequest, params: SamplingParams) -> _Running:
@@ -194,17 +240,26 @@ class EchoCore:
         """Fills the batch; returns how many seconds its step takes."""
         self._make_room()
         prompt_tokens = 0
-        while self._waiting and len(self._running) < self._max_running:
-            ticket = self._turns.next()
-            assert ticket is not None, "what waits has a turn"
+        adapters_s = 0.0
+        skipped: list[TicketId] = []
+        if self._adapters.pace.slots:
+            self._adapters.plan(self._waiting[ticket].request for ticket in self._turns)
+        while len(self._running) < self._max_running and (ticket := self._turns.next()):
             self._turns.take(ticket)
+            adapter = adapter_of(self._waiting[ticket].request)
+            if not self._adapters.may_start(adapter):
+                skipped.append(ticket)
+                continue
+            adapters_s += self._adapters.start(adapter)
             self._turns.start(ticket)
             entry = self._running[ticket] = self._waiting.pop(ticket)
             prompt_tokens += entry.held_tokens
+        for ticket in skipped:
+            self._turns.put_back(ticket)
         if self._pace is None:
-            return 0.0
+            return adapters_s
         kv_tokens = sum(entry.held_tokens for entry in self._running.values())
-        return self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
+        return adapters_s + self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
 
     def _make_room(self) -> None:
         """Preempts what has to yield to express requests."""
@@ -216,7 +271,8 @@ class EchoCore:
                 return
             self._turns.give_place(ticket)
             self._turns.put_back(ticket)
-            self._waiting[ticket] = self._running.pop(ticket)
+            entry = self._waiting[ticket] = self._running.pop(ticket)
+            self._adapters.end(adapter_of(entry.request))
 
     def _end_step(self) -> None:
         by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)

@@ -13,16 +13,18 @@ import logging
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cloudpickle
 
-from deployments.echo_pace import Pace
 from deployments.model_source import fetch_model
-from serve_app.config_model import EchoEngine, HuggingFaceSource, ModelSettings, VllmEngine
+from serve_app.config_adapters import AdapterCacheSettings
+from serve_app.config_model import ModelSettings
 from serve_app.errors import EngineDeadError, EngineStartError
 from serve_app.messages import (
+    AdapterReport,
     Counters,
+    Drop,
     EngineGone,
     EngineId,
     EngineLoad,
@@ -31,16 +33,17 @@ from serve_app.messages import (
     EngineState,
     FrontEndOffer,
     GatewayMail,
+    Prepare,
     Progress,
     TicketId,
 )
-from serve_app.policy.placement import plan_placement
 from serve_app.router_link import FindRouter, RouterLink
 
 if TYPE_CHECKING:
     # Imported late at run time: vLLM reads the environment when it is imported.
     from vllm.config import VllmConfig
 
+    from deployments.adapter_gate import AdapterFiles, AdapterGate
     from deployments.engine_server import Core, EngineServer
 
 logger = logging.getLogger(__name__)
@@ -60,10 +63,18 @@ class Engine:
         engine_id: Unique in the cluster.
         find_router: How to find the model's router.
         host: Address that gateways can reach this process at.
+        adapters: Copies of adapters on this node's disk.
+        adapter_files: Brings adapters to this node; None makes a store, with `adapters`.
     """
 
     def __init__(
-        self, model: ModelSettings, engine_id: EngineId, find_router: FindRouter, host: str
+        self,
+        model: ModelSettings,
+        engine_id: EngineId,
+        find_router: FindRouter,
+        host: str,
+        adapters: AdapterCacheSettings = AdapterCacheSettings(),  # noqa: B008 - frozen
+        adapter_files: "AdapterFiles | None" = None,
     ) -> None:
         self._model = model
         self._engine_id = engine_id
@@ -74,6 +85,9 @@ class Engine:
         self._front_end = b""
         self._server: EngineServer | None = None
         self._core: Core | None = None
+        self._gate: AdapterGate | None = None
+        self._adapter_cache = adapters
+        self._adapter_files = adapter_files
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loaded: asyncio.Future[None] | None = None
@@ -151,7 +165,7 @@ class Engine:
     def _is_busy(self) -> bool:
         if self._core is None or self._failure is not None:
             return False
-        running, waiting, _ = self._core.counts()
+        running, waiting, _ = (self._gate or self._core).counts()
         return running + waiting > 0
 
     # --- the core's thread ------------------------------------------------------------------
@@ -173,49 +187,45 @@ class Engine:
             self._loop.call_soon_threadsafe(self._die)
 
     def _load(self) -> "Core":
+        from deployments.engine_build import build_core, resolve_config
         from deployments.engine_server import EngineServer
 
         self._detail = "fetching the model"
         path = fetch_model(self._model.source)
         self._detail = "loading the weights"
         self._server = EngineServer(self._host)
-        config = self._resolve_config(path)
+        config = resolve_config(self._model, path)
         # Copied before the model is built: the loaded model hangs on the one that is used.
         offered = cloudpickle.loads(cloudpickle.dumps(config))
-        core = self._build_core(config)
+        self._gate = self._build_gate(config)
+        emit = self._server.emit if self._gate is None else self._gate.emit
+        core = build_core(self._model, config, emit)
         offered.model_config.max_model_len = config.model_config.max_model_len
         offered.cache_config = config.cache_config
         self._front_end = cloudpickle.dumps((offered, core.tasks))
         fingerprint = self._model.model_dump_json() + str(config.model_config.max_model_len)
         self._config_id = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
-        self._server.core = self._core = core
+        self._core = core
+        self._server.core = core
+        if self._gate is not None:
+            self._gate.attach(core)
+            self._server.core = self._gate
         self._server.start()
         return core
 
-    def _resolve_config(self, path: str) -> "VllmConfig":
-        from deployments.vllm_core import vllm_config_of
+    def _build_gate(self, config: "VllmConfig") -> "AdapterGate | None":
+        settings = self._model.adapters
+        if settings is None:
+            return None
+        from deployments.adapter_gate import AdapterGate
+        from deployments.engine_build import build_store
 
-        model = self._model
-        args = (
-            _engine_args(model)
-            if isinstance(model.engine, VllmEngine)
-            else {
-                "max_num_seqs": model.engine.max_num_seqs,
-                "max_model_len": model.engine.max_model_len,
-                "enforce_eager": True,
-            }
-        )
-        return vllm_config_of(args, path, model.name, on_cpu=model.accelerator.kind == "cpu")
-
-    def _build_core(self, config: "VllmConfig") -> "Core":
         assert self._server is not None
-        if isinstance(self._model.engine, EchoEngine):
-            from deployments.echo_core import EchoCore
-
-            return EchoCore(config, self._server.emit, _pace_of(self._model.engine))
-        from deployments.vllm_core import VllmCore
-
-        return VllmCore(config, self._server.emit)
+        assert self._loop is not None
+        files = self._adapter_files or build_store(self._adapter_cache, config)
+        return AdapterGate(
+            self._server.emit, files, self._loop, settings.floor, settings.load_timeout_s
+        )
 
     def _finish_loading(self, error: BaseException | None) -> None:
         assert self._loaded is not None
@@ -260,6 +270,7 @@ class Engine:
             max_running=self._core.max_running + _SPARE_REQUESTS,
             load=self.load,
             model=self._model.name,
+            adapters=AdapterReport() if self._gate is None else self._gate.report(),
         )
 
     async def _report_regularly(self) -> None:
@@ -277,20 +288,7 @@ class Engine:
     def _read_mail(self, mail: GatewayMail | EngineMail) -> None:
         if isinstance(mail, Counters) and self._core is not None:
             self._core.synchronise(mail.counters)
-
-
-def _pace_of(engine: EchoEngine) -> Pace | None:
-    if engine.batch is not None:
-        return Pace(**engine.batch.model_dump())
-    return Pace(1.0 / engine.tokens_per_s) if engine.tokens_per_s else None
-
-
-def _engine_args(model: ModelSettings) -> dict[str, Any]:
-    """The configured engine arguments and those that other settings of the model stand for."""
-    assert isinstance(model.engine, VllmEngine)
-    args = model.engine.args | dict(plan_placement(model).engine_args)
-    args["tensor_parallel_size"] = model.tensor_parallel_size
-    args["pipeline_parallel_size"] = model.pipeline_parallel_size
-    if isinstance(model.source, HuggingFaceSource) and model.source.revision is not None:
-        args["revision"] = model.source.revision
-    return args
+        elif isinstance(mail, Prepare) and self._gate is not None:
+            self._gate.prepare(mail.ref, mail.tenant)
+        elif isinstance(mail, Drop) and self._gate is not None:
+            self._gate.drop(mail.adapter_ids)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Protocol
 
 import msgspec
@@ -37,7 +38,20 @@ _POLL_MS = 1000
 _RATE_WINDOW_S = 2.0
 
 
-class Core(Protocol):
+class Intake(Protocol):
+    """What takes requests; from any thread."""
+
+    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
+        """Takes a request. Its outputs go to the client of its `client_index`."""
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Ends requests without further outputs; unknown ids are ignored."""
+
+    def counts(self) -> tuple[int, int, float]:
+        """Requests running, requests waiting, share of KV-cache blocks in use."""
+
+
+class Core(Intake, Protocol):
     """What steps a model; `run` on a thread of its own, the rest from any thread."""
 
     @property
@@ -48,17 +62,28 @@ class Core(Protocol):
     def tasks(self) -> tuple[SupportedTask, ...]:
         """What the model can do."""
 
-    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
-        """Takes a request. Its outputs go to the client of its `client_index`."""
+    @property
+    def adapter_slots(self) -> int:
+        """Different adapters that a batch may have; 0 where there are none."""
+
+    @property
+    def adapter_capacity(self) -> int:
+        """Adapters that host memory holds."""
+
+    def active_adapters(self) -> set[int]:
+        """Adapters of the requests that run."""
+
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+        """Loads an adapter into host memory between two steps, without taking a slot.
+
+        A request with an adapter may be accepted from then on, until it is dropped.
+        """
+
+    def drop_adapter(self, adapter_id: int) -> Future[None]:
+        """Forgets an adapter that no request uses."""
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Takes the router's counters of the tenants that have something here."""
-
-    def abort(self, request_ids: list[str]) -> None:
-        """Ends requests without further outputs; unknown ids are ignored."""
-
-    def counts(self) -> tuple[int, int, float]:
-        """Requests running, requests waiting, share of KV-cache blocks in use."""
 
     def run(self) -> None:
         """Steps until `stop`. Raises what a step raises; the core is then unusable."""
@@ -83,7 +108,7 @@ class EngineServer:
     """
 
     def __init__(self, host: str) -> None:
-        self.core: Core | None = None
+        self.core: Intake | None = None
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._router = context.socket(zmq.ROUTER)
         self.endpoint: Endpoint = listen(self._router, host)

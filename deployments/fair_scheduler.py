@@ -26,6 +26,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from deployments.adapter_slots import SlotTurns
 from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns, Rank
@@ -192,6 +193,7 @@ class FairTurns(Scheduler):
         # Only the choice of whom to preempt depends on it: the greatest `priority`.
         self.policy = SchedulingPolicy.PRIORITY
         self._told: Mapping[TenantId, int] | None = None
+        self._slots = SlotTurns(self.vllm_config)
 
     def introduce(self, request_id: str, standing: Standing) -> None:
         """Says whose a request is, before it comes. May be called from another thread."""
@@ -206,6 +208,7 @@ class FairTurns(Scheduler):
         told, self._told = self._told, None
         if told is not None:
             self.fair_queue.synchronise(told)
+        self._slots.plan(self.running, self.fair_queue)
         express = self.fair_queue.waiting_express()
         if express:
             self._make_room(express)
@@ -256,6 +259,11 @@ class FairTurns(Scheduler):
             yield
         finally:
             config.long_prefill_token_threshold = before
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        return not self._slots.is_closed(request) and super()._handle_blocked_waiting_request(
+            request
+        )
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         self.fair_queue.forget(request.request_id)

@@ -11,6 +11,7 @@ Imports vLLM: import it lazily, after the process's environment is set.
 import os
 import queue
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreReque
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.executor import Executor
 
+from deployments.adapter_extension import AdapterExtension
 from deployments.fair_scheduler import FairScheduler, FairSyncScheduler, FairTurns
 from serve_app.messages import Standing
 from serve_app.names import TenantId
@@ -60,6 +62,19 @@ def _take_fair_turns(config: VllmConfig) -> None:
         scheduling.scheduler_cls = f"{chosen.__module__}.{chosen.__qualname__}"
 
 
+def _take_adapters(config: VllmConfig) -> None:
+    """Lets workers load adapters without activating them, and CPUs multiply them soundly."""
+    if config.lora_config is None:
+        return
+    config.parallel_config.worker_extension_cls = (
+        f"{AdapterExtension.__module__}.{AdapterExtension.__qualname__}"
+    )
+    if config.device_config.device_type == "cpu":
+        from deployments import cpu_lora_ops
+
+        cpu_lora_ops.install()
+
+
 def _leave_one_core_free() -> None:
     """Unless told how many threads to use, one fewer than there are cores.
 
@@ -83,6 +98,23 @@ class _Outlet:
         self._emit(*item)
 
 
+class _Errand:
+    """Something to do on the core's thread, between two steps."""
+
+    def __init__(self, errand: Callable[[], None], done: Future[None]) -> None:
+        self._errand = errand
+        self._done = done
+
+    def run(self) -> None:
+        """Does it; what it raises goes to who waits, and not to the step loop."""
+        try:
+            self._errand()
+        except Exception as error:
+            self._done.set_exception(error)
+        else:
+            self._done.set_result(None)
+
+
 class VllmCore(EngineCoreProc):
     """vLLM's core without its sockets and its handshake.
 
@@ -104,6 +136,7 @@ class VllmCore(EngineCoreProc):
         self.process_input_queue_block = True
         self.enable_fault_tolerance = False
         _take_fair_turns(config)
+        _take_adapters(config)
         EngineCore.__init__(
             self,
             config,
@@ -118,6 +151,18 @@ class VllmCore(EngineCoreProc):
     def max_running(self) -> int:
         """Sequences that one batch can hold."""
         return int(self.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
+    def adapter_slots(self) -> int:
+        """Different adapters that a batch may have; 0 where there are none."""
+        lora = self.vllm_config.lora_config
+        return 0 if lora is None else int(lora.max_loras)
+
+    @property
+    def adapter_capacity(self) -> int:
+        """Adapters that host memory holds."""
+        lora = self.vllm_config.lora_config
+        return 0 if lora is None else int(lora.max_cpu_loras or lora.max_loras)
 
     @property
     def tasks(self) -> tuple[SupportedTask, ...]:
@@ -144,6 +189,34 @@ class VllmCore(EngineCoreProc):
         """Ends requests; unknown ids are ignored. Takes effect within the current step."""
         self.aborts_queue.put_nowait(request_ids)
         self.input_queue.put_nowait((EngineCoreRequestType.ABORT, request_ids))
+
+    def active_adapters(self) -> set[int]:
+        """Adapters of the requests that run."""
+        running = list(self.scheduler.running) if isinstance(self.scheduler, FairTurns) else []
+        loras = [request.lora_request for request in running]
+        return {lora.lora_int_id for lora in loras if lora is not None}
+
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+        """Loads an adapter into host memory between two steps, without taking a slot."""
+        return self._between_steps(lambda: self._tell_workers("hold_adapter", adapter_id, path))
+
+    def drop_adapter(self, adapter_id: int) -> Future[None]:
+        """Forgets an adapter that no request uses, wherever it is."""
+        return self._between_steps(lambda: self._tell_workers("drop_adapter", adapter_id))
+
+    def _tell_workers(self, method: str, *args: Any) -> None:
+        self.collective_rpc(method, args=args)
+
+    def _between_steps(self, errand: Callable[[], None]) -> Future[None]:
+        done: Future[None] = Future()
+        self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, _Errand(errand, done)))
+        return done
+
+    def _handle_client_request(self, request_type: EngineCoreRequestType, request: Any) -> None:
+        if isinstance(request, _Errand):
+            request.run()
+        else:
+            super()._handle_client_request(request_type, request)
 
     def run(self) -> None:
         """Steps until `stop`. Raises what a step raises; the core is then unusable."""

@@ -15,6 +15,8 @@ KEY_VARIABLE = "ARRIERO_ADMIN_KEY"
 URL_VARIABLE = "ARRIERO_URL"
 
 _TIMEOUT_S = 30.0
+_FETCH_TIMEOUT_S = 900.0
+"""What an adapter may take to be fetched from afar, and to be checked."""
 
 
 class AdminClient:
@@ -53,7 +55,7 @@ class AdminClient:
                 json=body,
                 params=params,
                 headers=self._headers,
-                timeout=_TIMEOUT_S,
+                timeout=_FETCH_TIMEOUT_S if path.startswith("/admin/adapters") else _TIMEOUT_S,
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise CommandError(

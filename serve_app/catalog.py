@@ -1,5 +1,7 @@
 """Who may call, as one process knows it: declared and stored tenants and keys, merged in memory.
 
+And which adapters there are, which is stored beside and noticed by the same count of changes.
+
 A declared tenant hides a stored one of the same name. Keys may be stored for a declared tenant.
 """
 
@@ -9,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from serve_app.adapter_registry import AdapterChanges, AdapterRegistry
 from serve_app.config_tenants import (
     Budgets,
     DeclaredKey,
@@ -24,6 +27,7 @@ ANONYMOUS = TenantId("anonymous")
 
 NO_LIMITS = Limits()
 _NO_BUDGETS = Budgets()
+_NO_ADAPTERS = AdapterChanges()
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ class CatalogChanges:
         deleted: Tenants that are gone.
         keys: Keys as they are now.
         is_complete: Whether this is all there is, and what is not here is gone.
+        adapters: What changed of adapters.
     """
 
     version: int = 0
@@ -169,6 +174,7 @@ class CatalogChanges:
     deleted: tuple[TenantId, ...] = ()
     keys: tuple[Key, ...] = ()
     is_complete: bool = False
+    adapters: AdapterChanges = _NO_ADAPTERS
 
 
 class Catalog:
@@ -177,6 +183,8 @@ class Catalog:
     def __init__(self, declared: Iterable[DeclaredTenant] = ()) -> None:
         self.version = -1
         """The store's version that is known; -1 before the store was read."""
+        self.adapters = AdapterRegistry()
+        """Which adapters there are."""
         self._stored: dict[TenantId, Tenant] = {}
         self._stored_keys: dict[str, Key] = {}
         self._stored_limits: dict[KeyId, Limits] = {}
@@ -203,6 +211,8 @@ class Catalog:
             self._stored.clear()
             self._stored_keys.clear()
             self._stored_limits.clear()
+            self.adapters.clear_stored()
+        self.adapters.apply(changes.adapters)
         for tenant_id in changes.deleted:
             self._stored.pop(tenant_id, None)
         for tenant in changes.tenants:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from serve_app.cli_adapters import add_adapters
 from serve_app.cli_fairness import add_fairness
 from serve_app.cli_keys import add_keys
 from serve_app.cli_tenants import add_tenants
@@ -25,6 +26,7 @@ examples:
   arriero down                              stop what `up` started
   arriero keys create --bootstrap config.yaml        the first admin key
   arriero tenants list                      who may send requests, and how much
+  arriero adapters add sql --base llama --source s3://models/adapters/sql
   arriero usage                             what they used
   arriero fairness replay FILE              did the router keep to the rules?
 
@@ -105,6 +107,7 @@ _SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (
     _add_local,
     add_tenants,
     add_keys,
+    add_adapters,
     add_usage,
     add_fairness,
 )

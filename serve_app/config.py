@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.config_adapters import AdaptersSettings, find_adapter_conflict
 from serve_app.config_limits import LedgerSettings, PriceSpec
 from serve_app.config_model import (
     Accelerator,
@@ -190,6 +191,8 @@ class Settings(Section):
 
     models: Annotated[tuple[ModelSettings, ...], Field(strict=False, min_length=1)]
     """The base models. Each has its own engines."""
+    adapters: AdaptersSettings = AdaptersSettings()
+    """LoRA adapters of the base models."""
     gateway: GatewaySettings = GatewaySettings()
     """The HTTP edge."""
     router: RouterSettings = RouterSettings()
@@ -228,6 +231,12 @@ class Settings(Section):
                 f"{_places_of(twice[0], self.models)} are both {twice[0]!r}; "
                 "a name or alias belongs to one model, rename or remove the others"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> Self:
+        if conflict := find_adapter_conflict(self.adapters, self.models):
+            raise ValueError(conflict)
         return self
 
     @model_validator(mode="after")

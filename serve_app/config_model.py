@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from serve_app.config_conflicts import find_conflicts
+from serve_app.config_lora import LoraSettings
 from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.names import Form, ModelName, ModelNameText
 
@@ -117,6 +118,10 @@ class EchoEngine(Section):
     """Requests that run at the same time; others wait in the engine."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     """Context length in tokens. None means what the source says."""
+    adapter_load_s: StepSeconds = 0.0
+    """Seconds for which steps wait while an adapter comes into memory."""
+    adapter_activate_s: StepSeconds = 0.0
+    """Seconds more for each adapter that gets a slot, in the step that gives it."""
 
     @model_validator(mode="after")
     def _check_one_pace(self) -> Self:
@@ -230,6 +235,8 @@ class ModelSettings(Section):
     """What computes."""
     front_end: FrontEndSettings = FrontEndSettings()
     """Chat template, tools and roles."""
+    adapters: LoraSettings | None = None
+    """LoRA adapters on the model's engines. None takes none."""
     accelerator: Accelerator
     """What one engine computes on."""
     tensor_parallel_size: ParallelSize = 1

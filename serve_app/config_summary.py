@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from serve_app.config_file import ServeFile
 from serve_app.config_model import ModelSettings, Source
+from serve_app.lora_room import describe_room
 from serve_app.policy.placement import Placement, plan_placement
 
 _HEADER = ("MODEL", "SOURCE", "ENGINES", "EACH ASKS FOR", "KV CACHE")
@@ -20,6 +21,7 @@ def summarize(file: ServeFile) -> str:
             "",
             *format_table([_HEADER, *(_describe_model(model) for model in settings.models)]),
             "",
+            *_describe_adapters(settings.models),
             f"Gateways, routers and ledger: {edge:g} CPU.",
             f"In all: {_describe_total(settings.models, edge)}.",
             f"Address: http://{file.host}:{file.port}   Keys: {settings.auth.kind}",
@@ -36,6 +38,11 @@ def _describe_model(model: ModelSettings) -> tuple[str, ...]:
         _describe_need(model),
         _describe_kv_cache(model),
     )
+
+
+def _describe_adapters(models: Sequence[ModelSettings]) -> list[str]:
+    rooms = [(model.name, describe_room(model)) for model in models]
+    return [f"Adapters of {name}: {room}." for name, room in rooms if room is not None]
 
 
 def _describe_source(source: Source) -> str:

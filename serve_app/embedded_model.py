@@ -63,8 +63,8 @@ def prepare_embedded_model(cache_dir: Path | None = None, progress: Progress | N
         EmbeddedModelError: The package is missing, the disk is full or the cache is not writable.
     """
     tell = progress or _ignore
-    models_dir = (cache_dir or default_cache_dir()) / "models"
-    target = models_dir / f"{MODEL_NAME}-{PACKAGE_VERSION}-r{RECIPE}"
+    target = default_model_folder(cache_dir)
+    models_dir = target.parent
     if find_damage(target) is None:
         return target
     with _disk_errors_explained(models_dir):
@@ -76,6 +76,12 @@ def prepare_embedded_model(cache_dir: Path | None = None, progress: Progress | N
                     tell(f"The cached model in {target} is damaged ({damage}); building it again.")
                 _build(target, tell)
     return target
+
+
+def default_model_folder(cache_dir: Path | None = None) -> Path:
+    """Return where the embedded model is once it is converted."""
+    models_dir = (cache_dir or default_cache_dir()) / "models"
+    return models_dir / f"{MODEL_NAME}-{PACKAGE_VERSION}-r{RECIPE}"
 
 
 def default_cache_dir() -> Path:

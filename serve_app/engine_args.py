@@ -16,6 +16,7 @@ from serve_app.vllm_fields import Fields
 
 _log = logging.getLogger(__name__)
 
+_ADAPTERS = "set the model's adapters"
 _SET_BY_PLATFORM = "the platform sets it from accelerator, tensor_parallel_size and replicas"
 _OWN_SCHEDULER = "the platform's own scheduler shares each engine fairly, remove it"
 RESERVED_ARGS: dict[str, str] = {
@@ -38,6 +39,11 @@ RESERVED_ARGS: dict[str, str] = {
     "master_port": _SET_BY_PLATFORM,
     "scheduler_cls": _OWN_SCHEDULER,
     "scheduling_policy": _OWN_SCHEDULER,
+    "enable_lora": _ADAPTERS,
+    "max_loras": f"{_ADAPTERS}.slots",
+    "max_lora_rank": f"{_ADAPTERS}.max_rank",
+    "max_cpu_loras": f"{_ADAPTERS}.in_memory",
+    "worker_extension_cls": "the platform's own loads adapters, remove it",
     "max_num_queued_reqs": "set limits.max_waiting",
     "max_num_queued_tokens": "set limits.max_waiting",
     "disable_log_stats": "the platform needs the engine's statistics, remove it",

@@ -2,7 +2,9 @@
 
     ArrieroError
     ├── ClientError        the request is wrong; sending it again does not help
+    │   └── AdapterRefusedError  an adapter is not there, or not fit to be served
     ├── OverloadedError    no room now; send it again after `retry_after_s`
+    │   └── AdapterAwayError   an adapter cannot be brought here now
     ├── InternalError      our fault
     │   ├── EngineStartError   a model could not be loaded
     │   ├── EngineDeadError    an engine stopped working while it served
@@ -39,6 +41,17 @@ class ClientError(ArrieroError):
 
 
 @dataclass(eq=False)
+class AdapterRefusedError(ClientError):
+    """An adapter is not there, or not fit to be served. The text says why.
+
+    Attributes:
+        is_missing: Whether there is no such adapter, rather than a bad one.
+    """
+
+    is_missing: bool = False
+
+
+@dataclass(eq=False)
 class OverloadedError(ArrieroError):
     """There is no room now.
 
@@ -47,6 +60,11 @@ class OverloadedError(ArrieroError):
     """
 
     retry_after_s: float
+
+
+@dataclass(eq=False)
+class AdapterAwayError(OverloadedError):
+    """An adapter cannot be brought here now: its store does not answer, or there is no room."""
 
 
 @dataclass(eq=False)

@@ -49,6 +49,31 @@ class Standing(msgspec.Struct, frozen=True):
     """Whether the engine was full, and one that runs is to yield its place (`policy.express`)."""
 
 
+class AdapterRef(msgspec.Struct, frozen=True):
+    """One version of one adapter, as requests carry it and engines load it."""
+
+    id: int
+    """Above 0; of this adapter in this version alone, for ever. vLLM's `lora_int_id`."""
+    name: str
+    """What clients call it: `base-model:adapter`."""
+    base: ModelName
+    version: str
+    """SHA-256 of its files in 64 hexadecimal digits; empty while it is not known."""
+    source: str
+    """Where it comes from: a folder's address, as `serve_app.adapter_source` has it."""
+
+    @property
+    def place(self) -> str:
+        """Source and version in one text: vLLM's `lora_path`, which keeps cached prefixes apart."""
+        return f"{self.source}#{self.version}"
+
+    @classmethod
+    def at(cls, place: str, *, id: int, name: str, base: str) -> "AdapterRef":
+        """Reads what `place` wrote."""
+        source, _, version = place.rpartition("#")
+        return cls(id, name, ModelName(base), version, source)
+
+
 class EngineLoad(msgspec.Struct, frozen=True):
     """What an engine is doing at this moment."""
 
@@ -126,6 +151,23 @@ class FrontEndWanted(msgspec.Struct, frozen=True, tag=True):
 # --- engine -> router ----------------------------------------------------------------------
 
 
+class AdapterReport(msgspec.Struct, frozen=True):
+    """Which adapters an engine has, by id and tier: what is higher up is below, too."""
+
+    slots: int = 0
+    """Different adapters that its batch may have; 0 is an engine without adapters."""
+    capacity: int = 0
+    """Adapters that its host memory holds."""
+    on_disk: list[int] = []
+    """Held on its node's disk for it."""
+    in_memory: list[int] = []
+    """In host memory: a request costs one copy at most."""
+    active: list[int] = []
+    """In the batch at this moment."""
+    failures: dict[int, str] = {}
+    """Adapters that could not be loaded of late, and why."""
+
+
 class EngineReport(msgspec.Struct, frozen=True, tag=True):
     """An engine's state and load, sent at every change and as its heartbeat."""
 
@@ -140,6 +182,7 @@ class EngineReport(msgspec.Struct, frozen=True, tag=True):
     load: EngineLoad = EngineLoad()
     model: ModelName = ModelName("")
     """Which of the router's models it serves."""
+    adapters: AdapterReport = AdapterReport()
 
 
 class FrontEndOffer(msgspec.Struct, frozen=True, tag=True):
@@ -232,6 +275,20 @@ class Counters(msgspec.Struct, frozen=True, tag=True):
     counters: dict[TenantId, int]
 
 
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """The engine is to bring an adapter into host memory: requests for it are coming."""
+
+    ref: AdapterRef
+    tenant: TenantId
+    """Whose requests."""
+
+
+class Drop(msgspec.Struct, frozen=True, tag=True):
+    """The engine is to forget adapters as soon as no request uses them: they are deleted."""
+
+    adapter_ids: list[int]
+
+
 RouterMail = (
     Enqueue
     | Leave
@@ -245,4 +302,4 @@ RouterMail = (
     | EngineGone
 )
 GatewayMail = Grant | Refuse | Introduce | ModelStatus | FrontEndPayload
-EngineMail = Counters
+EngineMail = Counters | Prepare | Drop

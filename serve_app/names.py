@@ -51,3 +51,25 @@ ModelNameText = Annotated[
         )
     ),
 ]
+
+_ADAPTER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+
+AdapterNameText = Annotated[
+    str, AfterValidator(Form(_ADAPTER, "1 to 128 letters, digits, '.', '_' or '-'"))
+]
+"""An adapter without its base model. It is also a folder's name, so it holds no '/'."""
+
+NamePrefixText = Annotated[
+    str,
+    AfterValidator(
+        Form(
+            rf"({_ADAPTER})?",
+            "at most 128 letters, digits, '.', '_' or '-', a letter or digit first",
+        )
+    ),
+]
+
+
+def is_adapter_name(text: str) -> bool:
+    """Return whether an adapter may be called so."""
+    return re.fullmatch(_ADAPTER, text) is not None

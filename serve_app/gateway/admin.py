@@ -31,6 +31,7 @@ from serve_app.gateway.auth import check_scope, current_caller
 from serve_app.gateway.error_body import ApiError
 from serve_app.keys import make_key
 from serve_app.names import KeyId, TenantId
+from serve_app.store.adapters import AdapterRepository
 from serve_app.store.keys import KeyRepository
 from serve_app.store.tenants import TenantRepository
 
@@ -39,7 +40,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def _require_admin() -> None:
+async def require_admin() -> None:
     """Once more, beside the paths: a route of this module is never without its check."""
     check_scope(current_caller.get(), "admin")
 
@@ -47,7 +48,7 @@ async def _require_admin() -> None:
 def add_admin_routes(app: FastAPI, accounts: Accounts) -> None:
     """Adds the routes under /admin."""
     router = APIRouter(
-        prefix="/admin", tags=["admin"], dependencies=[Depends(_require_admin)], responses=ERRORS
+        prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)], responses=ERRORS
     )
     _add_tenant_routes(router, accounts)
     _add_key_routes(router, accounts)
@@ -94,13 +95,14 @@ def _add_tenant_routes(router: APIRouter, accounts: Accounts) -> None:
 
     @router.delete("/tenants/{tenant_id}")
     async def delete_tenant(tenant_id: str) -> Deleted:
-        """Deletes a tenant and revokes its keys. Its usage stays."""
+        """Deletes a tenant with its keys and its own adapters. Its usage stays."""
         _check_not_declared(accounts, tenant_id)
         await _find_tenant(accounts, tenant_id)
         now_s = time.time()
         async with accounts.change() as session:
             await TenantRepository(session).delete(TenantId(tenant_id), now_s)
             await KeyRepository(session).revoke_all(TenantId(tenant_id), now_s)
+            await AdapterRepository(session).delete_of(TenantId(tenant_id), now_s)
         return Deleted(id=tenant_id)
 
 

@@ -7,10 +7,10 @@ request -> Edge (key, request id, errors) -> this gateway's own routes
 import logging
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import vllm
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
@@ -23,7 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import telemetry
 from serve_app.config_tenants import Scope as KeyScope
+from serve_app.gateway.adapters import current_adapter
 from serve_app.gateway.admin import add_admin_routes
+from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
 from serve_app.gateway.auth import current_caller
 from serve_app.gateway.body import (
@@ -76,6 +78,7 @@ def build_gateway_app(gateway: Gateway) -> ASGIApp:
     )
     _add_own_routes(app, gateway)
     add_admin_routes(app, gateway.accounts)
+    add_adapter_routes(app, gateway)
     add_usage_routes(app, gateway.accounts)
     dispatch = Dispatch(gateway)
     for path in MODEL_PATHS:
@@ -113,18 +116,18 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
         return {"version": telemetry.version(), "vllm": vllm.__version__}
 
     @app.get("/v1/models", tags=["models"])
-    async def models() -> dict[str, Any]:
-        """The models that requests may name."""
-        return {"object": "list", "data": gateway.model_cards(current_caller.get())}
+    async def models(
+        limit: Annotated[int, Query(ge=0, le=1000)] = 1000, after: str = ""
+    ) -> dict[str, Any]:
+        """The models that requests may name, and adapters, of which `limit` behind `after`."""
+        caller = current_caller.get()
+        bases = gateway.model_cards(caller) if not after else []
+        return {"object": "list", "data": bases + gateway.adapter_cards(caller, after, limit)}
 
     @app.get("/v1/models/{model:path}", tags=["models"], responses={404: {"description": "None"}})
     async def model(model: str) -> dict[str, Any]:
-        """One model."""
-        caller = current_caller.get()
-        for card in gateway.model_cards(caller):
-            if card["id"] == model:
-                return card
-        raise gateway.no_such_model(model, caller)
+        """One model or adapter."""
+        return gateway.find_card(model, current_caller.get())
 
 
 async def _answer_api_error(request: Request, error: Exception) -> Response:
@@ -156,10 +159,15 @@ class Dispatch:
         body = await read_body(scope, receive, self._gateway.settings.gateway.max_body_bytes)
         seen = peek(body)
         caller = current_caller.get()
-        front_end = self._gateway.front_end_for(seen.model, scope["path"], caller)
+        target = self._gateway.find_target(seen.model, scope["path"], caller)
+        front_end, adapter = target.front_end, target.adapter
+        current_adapter.set(None)
+        if adapter is not None and seen.model is not None:
+            current_adapter.set(await self._gateway.choose_adapter(adapter, seen.model, caller))
         meter = current_meter.get()
         price = self._gateway.price_of(front_end.model_name)
         meter.begin(front_end.model_name, price, is_max_tokens_given=seen.is_max_tokens_given)
+        meter.adapter = adapter.name if adapter is not None else ""
         retry_after_s = self._gateway.settings.limits.retry_after_s
         answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
         # The front end is an application of its own; it must not see this one's routing.
@@ -212,7 +220,8 @@ def _scope_of(path: str) -> KeyScope | None:
     """The scope that a path needs; any key does for what only tells of its own tenant."""
     if path in MODEL_PATHS:
         return "inference"
-    return "admin" if path == "/admin" or path.startswith("/admin/") else None
+    is_admin = path == "/admin" or path.startswith("/admin/") or path in LORA_PATHS
+    return "admin" if is_admin else None
 
 
 class _Answered:

@@ -6,6 +6,7 @@ Chat templates, tools, structured output, log-probabilities and every response f
 import asyncio
 from argparse import Namespace
 from types import SimpleNamespace
+from typing import cast, get_args
 
 import cloudpickle
 from fastapi import FastAPI
@@ -17,16 +18,19 @@ from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.lora.request import LoRARequest
 from vllm.tasks import SupportedTask
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from deployments.model_source import fetch_model
 from serve_app.config_model import FrontEndSettings, ModelSettings
+from serve_app.gateway.adapters import AdapterBase, current_adapter
 from serve_app.gateway.engine_client import RemoteEngineClient
 from serve_app.gateway.error_body import from_validation, render
 from serve_app.gateway.model_client import ModelClient
 from serve_app.gateway.stumbles import answer_stumbles
 from serve_app.names import ModelName
+from serve_app.policy.adapter_shapes import Dtype, shape_of
 
 
 def front_end_args(settings: FrontEndSettings, keep_alive_s: int = 0) -> Namespace:
@@ -58,6 +62,21 @@ def _drop_middleware(app: FastAPI) -> None:
         for middleware in app.user_middleware
         if getattr(middleware.cls, "__name__", "") not in unwanted
     ]
+
+
+class _AdapterOfRequest(dict[str, LoRARequest]):
+    """Knows one adapter: that which the gateway chose for the present request."""
+
+    def __contains__(self, name: object) -> bool:
+        choice = current_adapter.get()
+        return choice is not None and choice.asked == name
+
+    def __getitem__(self, name: str) -> LoRARequest:
+        choice = current_adapter.get()
+        if choice is None or choice.asked != name:
+            raise KeyError(name)
+        ref = choice.ref
+        return LoRARequest(ref.name, ref.id, ref.place, base_model_name=ref.base)
 
 
 class FrontEnd:
@@ -97,6 +116,8 @@ class FrontEnd:
         engine = RemoteEngineClient(config, tasks, client)
         app = build_app(args, tasks, config.model_config)
         await init_app_state(engine, app.state, args, tasks)
+        # vLLM asks this for the adapter that a request's `model` names; it has none of its own.
+        app.state.openai_serving_models.lora_requests = _AdapterOfRequest()
         app.add_exception_handler(RequestValidationError, _answer_validation)
         answer_stumbles(app)
         _drop_middleware(app)
@@ -106,6 +127,19 @@ class FrontEnd:
         app.state.server = SimpleNamespace(should_exit=False)
         client.add_sink(engine)
         return cls(model, app, engine, client)
+
+    @property
+    def adapter_base(self) -> AdapterBase:
+        """What adapters of this model must fit."""
+        config = self._engine.vllm_config
+        hf_config = config.model_config.hf_config.to_dict()
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        lora = config.lora_config
+        return AdapterBase(
+            shape=shape_of(hf_config, cast(Dtype, dtype)) if dtype in get_args(Dtype) else None,
+            max_rank=lora.max_lora_rank if lora is not None else 0,
+            kind=str(hf_config.get("model_type")),
+        )
 
     @property
     def model_name(self) -> ModelName:

@@ -9,15 +9,18 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
+from serve_app.adapter_registry import Adapter
 from serve_app.catalog import Caller
 from serve_app.config import Settings
 from serve_app.config_limits import LedgerSettings, PriceSpec
 from serve_app.config_model import ModelSettings
 from serve_app.config_tenants import Scope
-from serve_app.errors import InternalError
+from serve_app.errors import AdapterRefusedError, InternalError
 from serve_app.gateway.accounts import Accounts
+from serve_app.gateway.adapters import AdapterChoice, GatewayAdapters, make_cards, may_use
 from serve_app.gateway.auth import check_scope
 from serve_app.gateway.deadline import read_timeout
 from serve_app.gateway.error_body import ApiError
@@ -32,6 +35,20 @@ from serve_app.standing_link import FindEndpoint
 logger = logging.getLogger(__name__)
 
 _FREE = PriceSpec()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What answers a request.
+
+    Attributes:
+        front_end: Of the base model.
+        adapter: What the request names of it; None is the base model itself.
+    """
+
+    front_end: FrontEnd
+    adapter: Adapter | None
+
 
 FindRouterOf = Callable[[ModelName], FindRouter]
 """Returns how to find the router of a fairness domain."""
@@ -66,6 +83,7 @@ class Gateway:
         self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.accounts = Accounts()
+        self.adapters = GatewayAdapters(self.accounts)
         self._find_ledger = find_ledger
         self._ledger: LedgerClient | None = None
         self.settings: Settings
@@ -74,6 +92,7 @@ class Gateway:
         """Takes new settings. Models that did not change keep their connections and streams."""
         self.settings = settings
         self.accounts.configure(settings)
+        self.adapters.configure(settings.adapters)
         self._configure_ledger(settings.ledger)
         self._base_of = {name: m.name for m in settings.models for name in m.names}
         wanted = {model.name: model for model in settings.models}
@@ -96,6 +115,7 @@ class Gateway:
     async def stop(self) -> None:
         """Writes down what is left and drops every connection."""
         self.close()
+        await self.adapters.close()
         await self.accounts.close()
 
     def close(self) -> None:
@@ -134,15 +154,16 @@ class Gateway:
         """Returns what a base model's tokens cost."""
         return self.settings.prices.get(model, _FREE)
 
-    def front_end_for(self, model_name: str | None, path: str, caller: Caller) -> FrontEnd:
-        """Returns the front end that answers a request.
+    def find_target(self, model_name: str | None, path: str, caller: Caller) -> Target:
+        """Returns what answers a request.
 
         Raises:
             ApiError: 400 no model named though there are several, or it cannot do this; 404 there
                 is no such model for this caller; 503 it is still loading, or usage cannot be
                 recorded.
         """
-        model = self._models[self._resolve(model_name, caller)]
+        base, adapter = self._resolve(model_name, caller)
+        model = self._models[base]
         self.accounts.check_room()
         front_end = model.front_end
         if front_end is None or not model.client.is_ready:
@@ -154,9 +175,20 @@ class Gateway:
                 param="model",
                 code="unsupported_endpoint",
             )
-        return front_end
+        return Target(front_end, adapter)
 
-    def _resolve(self, model_name: str | None, caller: Caller) -> ModelName:
+    async def choose_adapter(self, adapter: Adapter, asked: str, caller: Caller) -> AdapterChoice:
+        """Returns the version of an adapter that a request gets. May fetch it.
+
+        Raises:
+            ApiError: 400 it cannot be served, and why; 404 there is none; 503 not now.
+        """
+        try:
+            return AdapterChoice(asked, await self.adapters.resolve(adapter, caller))
+        except AdapterRefusedError:
+            raise self.no_such_model(asked, caller) from None
+
+    def _resolve(self, model_name: str | None, caller: Caller) -> tuple[ModelName, Adapter | None]:
         """Whether a model does not exist or is another tenant's is not told apart."""
         if model_name is None and len(self._models) == 1:
             model_name = next(iter(self._models))
@@ -166,9 +198,12 @@ class Gateway:
                 400, f"The parameter 'model' is missing. Name one of: {known}.", param="model"
             )
         base = self._base_of.get(model_name)
-        if base is None or not caller.tenant.may_use(model_name, base):
+        if base is not None and caller.tenant.may_use(model_name, base):
+            return base, None
+        adapter = self.adapters.registry.find(model_name) if base is None else None
+        if adapter is None or adapter.base not in self._models or not may_use(caller, adapter):
             raise self.no_such_model(model_name, caller)
-        return base
+        return adapter.base, adapter
 
     def _names_for(self, caller: Caller) -> str:
         return ", ".join(sorted(card["id"] for card in self.model_cards(caller))) or "none"
@@ -250,6 +285,41 @@ class Gateway:
             if caller.tenant.may_use(alias, name)
         ]
 
+    def adapter_cards(self, caller: Caller, after: str, most: int) -> list[dict[str, Any]]:
+        """Adapters that the caller may use, by name; those of families once they were used.
+
+        Args:
+            caller: Who asks.
+            after: Only names behind this one.
+            most: No more adapters than these.
+        """
+        usable = (a for a in self.adapters.registry.known() if a.name > after)
+        first = islice((a for a in usable if may_use(caller, a)), most)
+        return [card for adapter in first for card in self._cards_of(adapter)]
+
+    def find_card(self, name: str, caller: Caller) -> dict[str, Any]:
+        """One model or adapter as `/v1/models` lists it.
+
+        Raises:
+            ApiError: 404; there is none for this caller.
+        """
+        for card in self.model_cards(caller):
+            if card["id"] == name:
+                return card
+        adapter = self.adapters.registry.find(name)
+        if adapter is not None and may_use(caller, adapter):
+            for card in self._cards_of(adapter):
+                if card["id"] == name and (card["adapter"] or adapter.origin != "family"):
+                    return card
+        raise self.no_such_model(name, caller)
+
+    def _cards_of(self, adapter: Adapter) -> list[dict[str, Any]]:
+        model = self._models.get(adapter.base)
+        if model is None:
+            return []
+        length = model.front_end.max_model_len if model.front_end else None
+        return make_cards(adapter, self.adapters.registry.current(adapter), length)
+
     # --- ledger -----------------------------------------------------------------------------
 
     def _configure_ledger(self, settings: LedgerSettings) -> None:
@@ -285,6 +355,7 @@ class Gateway:
             return
         old, model.front_end = model.front_end, fresh
         model.payload, model.problem = payload, ""
+        self.adapters.introduce(model.settings.name, fresh.adapter_base)
         logger.info(
             "Front end of %s built in %.1f s.", model.settings.name, time.monotonic() - started_s
         )

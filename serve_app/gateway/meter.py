@@ -172,6 +172,8 @@ class Meter:
         )
         """By the event loop's clock."""
         self.model = ModelName("")
+        self.adapter = ""
+        """Which adapter of the model; empty is the model itself."""
         """The base model; empty until the body is read."""
         self.is_limited = caller.has_limits_on(self.model)
         """Whether the ledger has to consent."""
@@ -259,6 +261,7 @@ class Meter:
             tenant_id=self.caller.tenant_id,
             key_id=self.key_id,
             model=self.model,
+            adapter=self.adapter,
             outcome=outcome,
             prompt_tokens=prompt_tokens,
             cached_tokens=min(sum(g.cached_tokens for g in begun), prompt_tokens),

@@ -59,10 +59,11 @@ class CatalogWatcher:
                 return
             self._catalog.apply(changes)
         logger.info(
-            "Tenants and keys are at version %d: %d tenants and %d keys changed.",
+            "The catalog is at version %d: %d tenants, %d keys and %d of adapters changed.",
             changes.version,
             len(changes.tenants) + len(changes.deleted),
             len(changes.keys),
+            len(changes.adapters),
         )
         self._on_change()
 

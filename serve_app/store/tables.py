@@ -15,6 +15,7 @@ from sqlalchemy import (
     Index,
     Integer,
     String,
+    UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -24,7 +25,7 @@ class Table(DeclarativeBase):
 
 
 class CatalogVersionRow(Table):
-    """One row: the number of changes ever made to tenants and keys.
+    """One row: the number of changes ever made to tenants, keys and adapters.
 
     Whoever changes one raises it first and so holds its lock: changes become visible in the order
     of their numbers, and a reader that has seen a number has missed nothing below it.
@@ -67,6 +68,45 @@ class KeyRow(Table):
     revoked_s: Mapped[float | None] = mapped_column(Double)
     last_used_s: Mapped[float | None] = mapped_column(Double)
     version: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class AdapterRow(Table):
+    """An adapter registered through the admin API. A deleted one leaves its row, to tell of it."""
+
+    __tablename__ = "adapters"
+
+    name: Mapped[str] = mapped_column(String(512), primary_key=True)
+    """Base model and adapter, `llama:sql`."""
+    settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """`AdapterSettings`."""
+    created_s: Mapped[float] = mapped_column(Double)
+    deleted_s: Mapped[float | None] = mapped_column(Double)
+    version: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class AdapterVersionRow(Table):
+    """One content of one adapter, wherever that was named. Never deleted: engines go by the id.
+
+    The current one of an adapter and a source is the one with the greatest `version`.
+    """
+
+    __tablename__ = "adapter_versions"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(String(512))
+    content: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of its files."""
+    source: Mapped[str] = mapped_column(String(2048))
+    mark: Mapped[str] = mapped_column(String(64))
+    facts: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """Rank, modules and size."""
+    created_s: Mapped[float] = mapped_column(Double)
+    version: Mapped[int] = mapped_column(BigInteger, index=True)
+
+    __table_args__ = (
+        UniqueConstraint("name", "content"),
+        {"sqlite_autoincrement": True},  # Or the id of a row that was last might be given again.
+    )
 
 
 class UsageRow(Table):

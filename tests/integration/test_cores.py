@@ -4,6 +4,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 
 from deployments.engine_server import Core
 from serve_app.messages import Standing
 from serve_app.names import TenantId
+from tests.support.adapters import make_adapter
 
 Kind = Literal["echo", "vllm"]
 _ROOT = Path(__file__).parents[2]
@@ -56,14 +59,25 @@ class Run:
 
     def _run(self, kind: Kind, model: Path) -> None:
         # Built and run on one thread, as engines do.
+        from deployments.echo_adapters import AdapterPace
         from deployments.echo_core import EchoCore
         from deployments.echo_pace import Pace
         from deployments.vllm_core import VllmCore, vllm_config_of
 
-        args = {"max_model_len": 256, "max_num_seqs": 4, "enforce_eager": True, "dtype": "float32"}
+        args = {
+            "max_model_len": 256,
+            "max_num_seqs": 4,
+            "enforce_eager": True,
+            "dtype": "float32",
+            "enable_lora": True,
+            "max_loras": 2,
+            "max_cpu_loras": 3,
+            "max_lora_rank": 8,
+        }
         config = vllm_config_of(args, str(model), "tiny", on_cpu=True)
         if kind == "echo":
-            self.core = EchoCore(config, self._emit, Pace(1 / 200))
+            adapters = AdapterPace(slots=2, capacity=3, load_s=0.01, activate_s=0.01)
+            self.core = EchoCore(config, self._emit, Pace(1 / 200), adapters)
         else:
             self.core = VllmCore(config, self._emit)
         self._is_built.set()
@@ -73,7 +87,7 @@ class Run:
         for output in outputs.outputs:
             self._outputs.put((client, output))
 
-    def accept(self, name: str, max_tokens: int, client: int = 0) -> None:
+    def accept(self, name: str, max_tokens: int, client: int = 0, adapter: int = 0) -> None:
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
         self.core.accept(
             EngineCoreRequest(
@@ -83,7 +97,7 @@ class Run:
                 sampling_params=params,
                 pooling_params=None,
                 arrival_time=time.time(),
-                lora_request=None,
+                lora_request=LoRARequest(str(adapter), adapter, "/held") if adapter else None,
                 cache_salt=None,
                 data_parallel_rank=None,
                 client_index=client,
@@ -110,7 +124,7 @@ class Run:
             time.sleep(0.01)
 
 
-def check_contract(run: Run) -> None:
+def check_contract(run: Run, adapters: list[Path]) -> None:
     # A request gets its tokens, no more, and ends once.
     run.accept("a", max_tokens=5, client=3)
     run.read_until("a", finished=True)
@@ -141,6 +155,32 @@ def check_contract(run: Run) -> None:
     assert run.count_tokens("d") == 2
     assert run.count_tokens("c0") < 200
 
+    # Adapters come into memory while others run, and are served from there: here more than slots,
+    # as many as memory holds.
+    assert (run.core.adapter_slots, run.core.adapter_capacity) == (2, 3)
+    run.accept("base", max_tokens=40)
+    for adapter_id in (1, 2, 3):
+        run.core.hold_adapter(adapter_id, str(adapters[adapter_id - 1])).result(30.0)
+    for name, adapter_id in (("l1", 1), ("l2", 2), ("l3", 3), ("l1b", 1)):
+        run.accept(name, max_tokens=5, adapter=adapter_id)
+    for name in ("l1", "l2", "l3", "l1b", "base"):
+        if not any(output.finished for output in run.said[name]):
+            run.read_until(name, finished=True)
+    assert run.count_tokens("l3") == 5
+    assert run.count_tokens("base") == 40
+
+    # Which run is known. What is dropped makes room, and may come again.
+    run.accept("l2c", max_tokens=100, adapter=2)
+    run.read_until("l2c", finished=False)
+    assert run.core.active_adapters() == {2}
+    run.core.drop_adapter(1).result(30.0)
+    run.core.hold_adapter(4, str(adapters[0])).result(30.0)
+    run.accept("l4", max_tokens=5, adapter=4)
+    run.read_until("l4", finished=True)
+    run.core.abort(["l2c"])
+    run.wait_until_empty()
+    assert run.core.active_adapters() == set()
+
     # It stops, with something running or not.
     run.accept("e", max_tokens=200)
     run.core.stop()
@@ -150,4 +190,8 @@ def check_contract(run: Run) -> None:
 
 if __name__ == "__main__":
     kind, model = sys.argv[1:]
-    check_contract(Run("echo" if kind == "echo" else "vllm", Path(model)))
+    with tempfile.TemporaryDirectory() as folder:
+        made = [
+            make_adapter(Path(folder) / str(seed), Path(model), seed=seed) for seed in (1, 2, 3)
+        ]
+        check_contract(Run("echo" if kind == "echo" else "vllm", Path(model)), made)

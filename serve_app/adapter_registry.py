@@ -1,0 +1,194 @@
+"""Which adapters there are, as one process knows it: declared, registered and found in families.
+
+A declared adapter hides a registered one of the same name, and both hide a family's. Of families
+with the same base model the one with the longest fitting prefix counts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from serve_app.adapter_source import member_of
+from serve_app.config_adapters import AdapterFamily, AdapterSettings, AdaptersSettings
+from serve_app.messages import AdapterRef
+from serve_app.names import ModelName, TenantId, is_adapter_name
+
+Origin = Literal["declared", "admin", "family"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter and where it was named.
+
+    Attributes:
+        settings: What holds for it.
+        origin: `declared` in the config file, registered by an `admin`, or of a `family`.
+        created_s: When it was registered; 0 where it was not.
+    """
+
+    settings: AdapterSettings
+    origin: Origin = "declared"
+    created_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Base model and adapter, `llama:sql`."""
+        return self.settings.full_name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every `model` that it answers to."""
+        return (self.name, *self.settings.aliases)
+
+    @property
+    def base(self) -> ModelName:
+        """Its base model's name."""
+        return self.settings.base
+
+    @property
+    def source(self) -> str:
+        """Where it comes from."""
+        return self.settings.source
+
+    @property
+    def owner(self) -> TenantId | None:
+        """The one tenant that may use it; None is no bound."""
+        return self.settings.tenant
+
+
+@dataclass(frozen=True)
+class AdapterVersion:
+    """One content of one adapter, as it was found at its source.
+
+    Attributes:
+        id: Above 0, and of this adapter with this content alone, for ever.
+        name: The adapter's.
+        source: Where it was found.
+        content: SHA-256 of its files.
+        mark: Another one when a file at the source is another.
+        rank: Its greatest.
+        modules: Last names of the modules that it changes.
+        n_bytes: Of its weights as engines load them.
+        created_s: When it was first found.
+        changed: The store's version when it became the current one.
+    """
+
+    id: int
+    name: str
+    source: str
+    content: str
+    mark: str
+    rank: int
+    modules: tuple[str, ...]
+    n_bytes: int
+    created_s: float
+    changed: int = 0
+
+
+@dataclass(frozen=True)
+class AdapterChanges:
+    """What changed in the store.
+
+    Attributes:
+        adapters: Registered adapters as they are now.
+        deleted: Names of registered adapters that are gone.
+        versions: Versions that became the current ones.
+    """
+
+    adapters: tuple[Adapter, ...] = ()
+    deleted: tuple[str, ...] = ()
+    versions: tuple[AdapterVersion, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.adapters) + len(self.deleted) + len(self.versions)
+
+
+class AdapterRegistry:
+    """Every adapter by its names. Changed and read on one event loop."""
+
+    def __init__(self) -> None:
+        self._stored: dict[str, Adapter] = {}
+        self._declared: dict[str, Adapter] = {}
+        self._families: tuple[AdapterFamily, ...] = ()
+        self._aliases: dict[str, str] = {}
+        self._current: dict[tuple[str, str], AdapterVersion] = {}
+        """The newest version of each (name, source)."""
+
+    def declare(self, settings: AdaptersSettings) -> None:
+        """Replaces what the config file says."""
+        self._declared = {entry.full_name: Adapter(entry) for entry in settings.declared}
+        self._families = tuple(sorted(settings.families, key=lambda f: (-len(f.prefix), f.source)))
+        self._index()
+
+    def clear_stored(self) -> None:
+        """Forgets what the store said; all of it comes again."""
+        self._stored.clear()
+        self._current.clear()
+        self._index()
+
+    def apply(self, changes: AdapterChanges) -> None:
+        """Takes what changed in the store."""
+        for name in changes.deleted:
+            self._stored.pop(name, None)
+        for adapter in changes.adapters:
+            self._stored[adapter.name] = adapter
+        for version in changes.versions:
+            place = (version.name, version.source)
+            known = self._current.get(place)
+            if known is None or known.changed <= version.changed:
+                self._current[place] = version
+        if changes.adapters or changes.deleted:
+            self._index()
+
+    def find(self, name: str) -> Adapter | None:
+        """Returns the adapter that a request means by this name, whoever may use it; None is none.
+
+        One of a family may turn out not to exist when its source is looked at.
+        """
+        name = self._aliases.get(name, name)
+        return self._declared.get(name) or self._stored.get(name) or self._find_in_family(name)
+
+    def current(self, adapter: Adapter) -> AdapterVersion | None:
+        """Returns the newest version of an adapter; None until it was first looked at."""
+        return self._current.get((adapter.name, adapter.source))
+
+    def known(self) -> Iterator[Adapter]:
+        """Every adapter that is declared, registered or was found in a family, by name."""
+        found = {name for name, _ in self._current}
+        for name in sorted(found | self._stored.keys() | self._declared.keys()):
+            adapter = self.find(name)
+            if adapter is not None and (adapter.origin != "family" or self.current(adapter)):
+                yield adapter
+
+    def holder_of_alias(self, alias: str) -> str | None:
+        """Returns the adapter that answers to an alias, or None."""
+        return self._aliases.get(alias)
+
+    def _find_in_family(self, name: str) -> Adapter | None:
+        base, _, rest = name.partition(":")
+        for family in self._families:
+            member = rest.removeprefix(family.prefix)
+            if family.base != base or not rest.startswith(family.prefix):
+                continue
+            if is_adapter_name(rest) and is_adapter_name(member):
+                settings = AdapterSettings(
+                    name=rest,
+                    base=family.base,
+                    source=member_of(family.source, member),
+                    tenant=family.tenant,
+                )
+                return Adapter(settings, "family")
+        return None
+
+    def _index(self) -> None:
+        merged = self._stored | self._declared
+        self._aliases = {
+            alias: adapter.name
+            for adapter in sorted(merged.values(), key=lambda a: (a.origin == "declared", a.name))
+            for alias in adapter.settings.aliases
+        }
+
+
+def ref_of(version: AdapterVersion, base: ModelName) -> AdapterRef:
+    """Return how requests carry a version."""
+    return AdapterRef(version.id, version.name, base, version.content, version.source)

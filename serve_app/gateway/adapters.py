@@ -1,0 +1,314 @@
+"""A gateway's adapters: whether a tenant may use one, and which version of it a request gets.
+
+The first request for an adapter has it fetched and checked; the version found is written to the
+store, so that every gateway gives it the same id. Later requests take what is known, and now and
+then one has the source looked at again beside it.
+"""
+
+import asyncio
+import logging
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from deployments.adapter_store import AdapterStore
+from deployments.adapter_workers import AdapterWorkers
+from serve_app.adapter_registry import Adapter, AdapterRegistry, AdapterVersion, ref_of
+from serve_app.catalog import Caller
+from serve_app.config_adapters import AdaptersSettings
+from serve_app.errors import AdapterAwayError, AdapterRefusedError
+from serve_app.gateway.accounts import Accounts
+from serve_app.gateway.error_body import ApiError
+from serve_app.messages import AdapterRef
+from serve_app.names import ModelName
+from serve_app.policy.adapter_shapes import ModelShape
+from serve_app.store.adapters import AdapterRepository
+
+logger = logging.getLogger(__name__)
+
+_MAX_RESOLVING = 32
+"""Adapters that one tenant may have looked up at a time; names can be made up without end."""
+
+
+@dataclass(frozen=True)
+class AdapterChoice:
+    """The adapter that a request uses.
+
+    Attributes:
+        asked: What the request calls it.
+        ref: The version that it gets.
+    """
+
+    asked: str
+    ref: AdapterRef
+
+
+current_adapter: ContextVar[AdapterChoice | None] = ContextVar("current_adapter", default=None)
+"""The adapter of the HTTP request that the present task works for."""
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """What a base model's adapters must fit.
+
+    Attributes:
+        shape: None where adapters of such a model cannot be checked.
+        max_rank: The engine's; 0 where it takes no adapters.
+        kind: The model's `model_type`, for texts.
+    """
+
+    shape: ModelShape | None
+    max_rank: int
+    kind: str
+
+
+def may_use(caller: Caller, adapter: Adapter) -> bool:
+    """Whether a tenant may use an adapter."""
+    is_its_own = adapter.owner is None or adapter.owner == caller.tenant_id
+    return is_its_own and caller.tenant.may_use(*adapter.names)
+
+
+class GatewayAdapters:
+    """Lives on the gateway's event loop.
+
+    Args:
+        accounts: The store, and the registry that follows it.
+    """
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._settings = AdaptersSettings()
+        self._workers: AdapterWorkers | None = None
+        self._bases: dict[ModelName, AdapterBase] = {}
+        self._stores: dict[ModelName, AdapterStore] = {}
+        self._learning: dict[tuple[str, str], asyncio.Task[AdapterVersion]] = {}
+        self._resolving: dict[str, int] = {}
+        self._looked_s: dict[int, float] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def registry(self) -> AdapterRegistry:
+        """Which adapters there are."""
+        return self._accounts.catalog.adapters
+
+    def configure(self, settings: AdaptersSettings) -> None:
+        """Takes new settings."""
+        self.registry.declare(settings)
+        if settings.cache != self._settings.cache:
+            self._drop_stores()
+        self._settings = settings
+
+    def introduce(self, model: ModelName, base: AdapterBase) -> None:
+        """Hears what a model's engines are like, each time that they are configured anew."""
+        if self._bases.get(model) != base:
+            self._bases[model] = base
+            store = self._stores.pop(model, None)
+            if store is not None:
+                self._spawn(store.close())
+
+    async def resolve(self, adapter: Adapter, caller: Caller) -> AdapterRef:
+        """Returns the version that a request gets.
+
+        Raises:
+            ApiError: 400 it cannot be served, and why; 503 it cannot be had now.
+            AdapterRefusedError: There is no such adapter at its source.
+        """
+        version = self.registry.current(adapter)
+        if version is None:
+            version = await self._learn_for(adapter, caller)
+        else:
+            self._look_again(adapter, version)
+        return ref_of(version, adapter.base)
+
+    async def learn(self, adapter: Adapter) -> AdapterVersion:
+        """Has an adapter fetched and checked, and notes its version. Many who ask share one try.
+
+        Raises:
+            AdapterRefusedError: There is none, or it cannot be served.
+            AdapterAwayError: It cannot be had now.
+            ApiError: 503; the model is not ready, or the store is away.
+        """
+        place = (adapter.name, adapter.source)
+        task = self._learning.get(place)
+        if task is None:
+            task = asyncio.ensure_future(self._learn(adapter))
+            self._learning[place] = task
+            task.add_done_callback(lambda done: self._end(place, done))
+        return await asyncio.shield(task)
+
+    async def examine(self, adapter: Adapter) -> dict[str, Any]:
+        """Fetches and checks an adapter that is to be registered; returns what was found.
+
+        Returns:
+            What `AdapterRepository.note_version` takes. Raises as `learn`.
+        """
+        store = self._store_of(adapter)
+        store.forget_failure(adapter.source)
+        return await self._examine(adapter)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        tasks = [*self._learning.values(), *([self._looking] if self._looking else [])]
+        for task in tasks:
+            task.cancel()
+        self._drop_stores()
+        await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
+
+    # --- learning ---------------------------------------------------------------------------
+
+    async def _learn_for(self, adapter: Adapter, caller: Caller) -> AdapterVersion:
+        tenant = caller.tenant_id
+        if self._resolving.get(tenant, 0) >= _MAX_RESOLVING:
+            raise _away(adapter, 1.0)
+        self._resolving[tenant] = self._resolving.get(tenant, 0) + 1
+        try:
+            return await self.learn(adapter)
+        except AdapterRefusedError as error:
+            answer_refusal(adapter, error)
+        except AdapterAwayError as error:
+            raise _away(adapter, error.retry_after_s) from None
+        finally:
+            self._resolving[tenant] -= 1
+            if not self._resolving[tenant]:
+                del self._resolving[tenant]
+
+    async def _learn(self, adapter: Adapter) -> AdapterVersion:
+        found = await self._examine(adapter)
+        async with self._accounts.change() as session:
+            version = await AdapterRepository(session).note_version(adapter, **found)
+        self._looked_s[version.id] = time.monotonic()
+        logger.info("Adapter %s is version %d (%s).", adapter.name, version.id, version.content)
+        return version
+
+    async def _examine(self, adapter: Adapter) -> dict[str, Any]:
+        facts = await self._store_of(adapter).examine(adapter.source)
+        return {
+            "content": facts.version,
+            "mark": facts.mark,
+            "facts": {"rank": facts.rank, "modules": facts.modules, "n_bytes": facts.n_bytes},
+            "now_s": time.time(),
+        }
+
+    def _end(self, place: tuple[str, str], task: asyncio.Task[AdapterVersion]) -> None:
+        self._learning.pop(place, None)
+        if not task.cancelled():
+            task.exception()  # Whoever waited was told; perhaps nobody does any more.
+
+    # --- new versions -----------------------------------------------------------------------
+
+    def _look_again(self, adapter: Adapter, version: AdapterVersion) -> None:
+        """One at a time: looking at many sources must not hold up what requests wait for."""
+        now_s = time.monotonic()
+        looked_s = self._looked_s.setdefault(version.id, now_s)
+        if now_s < looked_s + self._settings.recheck_s or self._looking is not None:
+            return
+        self._looked_s[version.id] = now_s
+        self._looking = asyncio.ensure_future(self._look(adapter, version))
+        self._looking.add_done_callback(self._end_looking)
+
+    def _end_looking(self, task: asyncio.Task[None]) -> None:
+        self._looking = None
+
+    async def _look(self, adapter: Adapter, version: AdapterVersion) -> None:
+        try:
+            mark = await self._store_of(adapter).look(adapter.source)
+            if mark != version.mark:
+                await self.learn(adapter)
+        except (AdapterRefusedError, AdapterAwayError, ApiError) as error:
+            logger.warning("Adapter %s stays at version %d: %s", adapter.name, version.id, error)
+
+    # --- stores -----------------------------------------------------------------------------
+
+    def _store_of(self, adapter: Adapter) -> AdapterStore:
+        base = self._bases.get(adapter.base)
+        if base is None:
+            raise ApiError(
+                503,
+                f"The model {adapter.base!r} is not ready, so its adapters cannot be checked. "
+                "Try again shortly; /ready shows its progress.",
+                param="model",
+                code="model_not_ready",
+                retry_after_s=5.0,
+            )
+        if base.max_rank < 1:
+            raise AdapterRefusedError(f"The engines of {adapter.base!r} take no adapters.")
+        if base.shape is None:
+            raise AdapterRefusedError(
+                f"Adapters of a model of the kind {base.kind!r} cannot be checked, so none is "
+                "served."
+            )
+        store = self._stores.get(adapter.base)
+        if store is None:
+            cache = self._settings.cache
+            self._workers = self._workers or AdapterWorkers(cache)
+            store = AdapterStore(cache, base.shape, base.max_rank, self._workers)
+            self._stores[adapter.base] = store
+        return store
+
+    def _drop_stores(self) -> None:
+        for store in self._stores.values():
+            self._spawn(store.close())
+        self._stores.clear()
+        if self._workers is not None:
+            self._spawn(self._workers.close())
+            self._workers = None
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def answer_refusal(adapter: Adapter, error: AdapterRefusedError) -> NoReturn:
+    """Raises what a client hears of an adapter that is refused.
+
+    Raises:
+        AdapterRefusedError: Nothing is there, and nobody said that there would be.
+        ApiError: 400, 404.
+    """
+    if error.is_missing and adapter.origin == "family":
+        raise error
+    raise ApiError(
+        404 if error.is_missing else 400,
+        f"The adapter {adapter.name!r} cannot be served. {error}",
+        param="model",
+        code="adapter_not_found" if error.is_missing else "invalid_adapter",
+    ) from None
+
+
+def _away(adapter: Adapter, retry_after_s: float) -> ApiError:
+    """Without what its store said, which may name places that are not this tenant's to know."""
+    return ApiError(
+        503,
+        f"The adapter {adapter.name!r} cannot be fetched at present. Try again shortly.",
+        param="model",
+        code="adapter_unavailable",
+        retry_after_s=max(1.0, retry_after_s),
+    )
+
+
+def make_cards(
+    adapter: Adapter, version: AdapterVersion | None, model_len: int | None
+) -> list[Any]:
+    """Return an adapter as `/v1/models` lists it, once for each of its names."""
+    created_s = (version.created_s if version else 0.0) or adapter.created_s
+    details = (
+        {"version": version.content, "rank": version.rank, "target_modules": list(version.modules)}
+        if version
+        else None
+    )
+    return [
+        {
+            "id": name,
+            "object": "model",
+            "created": int(created_s),
+            "owned_by": adapter.owner or "arriero",
+            "root": adapter.name,
+            "parent": adapter.base,
+            "max_model_len": model_len,
+            "adapter": details,
+        }
+        for name in adapter.names
+    ]

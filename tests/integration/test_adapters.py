@@ -1,0 +1,303 @@
+"""Adapters over HTTP with the echo engine: who may use which, and which version a request gets."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from serve_app.keys import make_key
+from serve_app.messages import AdapterRef, Standing
+from tests.integration.conftest import CONTEXT, make_settings
+from tests.support.adapters import CONFIG, WEIGHTS, make_adapter, make_family
+from tests.support.platform import LocalPlatform, wait_until
+from tests.support.settings import write_model
+
+ADMIN, ACME, OTHER, NARROW = (make_key() for _ in range(4))
+HELLO = [{"role": "user", "content": "hello"}]
+RECHECK_S = 0.3
+
+
+def write_lora_echo(folder: Path, name: str, **engine: Any) -> dict[str, Any]:
+    return write_model(
+        name,
+        source={"kind": "local", "path": str(folder)},
+        engine={"kind": "echo", "max_model_len": CONTEXT, **engine},
+    )
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    make_adapter(folder / "sql", tiny_model)
+    make_adapter(folder / "acme", tiny_model, seed=1)
+    make_family(folder / "family", tiny_model, 6)
+    make_adapter(folder / "bad", tiny_model)
+    (folder / "bad" / WEIGHTS).write_bytes(b"nothing")
+    make_adapter(folder / "big", tiny_model, rank=128)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def platform(
+    tiny_model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalPlatform]:
+    folder = tmp_path_factory.mktemp("platform")
+    settings = make_settings(
+        write_lora_echo(tiny_model, "tiny", max_loras=4, tokens_per_s=200.0),
+        write_lora_echo(tiny_model, "plain"),
+        auth={"kind": "keys"},
+        tenants=[
+            {"id": "operators", "keys": [{"hash": ADMIN.hash, "scopes": ["admin", "inference"]}]},
+            {"id": "acme", "keys": [{"hash": ACME.hash}]},
+            {"id": "other", "keys": [{"hash": OTHER.hash}]},
+            {
+                "id": "narrow",
+                "keys": [{"hash": NARROW.hash}],
+                "allowed_models": ["tiny", "tiny:team-*"],
+            },
+        ],
+        adapters={
+            "declared": [
+                {"name": "sql", "base": "tiny", "source": str(adapters / "sql")},
+                {
+                    "name": "secret",
+                    "base": "tiny",
+                    "source": f"file://{adapters}/acme",
+                    "tenant": "acme",
+                    "aliases": ["acme-model"],
+                },
+                {"name": "bad", "base": "tiny", "source": str(adapters / "bad")},
+                {"name": "big", "base": "tiny", "source": str(adapters / "big")},
+                {"name": "gone", "base": "tiny", "source": str(adapters / "gone")},
+            ],
+            "families": [
+                {"base": "tiny", "source": str(adapters / "family"), "prefix": "team-"},
+            ],
+            "recheck_s": RECHECK_S,
+            "cache": {"path": str(folder / "cache"), "workers": 2},
+        },
+        store={"state_dir": str(folder / "state"), "usage_batch_s": 0.05},
+    )
+    with LocalPlatform(settings, folder, n_gateways=2) as platform:
+        yield platform
+
+
+@pytest.fixture
+def admin(platform: LocalPlatform) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {ADMIN.text}"}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=30.0) as client:
+        yield client
+
+
+@pytest.fixture
+def seen(platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch) -> list[AdapterRef | None]:
+    """The adapter of each request that reached an engine."""
+    refs: list[AdapterRef | None] = []
+    for engine in platform.engines.values():
+        assert engine._core is not None
+        accept = engine._core.accept
+
+        def watch(request: Any, standing: Standing, accept: Any = accept) -> None:
+            lora = request.lora_request
+            refs.append(
+                AdapterRef.at(lora.lora_path, id=lora.lora_int_id, name=lora.lora_name, base="tiny")
+                if lora is not None
+                else None
+            )
+            accept(request, standing)
+
+        monkeypatch.setattr(engine._core, "accept", watch)
+    return refs
+
+
+def ask(
+    platform: LocalPlatform, model: str, key: str = ACME.text, gateway: int = 0, n_tokens: int = 4
+) -> httpx.Response:
+    return httpx.post(
+        f"{platform.urls[gateway]}/v1/chat/completions",
+        json={"model": model, "messages": HELLO, "max_tokens": n_tokens},
+        headers={"authorization": f"Bearer {key}"},
+        timeout=30.0,
+    )
+
+
+def error_of(answer: httpx.Response) -> tuple[int, str, str]:
+    error = answer.json()["error"]
+    return answer.status_code, error["code"], error["message"]
+
+
+def list_models(platform: LocalPlatform, key: str, **query: Any) -> list[dict[str, Any]]:
+    answer = httpx.get(
+        f"{platform.url}/v1/models",
+        headers={"authorization": f"Bearer {key}"},
+        params=query,
+        timeout=30.0,
+    )
+    cards: list[dict[str, Any]] = answer.json()["data"]
+    return cards
+
+
+# --- using them ---------------------------------------------------------------------------------
+
+
+def test_request_reaches_the_engine_with_its_adapter(
+    platform: LocalPlatform, seen: list[AdapterRef | None], adapters: Path
+) -> None:
+    for model in ("tiny:sql", "tiny", "tiny:secret", "acme-model"):
+        answer = ask(platform, model)
+        assert answer.status_code == 200, answer.text
+        expected = "tiny:secret" if model == "acme-model" else model
+        assert answer.json()["model"] == expected
+    sql, none, secret, alias = seen
+    assert none is None
+    assert sql is not None
+    assert secret is not None
+    assert secret == alias
+    assert (sql.name, sql.source) == ("tiny:sql", f"file://{adapters}/sql")
+    assert len(sql.version) == 64
+    assert 0 < sql.id != secret.id > 0
+
+
+def test_both_gateways_give_a_version_the_same_id(
+    platform: LocalPlatform, seen: list[AdapterRef | None]
+) -> None:
+    for gateway in (0, 1, 0, 1):
+        assert ask(platform, "tiny:team-a00001", gateway=gateway).status_code == 200
+    assert len(set(seen)) == 1
+
+
+def test_streams_and_completions_name_the_adapter_too(platform: LocalPlatform) -> None:
+    client = openai.OpenAI(base_url=f"{platform.url}/v1", api_key=ACME.text)
+    chunks = list(
+        client.completions.create(model="tiny:sql", prompt="hello", max_tokens=4, stream=True)
+    )
+    assert {chunk.model for chunk in chunks} == {"tiny:sql"}
+
+
+def test_usage_is_recorded_with_the_adapter(platform: LocalPlatform, admin: httpx.Client) -> None:
+    assert ask(platform, "tiny:team-a00002", OTHER.text).status_code == 200
+
+    def rows() -> Any:
+        return admin.get("/admin/usage", params={"tenant": "other", "by": "adapter"}).json()["data"]
+
+    wait_until(lambda: any(row["adapter"] == "tiny:team-a00002" for row in rows()), 10.0, "used")
+
+
+def test_adapter_of_another_tenant_is_like_one_that_does_not_exist(
+    platform: LocalPlatform,
+) -> None:
+    answers = [ask(platform, name, OTHER.text) for name in ("tiny:secret", "tiny:nobody")]
+    texts = [error_of(answer)[2] for answer in answers]
+    assert [error_of(answer)[:2] for answer in answers] == [(404, "model_not_found")] * 2
+    assert texts[0].replace("secret", "nobody") == texts[1]
+    assert error_of(ask(platform, "acme-model", OTHER.text))[:2] == (404, "model_not_found")
+
+
+def test_tenants_list_of_models_holds_for_adapters(platform: LocalPlatform) -> None:
+    assert ask(platform, "tiny:team-a00000", NARROW.text).status_code == 200
+    for name in ("tiny:sql", "tiny:secret"):
+        assert error_of(ask(platform, name, NARROW.text))[:2] == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "code", "words"),
+    [
+        ("tiny:bad", 400, "invalid_adapter", "no safetensors file"),
+        ("tiny:big", 400, "invalid_adapter", "is 128 while the engine takes at most 64"),
+        ("tiny:gone", 404, "adapter_not_found", "There is no such folder"),
+        ("tiny:team-none", 404, "model_not_found", "does not exist"),
+        ("tiny:team-..", 404, "model_not_found", "does not exist"),
+        ("tiny:team-../sql", 404, "model_not_found", "does not exist"),
+        ("plain:sql", 404, "model_not_found", "does not exist"),
+        ("tiny:", 404, "model_not_found", "does not exist"),
+        (":sql", 404, "model_not_found", "does not exist"),
+    ],
+)
+def test_adapter_that_cannot_be_served_is_refused_with_the_reason(
+    platform: LocalPlatform, name: str, status: int, code: str, words: str
+) -> None:
+    for _ in range(2):
+        found = error_of(ask(platform, name))
+        assert found[:2] == (status, code), found
+        assert words in found[2]
+    assert ask(platform, "tiny:sql").status_code == 200
+
+
+def test_new_version_at_the_source_gets_another_id_and_the_old_one_keeps_its_own(
+    platform: LocalPlatform, seen: list[AdapterRef | None], adapters: Path, tiny_model: Path
+) -> None:
+    folder = adapters / "family/a00005"
+    assert ask(platform, "tiny:team-a00005").status_code == 200
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).unlink()
+    make_adapter(folder, tiny_model, seed=99)
+
+    def is_new() -> bool:
+        assert ask(platform, "tiny:team-a00005").status_code == 200
+        return seen[-1] != seen[0]
+
+    time.sleep(RECHECK_S)
+    wait_until(is_new, 10.0, "another version")
+    old, new = seen[0], seen[-1]
+    assert old is not None
+    assert new is not None
+    assert old.id != new.id
+    assert old.place != new.place
+    (folder / WEIGHTS).write_bytes(b"broken")
+    time.sleep(2 * RECHECK_S)
+    for _ in range(3):  # A bad new version does no harm to the good old one.
+        assert ask(platform, "tiny:team-a00005").status_code == 200
+        assert seen[-1] == new
+        time.sleep(RECHECK_S)
+
+
+# --- listing them -------------------------------------------------------------------------------
+
+
+def test_models_lists_the_adapters_that_a_tenant_may_use(platform: LocalPlatform) -> None:
+    assert ask(platform, "tiny:team-a00003").status_code == 200
+    of_acme = {card["id"]: card for card in list_models(platform, ACME.text)}
+    of_other = {card["id"] for card in list_models(platform, OTHER.text)}
+    of_narrow = {card["id"] for card in list_models(platform, NARROW.text)}
+    assert {"tiny", "tiny:sql", "tiny:secret", "acme-model", "tiny:team-a00003"} <= set(of_acme)
+    assert "tiny:team-a00004" not in of_acme  # Known once it is used.
+    assert not {"tiny:secret", "acme-model"} & of_other
+    assert "tiny:sql" not in of_narrow
+    assert "tiny:team-a00003" in of_narrow
+    card = of_acme["tiny:team-a00003"]
+    assert (card["parent"], card["root"]) == ("tiny", "tiny:team-a00003")
+    assert card["adapter"]["rank"] == 64
+    assert card["adapter"]["target_modules"] == ["q_proj", "v_proj"]
+    assert of_acme["tiny"]["parent"] is None
+    assert str(platform._folder) not in str(of_acme)
+
+
+def test_list_of_adapters_comes_in_pages(platform: LocalPlatform) -> None:
+    everything = [c["id"] for c in list_models(platform, ACME.text) if c["parent"]]
+    first = [c["id"] for c in list_models(platform, ACME.text, limit=2) if c["parent"]]
+    rest = [c["id"] for c in list_models(platform, ACME.text, after=first[-1])]
+    assert first + rest == everything
+
+
+def test_one_adapter_is_shown_to_those_who_may_use_it(platform: LocalPlatform) -> None:
+    for name, key, status in (
+        ("tiny:sql", ACME, 200),
+        ("tiny:secret", ACME, 200),
+        ("acme-model", ACME, 200),
+        ("tiny:secret", OTHER, 404),
+        ("tiny:none", ACME, 404),
+        ("tiny:team-none", ACME, 404),
+    ):
+        answer = httpx.get(
+            f"{platform.url}/v1/models/{name}", headers={"authorization": f"Bearer {key.text}"}
+        )
+        assert answer.status_code == status, name
+
+
+def test_nothing_half_made_is_left(platform: LocalPlatform) -> None:
+    assert os.listdir(platform._folder / "cache/staging") == []

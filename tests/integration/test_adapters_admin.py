@@ -1,0 +1,285 @@
+"""Adapters at run time: the admin API, `arriero adapters`, and vLLM's own routes."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app import cli
+from serve_app.keys import make_key
+from tests.integration.conftest import CONTEXT, make_settings, write_echo
+from tests.support.adapters import WEIGHTS, make_adapter
+from tests.support.platform import LocalPlatform, wait_until
+from tests.support.settings import write_model
+
+ADMIN, ACME, OTHER = (make_key() for _ in range(3))
+HELLO = [{"role": "user", "content": "hello"}]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    make_adapter(folder / "declared", tiny_model, seed=5)
+    for i, name in enumerate(("sql", "chat", "slow", "moved")):
+        make_adapter(folder / name, tiny_model, seed=i)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def platform(
+    tiny_model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalPlatform]:
+    folder = tmp_path_factory.mktemp("platform")
+    source = {"kind": "local", "path": str(tiny_model)}
+    engine = {"kind": "echo", "max_model_len": CONTEXT, "max_loras": 4, "tokens_per_s": 20.0}
+    settings = make_settings(
+        write_model("tiny", source=source, engine=engine, aliases=["tiny-alias"]),
+        write_echo(tiny_model, "plain"),
+        auth={"kind": "keys"},
+        tenants=[
+            {"id": "operators", "keys": [{"hash": ADMIN.hash, "scopes": ["admin"]}]},
+            {"id": "acme", "keys": [{"hash": ACME.hash}]},
+            {"id": "other", "keys": [{"hash": OTHER.hash}]},
+        ],
+        adapters={
+            "declared": [
+                {"name": "fixed", "base": "tiny", "source": str(adapters / "declared")},
+            ],
+            "cache": {"path": str(folder / "cache")},
+        },
+        store={"state_dir": str(folder / "state")},
+    )
+    with LocalPlatform(settings, folder, n_gateways=2) as platform:
+        yield platform
+
+
+@pytest.fixture
+def admin(platform: LocalPlatform) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {ADMIN.text}"}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=30.0) as client:
+        yield client
+
+
+@pytest.fixture
+def run(
+    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    monkeypatch.setenv("ARRIERO_URL", platform.url)
+    monkeypatch.setenv("ARRIERO_ADMIN_KEY", ADMIN.text)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        status = cli.main(args)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def ask(
+    platform: LocalPlatform, model: str, key: str = ACME.text, gateway: int = 0, n_tokens: int = 2
+) -> httpx.Response:
+    return httpx.post(
+        f"{platform.urls[gateway]}/v1/chat/completions",
+        json={"model": model, "messages": HELLO, "max_tokens": n_tokens},
+        headers={"authorization": f"Bearer {key}"},
+        timeout=30.0,
+    )
+
+
+def refused(answer: httpx.Response) -> tuple[int, str]:
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return answer.status_code, error["code"]
+
+
+def test_registered_adapter_is_known_everywhere_within_two_seconds_until_it_is_removed(
+    platform: LocalPlatform, admin: httpx.Client, adapters: Path
+) -> None:
+    body = {
+        "name": "sql",
+        "base": "tiny",
+        "source": str(adapters / "sql"),
+        "tenant": "acme",
+        "aliases": ["acme-sql"],
+    }
+    answer = admin.post("/admin/adapters", json=body)
+    assert answer.status_code == 201, answer.text
+    shown = answer.json()
+    assert (shown["id"], shown["origin"], shown["source"]) == (
+        "tiny:sql",
+        "admin",
+        f"file://{adapters}/sql",
+    )
+    assert shown["version"]["rank"] == 8
+    assert shown["version"]["target_modules"] == ["q_proj", "v_proj"]
+    assert admin.get("/admin/adapters/tiny:sql").json() == shown
+    assert admin.get("/admin/adapters/acme-sql").json() == shown
+    assert shown in admin.get("/admin/adapters", params={"tenant": "acme"}).json()["data"]
+    assert refused(admin.post("/admin/adapters", json=body)) == (409, "adapter_exists")
+    took_s = wait_until(lambda: ask(platform, "acme-sql", gateway=1).is_success, 5.0, "known")
+    assert took_s < 2.0
+    assert ask(platform, "tiny:sql", OTHER.text).status_code == 404
+    assert admin.delete("/admin/adapters/acme-sql").json() == {"id": "tiny:sql", "deleted": True}
+    assert refused(ask(platform, "tiny:sql")) == (404, "model_not_found")
+    wait_until(lambda: ask(platform, "tiny:sql", gateway=1).status_code == 404, 2.0, "gone")
+    again = admin.post("/admin/adapters", json=body).json()
+    assert again["version"]["id"] == shown["version"]["id"]  # The same adapter and content.
+    admin.delete("/admin/adapters/tiny:sql")
+
+
+def test_request_finishes_on_an_adapter_that_is_removed_meanwhile(
+    platform: LocalPlatform, admin: httpx.Client, adapters: Path
+) -> None:
+    admin.post(
+        "/admin/adapters", json={"name": "slow", "base": "tiny", "source": str(adapters / "slow")}
+    )
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(ask(platform, "tiny:slow", n_tokens=40))
+    )
+    asking.start()
+    wait_until(lambda: platform.count_in_engines() > 0, 10.0, "running")
+    admin.delete("/admin/adapters/tiny:slow")
+    assert ask(platform, "tiny:slow").status_code == 404
+    asking.join(timeout=20.0)
+    assert answers[0].status_code == 200
+    assert answers[0].json()["usage"]["completion_tokens"] == 40
+
+
+def test_refresh_takes_the_new_version_at_once(
+    platform: LocalPlatform, admin: httpx.Client, adapters: Path, tiny_model: Path
+) -> None:
+    source = str(adapters / "moved")
+    first = admin.post(
+        "/admin/adapters", json={"name": "moved", "base": "tiny", "source": source}
+    ).json()
+    make_adapter(adapters / "moved", tiny_model, seed=77, rank=16)
+    second = admin.post("/admin/adapters/tiny:moved/refresh").json()
+    assert second["version"]["rank"] == 16
+    assert second["version"]["id"] > first["version"]["id"]
+    assert second["version"]["sha256"] != first["version"]["sha256"]
+    (adapters / "moved" / WEIGHTS).write_bytes(b"broken")
+    answer = admin.post("/admin/adapters/tiny:moved/refresh")
+    assert refused(answer) == (400, "invalid_adapter")
+    assert ask(platform, "tiny:moved").status_code == 200
+    assert admin.get("/admin/adapters/tiny:moved").json() == second
+
+
+def test_tenants_own_adapters_go_with_it(
+    platform: LocalPlatform, admin: httpx.Client, adapters: Path
+) -> None:
+    admin.post("/admin/tenants", json={"id": "brief"})
+    body = {"name": "own", "base": "tiny", "source": str(adapters / "sql"), "tenant": "brief"}
+    assert admin.post("/admin/adapters", json=body).status_code == 201
+    admin.delete("/admin/tenants/brief")
+    assert refused(admin.get("/admin/adapters/tiny:own")) == (404, "adapter_not_found")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "param"),
+    [
+        ({"base": "none"}, 400, "base"),
+        ({"base": "tiny-alias"}, 400, "base"),
+        ({"base": "plain"}, 400, "base"),
+        ({"name": "../x"}, 400, "name"),
+        ({"name": "a:b"}, 400, "name"),
+        ({"source": "relative/../path"}, 400, "source"),
+        ({"source": "http://host/x"}, 400, "source"),
+        ({"source": "/none"}, 404, "source"),
+        ({"source": "s3://bucket/../x"}, 400, "source"),
+        ({"tenant": "none"}, 404, "tenant"),
+        ({"aliases": ["tiny"]}, 409, "aliases"),
+        ({"aliases": ["a:b"]}, 400, "aliases.0"),
+        ({"name": "fixed"}, 409, None),
+        ({"unknown": 1}, 400, "unknown"),
+    ],
+)
+def test_adapter_that_cannot_be_registered_is_refused(
+    admin: httpx.Client, adapters: Path, changes: dict[str, Any], status: int, param: str | None
+) -> None:
+    body = {"name": "x", "base": "tiny", "source": str(adapters / "chat")} | changes
+    answer = admin.post("/admin/adapters", json=body)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param, error
+
+
+def test_declared_adapter_is_not_removed_here(admin: httpx.Client) -> None:
+    assert refused(admin.delete("/admin/adapters/tiny:fixed")) == (409, "adapter_is_declared")
+    assert refused(admin.delete("/admin/adapters/tiny:none")) == (404, "adapter_not_found")
+    assert admin.get("/admin/adapters/tiny:fixed").json()["origin"] == "declared"
+
+
+def test_only_an_administrator_changes_adapters(platform: LocalPlatform) -> None:
+    headers = {"authorization": f"Bearer {ACME.text}"}
+    with httpx.Client(base_url=platform.url, headers=headers) as client:
+        for method, path in (
+            ("GET", "/admin/adapters"),
+            ("POST", "/admin/adapters"),
+            ("DELETE", "/admin/adapters/tiny:fixed"),
+            ("POST", "/v1/load_lora_adapter"),
+            ("POST", "/v1/unload_lora_adapter"),
+        ):
+            answer = client.request(method, path, json={})
+            assert refused(answer) == (403, "insufficient_scope"), path
+
+
+def test_clients_of_vllms_routes_are_served(
+    platform: LocalPlatform, admin: httpx.Client, adapters: Path
+) -> None:
+    form = {"lora_name": "chat", "lora_path": str(adapters / "chat")}
+    answer = admin.post("/v1/load_lora_adapter", json=form)
+    assert answer.text == "Success: LoRA adapter 'chat' added successfully."
+    assert ask(platform, "chat").json()["model"] == "tiny:chat"
+    assert ask(platform, "tiny:chat").status_code == 200
+    assert refused(admin.post("/v1/load_lora_adapter", json=form)) == (409, "adapter_exists")
+    replaced = form | {"load_inplace": True, "lora_path": str(adapters / "sql")}
+    assert admin.post("/v1/load_lora_adapter", json=replaced).status_code == 200
+    assert admin.get("/admin/adapters/chat").json()["source"] == f"file://{adapters}/sql"
+    answer = admin.post("/v1/unload_lora_adapter", json={"lora_name": "chat"})
+    assert answer.text == "Success: LoRA adapter 'chat' removed successfully."
+    assert ask(platform, "chat").status_code == 404
+    missing = {"lora_name": "x", "lora_path": "/none"}
+    assert refused(admin.post("/v1/load_lora_adapter", json=missing)) == (404, "adapter_not_found")
+    assert admin.post("/v1/load_lora_adapter", json={"lora_name": "x"}).status_code == 400
+    wrong = {"lora_name": "a b", "lora_path": "/none"}
+    assert admin.post("/v1/load_lora_adapter", json=wrong).status_code == 400
+
+
+def test_operator_adds_shows_and_removes_an_adapter_by_command(
+    run: Run, platform: LocalPlatform, adapters: Path
+) -> None:
+    source = str(adapters / "sql")
+    status, out, err = run(
+        *("adapters", "add", "mine", "--base", "tiny", "--source", source),
+        *("--tenant", "acme", "--alias", "my-sql"),
+    )
+    assert status == 0, err
+    for words in ("tiny:mine", "my-sql", "q_proj, v_proj", "sha256", f"file://{source}"):
+        assert words in out
+    status, out, _ = run("adapters", "list")
+    assert status == 0
+    assert out.splitlines()[0].split() == ["ADAPTER", "TENANT", "RANK", "SIZE", "ORIGIN", "SOURCE"]
+    assert "tiny:mine" in out
+    assert "tiny:fixed" in out
+    status, out, _ = run("adapters", "show", "my-sql", "--json")
+    assert json.loads(out)["version"]["rank"] == 8
+    assert run("adapters", "refresh", "tiny:mine")[0] == 0
+    status, out, _ = run("adapters", "remove", "tiny:mine")
+    assert "Removed tiny:mine" in out
+    status, _, err = run("adapters", "show", "tiny:mine")
+    assert status == 1
+    assert "There is no adapter" in err
+    status, _, err = run("adapters", "add", "x", "--source", source)
+    assert "--base MODEL" in err
+    status, _, err = run("adapters", "add", "tiny:x", "--base", "other", "--source", source)
+    assert "another base model" in err
+    status, _, err = run("adapters", "add", "tiny:x", "--source", "/none")
+    assert status == 1
+    assert "There is no such folder" in err

@@ -1,0 +1,265 @@
+"""The gate before the core: a cold adapter's request waits alone, and every one ends once."""
+
+import asyncio
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+
+from deployments.adapter_gate import AdapterGate
+from deployments.echo_adapters import AdapterPace
+from deployments.echo_core import EchoCore
+from serve_app.errors import AdapterRefusedError
+from serve_app.messages import AdapterRef, Standing
+from serve_app.names import ModelName, TenantId
+
+
+class FakeFiles:
+    """Brings a folder when the test says so; counts what is held."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.is_there: dict[int, asyncio.Event] = {}
+        self.refused: set[int] = set()
+        self.holds: dict[int, int] = {}
+        self.n_ensured = 0
+
+    async def ensure(self, ref: AdapterRef) -> Path:
+        self.n_ensured += 1
+        if ref.id in self.is_there:
+            await self.is_there[ref.id].wait()
+        if ref.id in self.refused:
+            raise AdapterRefusedError("it holds a pickle.")
+        self.holds[ref.id] = self.holds.get(ref.id, 0) + 1
+        return self.folder
+
+    def release(self, ref: AdapterRef) -> None:
+        self.holds[ref.id] -= 1
+
+
+class FakeCore(EchoCore):
+    """Takes note; its requests end when the test says so."""
+
+    def __init__(self, capacity: int) -> None:
+        self.pace = AdapterPace(slots=capacity, capacity=capacity)
+        self.accepted: dict[str, EngineCoreRequest] = {}
+        self.aborted: list[str] = []
+        self.held: dict[int, str] = {}
+
+    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
+        lora = request.lora_request
+        assert lora is None or lora.lora_int_id in self.held
+        self.accepted[request.request_id] = request
+
+    def abort(self, request_ids: list[str]) -> None:
+        self.aborted += request_ids
+
+    def counts(self) -> tuple[int, int, float]:
+        return len(self.accepted), 0, 0.0
+
+    @property
+    def adapter_slots(self) -> int:
+        return self.pace.slots
+
+    @property
+    def adapter_capacity(self) -> int:
+        return self.pace.capacity
+
+    def active_adapters(self) -> set[int]:
+        return set()
+
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+        done: Future[None] = Future()
+        if len(self.held) >= self.pace.capacity:
+            done.set_exception(RuntimeError("full"))
+            return done
+        self.held[adapter_id] = path
+        done.set_result(None)
+        return done
+
+    def drop_adapter(self, adapter_id: int) -> Future[None]:
+        del self.held[adapter_id]
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+class Stand:
+    """A gate between a fake store and a fake core."""
+
+    def __init__(self, folder: Path, capacity: int = 2, timeout_s: float = 5.0) -> None:
+        self.outputs: dict[str, EngineCoreOutput] = {}
+        self.files = FakeFiles(folder)
+        self.core = FakeCore(capacity)
+        loop = asyncio.get_running_loop()
+        self.gate = AdapterGate(self._take, self.files, loop, floor=0, timeout_s=timeout_s)
+        self.gate.attach(self.core)
+
+    def _take(self, client: int, outputs: EngineCoreOutputs) -> None:
+        self.outputs |= {output.request_id: output for output in outputs.outputs}
+
+    def send(self, name: str, adapter: int = 0, tenant: str = "a") -> None:
+        place = f"file:///adapters/{adapter}#{adapter:064}"
+        self.gate.accept(
+            EngineCoreRequest(
+                request_id=name,
+                prompt_token_ids=[5],
+                mm_features=None,
+                sampling_params=SamplingParams(),
+                pooling_params=None,
+                arrival_time=0.0,
+                lora_request=LoRARequest("m:sql", adapter, place, "m") if adapter else None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            ),
+            Standing(TenantId(tenant), 0, 0, 0),
+        )
+
+    def end(self, name: str) -> None:
+        """The core says a request's last word."""
+        del self.core.accepted[name]
+        last = EngineCoreOutput(name, [7], finish_reason=FinishReason.STOP)
+        self.gate.emit(0, EngineCoreOutputs(outputs=[last]))
+
+    async def until(self, name: str) -> None:
+        """Waits until a request has reached the core or its end."""
+        for _ in range(500):
+            if name in self.core.accepted or name in self.outputs:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{name} is neither in the core nor at its end")
+
+
+async def test_cold_request_waits_alone(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.files.is_there[1] = asyncio.Event()
+    stand.send("cold", adapter=1)
+    stand.send("warm", adapter=2)
+    stand.send("base")
+    await stand.until("warm")
+    await stand.until("base")
+    assert "cold" not in stand.core.accepted
+    assert stand.gate.counts()[1] == 1
+    stand.files.is_there[1].set()
+    await stand.until("cold")
+    assert stand.gate.counts()[1] == 0
+
+
+async def test_one_fetch_serves_all_who_wait(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    for name in ("r1", "r2", "r3"):
+        stand.send(name, adapter=1)
+    for name in ("r1", "r2", "r3"):
+        await stand.until(name)
+    assert stand.files.n_ensured == 1
+
+
+async def test_two_versions_of_one_name_are_told_apart_in_the_core(tmp_path: Path) -> None:
+    # vLLM compares LoRA requests by their names alone.
+    stand = Stand(tmp_path)
+    stand.send("old", adapter=1)
+    stand.send("new", adapter=2)
+    await stand.until("old")
+    await stand.until("new")
+    old, new = (stand.core.accepted[name].lora_request for name in ("old", "new"))
+    assert old is not None
+    assert new is not None
+    assert old.lora_name != new.lora_name
+    assert old.lora_path == str(tmp_path)
+
+
+async def test_failure_ends_its_own_requests_and_says_why(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.files.refused.add(1)
+    stand.send("bad", adapter=1)
+    stand.send("good", adapter=2)
+    await stand.until("bad")
+    await stand.until("good")
+    assert stand.outputs["bad"].finish_reason == FinishReason.ERROR
+    reason = str(stand.outputs["bad"].stop_reason)
+    assert reason == "The adapter 'm:sql' could not be loaded: it holds a pickle."
+    assert stand.gate.report().failures == {1: "it holds a pickle."}
+    assert "good" not in stand.outputs
+
+
+async def test_failure_in_the_core_gives_the_files_back(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    refused: Future[None] = Future()
+    refused.set_exception(ValueError("q_proj is for 8 inputs"))
+    stand.core.hold_adapter = lambda adapter_id, path: refused  # type: ignore[method-assign]
+    stand.send("bad", adapter=1)
+    await stand.until("bad")
+    assert "q_proj is for 8 inputs" in str(stand.outputs["bad"].stop_reason)
+    assert stand.files.holds == {1: 0}
+
+
+async def test_late_adapter_ends_in_an_error(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, timeout_s=0.05)
+    stand.files.is_there[1] = asyncio.Event()
+    stand.send("late", adapter=1)
+    await stand.until("late")
+    assert "not loaded within 0.05 s" in str(stand.outputs["late"].stop_reason)
+    stand.files.is_there[1].set()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_aborted_request_never_runs_on(tmp_path: Path, is_there: bool) -> None:
+    stand = Stand(tmp_path)
+    stand.files.is_there[1] = asyncio.Event()
+    if is_there:
+        stand.files.is_there[1].set()
+    stand.send("r", adapter=1)
+    if is_there:
+        await stand.until("r")
+    stand.gate.abort(["r"])
+    stand.files.is_there[1].set()
+    stand.send("next", adapter=1)
+    await stand.until("next")
+    assert "r" not in stand.core.accepted or "r" in stand.core.aborted
+    assert "r" not in stand.outputs
+
+
+async def test_adapter_in_use_stays_until_its_request_ends(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, capacity=1)
+    stand.send("r1", adapter=1)
+    await stand.until("r1")
+    stand.send("r2", adapter=2)
+    await asyncio.sleep(0.1)
+    assert set(stand.core.held) == {1}
+    stand.end("r1")
+    await stand.until("r2")
+    assert set(stand.core.held) == {2}
+    assert stand.files.holds == {1: 0, 2: 1}
+
+
+async def test_prepared_adapter_is_in_memory_before_a_request(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    ref = AdapterRef(1, "m:sql", ModelName("m"), "0" * 64, "file:///adapters/1")
+    stand.gate.prepare(ref, TenantId("a"))
+    for _ in range(100):
+        if stand.gate.report().in_memory == [1]:
+            break
+        await asyncio.sleep(0.01)
+    stand.send("r", adapter=1)
+    await stand.until("r")
+    assert stand.files.n_ensured == 1
+
+
+async def test_deleted_adapter_goes_when_its_last_request_ends(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.send("r1", adapter=1)
+    await stand.until("r1")
+    stand.gate.drop([1, 99])
+    await asyncio.sleep(0.05)
+    assert 1 in stand.core.held
+    stand.end("r1")
+    for _ in range(100):
+        if not stand.core.held:
+            break
+        await asyncio.sleep(0.01)
+    assert not stand.core.held
+    assert stand.gate.report().in_memory == []
+    assert stand.files.holds == {1: 0}
