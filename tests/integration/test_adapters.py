@@ -1,5 +1,6 @@
 """Adapters over HTTP with the echo engine: who may use which, and which version a request gets."""
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from deployments.adapter_workers import AdapterWorkers
 from serve_app.keys import make_key
 from serve_app.messages import AdapterRef, Standing
 from tests.integration.conftest import make_settings, write_echo
@@ -247,6 +249,23 @@ def test_new_version_at_the_source_gets_another_id_and_the_old_one_keeps_its_own
         assert ask(platform, "tiny:team-a00005").status_code == 200
         assert seen[-1] == new
         time.sleep(RECHECK_S)
+
+
+def test_request_does_not_wait_for_its_adapter_longer_than_it_says(
+    platform: LocalPlatform, adapters: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: Any) -> Any:
+        await asyncio.sleep(60.0)
+
+    monkeypatch.setattr(AdapterWorkers, "do", hang)
+    make_adapter(adapters / "family/slow", tiny_model)
+    answer = httpx.post(
+        f"{platform.url}/v1/chat/completions",
+        json={"model": "tiny:team-slow", "messages": HELLO},
+        headers={"authorization": f"Bearer {ACME.text}", "x-request-timeout": "0.5"},
+        timeout=10.0,
+    )
+    assert error_of(answer)[:2] == (504, "deadline_exceeded")
 
 
 # --- listing them -------------------------------------------------------------------------------
