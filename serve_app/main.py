@@ -137,7 +137,10 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
     # gateway renders prompts and who may call does not concern it.
     spec = model.model_dump(mode="json", exclude={"replicas", "front_end", "aliases"})
     logging = settings.logging.model_dump(mode="json")
-    return _pinned(deployment, spec).bind(spec, logging, router)
+    adapters = settings.adapters.cache.model_dump(mode="json")
+    # Which adapters there are does not concern it either: it hears of each with a request.
+    identity = [spec, adapters] if model.adapters is not None else spec
+    return _pinned(deployment, identity).bind(spec, logging, adapters, router)
 
 
 class _PinnedConfig(DeploymentConfig):

@@ -287,28 +287,3 @@ def _away(adapter: Adapter, retry_after_s: float) -> ApiError:
         code="adapter_unavailable",
         retry_after_s=max(1.0, retry_after_s),
     )
-
-
-def make_cards(
-    adapter: Adapter, version: AdapterVersion | None, model_len: int | None
-) -> list[Any]:
-    """Return an adapter as `/v1/models` lists it, once for each of its names."""
-    created_s = (version.created_s if version else 0.0) or adapter.created_s
-    details = (
-        {"version": version.content, "rank": version.rank, "target_modules": list(version.modules)}
-        if version
-        else None
-    )
-    return [
-        {
-            "id": name,
-            "object": "model",
-            "created": int(created_s),
-            "owned_by": adapter.owner or "arriero",
-            "root": adapter.name,
-            "parent": adapter.base,
-            "max_model_len": model_len,
-            "adapter": details,
-        }
-        for name in adapter.names
-    ]

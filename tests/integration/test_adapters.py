@@ -12,22 +12,13 @@ import pytest
 
 from serve_app.keys import make_key
 from serve_app.messages import AdapterRef, Standing
-from tests.integration.conftest import CONTEXT, make_settings
+from tests.integration.conftest import make_settings, write_echo
 from tests.support.adapters import CONFIG, WEIGHTS, make_adapter, make_family
 from tests.support.platform import LocalPlatform, wait_until
-from tests.support.settings import write_model
 
 ADMIN, ACME, OTHER, NARROW = (make_key() for _ in range(4))
 HELLO = [{"role": "user", "content": "hello"}]
 RECHECK_S = 0.3
-
-
-def write_lora_echo(folder: Path, name: str, **engine: Any) -> dict[str, Any]:
-    return write_model(
-        name,
-        source={"kind": "local", "path": str(folder)},
-        engine={"kind": "echo", "max_model_len": CONTEXT, **engine},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +39,8 @@ def platform(
 ) -> Iterator[LocalPlatform]:
     folder = tmp_path_factory.mktemp("platform")
     settings = make_settings(
-        write_lora_echo(tiny_model, "tiny", max_loras=4, tokens_per_s=200.0),
-        write_lora_echo(tiny_model, "plain"),
+        write_echo(tiny_model, tokens_per_s=200.0, adapters={"slots": 4}),
+        write_echo(tiny_model, "plain"),
         auth={"kind": "keys"},
         tenants=[
             {"id": "operators", "keys": [{"hash": ADMIN.hash, "scopes": ["admin", "inference"]}]},
@@ -99,8 +90,10 @@ def seen(platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch) -> list[Adapt
     """The adapter of each request that reached an engine."""
     refs: list[AdapterRef | None] = []
     for engine in platform.engines.values():
-        assert engine._core is not None
-        accept = engine._core.accept
+        assert engine._server is not None
+        core = engine._server.core
+        assert core is not None
+        accept = core.accept
 
         def watch(request: Any, standing: Standing, accept: Any = accept) -> None:
             lora = request.lora_request
@@ -111,7 +104,7 @@ def seen(platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch) -> list[Adapt
             )
             accept(request, standing)
 
-        monkeypatch.setattr(engine._core, "accept", watch)
+        monkeypatch.setattr(core, "accept", watch)
     return refs
 
 
