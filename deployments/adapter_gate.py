@@ -17,10 +17,10 @@ State belongs to the engine's event loop. `accept` and `abort` come from the ser
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
@@ -53,6 +53,9 @@ class AdapterFiles(Protocol):
 
     def release(self, ref: AdapterRef) -> None:
         """Gives back one hold of `ensure`."""
+
+    async def close(self) -> None:
+        """Ends what is under way; gives everything back."""
 
 
 @dataclass(eq=False)
@@ -109,6 +112,7 @@ class AdapterGate:
         """By request, from its arrival to its end."""
         self._waiting: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[int, str] = {}
+        self._loads: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._unused = asyncio.Event()
 
@@ -157,6 +161,12 @@ class AdapterGate:
             if adapter is not None:
                 adapter.is_unwanted = True
                 self._drop_if_unwanted(adapter)
+
+    async def close(self) -> None:
+        """Ends what is under way. Called when the core has stopped."""
+        for task in (*self._waiting.values(), *self._loads):
+            task.cancel()
+        await self._files.close()
 
     def report(self) -> AdapterReport:
         """Which adapters are where."""
@@ -249,8 +259,14 @@ class AdapterGate:
     def _begin_load(self, adapter: _Adapter) -> None:
         if adapter.is_held or adapter.loading is not None:
             return
-        adapter.loading = self._loop.create_task(self._load(adapter))
+        adapter.loading = self._start(self._load(adapter))
         adapter.loading.add_done_callback(lambda task: self._settle_load(adapter, task))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._loads.add(task)
+        task.add_done_callback(self._loads.discard)
+        return task
 
     async def _load(self, adapter: _Adapter) -> None:
         began_s = time.monotonic()
@@ -265,8 +281,10 @@ class AdapterGate:
 
     def _settle_load(self, adapter: _Adapter, task: asyncio.Task[None]) -> None:
         adapter.loading = None
-        error = None if task.cancelled() else task.exception()
-        if error is None and not task.cancelled():
+        if task.cancelled():  # All of it ends.
+            return
+        error = task.exception()
+        if error is None:
             self._failures.pop(adapter.ref.id, None)
             self._drop_if_unwanted(adapter)
             return
@@ -295,7 +313,7 @@ class AdapterGate:
 
     def _drop_if_unwanted(self, adapter: _Adapter) -> None:
         if adapter.is_unwanted and not adapter.requests and adapter.is_held:
-            adapter.loading = self._loop.create_task(self._drop(adapter))
+            adapter.loading = self._start(self._drop(adapter))
 
     async def _drop(self, adapter: _Adapter) -> None:
         async with self._one_at_a_time:

@@ -155,6 +155,8 @@ class Engine:
         if self._core is not None:
             self._core.stop()
             await asyncio.to_thread(self._thread.join, 5.0)
+        if self._gate is not None:
+            await self._gate.close()
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)
         await asyncio.sleep(_FAREWELL_S)

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 
 from serve_app.messages import Standing
 from serve_app.names import TenantId
+
+
+def make_request(
+    name: str, prompt: list[int], max_tokens: int, lora: LoRARequest | None
+) -> EngineCoreRequest:
+    """A request that decodes greedily to its limit."""
+    return EngineCoreRequest(
+        request_id=name,
+        prompt_token_ids=prompt,
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=lora,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
 
 
 class CoreRun:
@@ -25,10 +43,16 @@ class CoreRun:
         self.tokens: defaultdict[str, list[int]] = defaultdict(list)
         self.times_s: defaultdict[str, list[float]] = defaultdict(list)
         """When each token was said."""
+        self.worked_s: defaultdict[str, list[float]] = defaultdict(list)
+        """Time of the processor that the core's thread had taken when each token was said."""
         self.started: list[str] = []
         self.ended: list[str] = []
         self.n_steps = 0
-        self._outputs: queue.SimpleQueue[tuple[float, EngineCoreOutputs]] = queue.SimpleQueue()
+        self.sink: Callable[[int, EngineCoreOutputs], None] = self.note
+        """Where the core's outputs go; a gate, when there is one, passes them on to `note`."""
+        self._outputs: queue.SimpleQueue[tuple[float, float, EngineCoreOutputs]] = (
+            queue.SimpleQueue()
+        )
         self._is_built = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(model, engine_args), daemon=True)
         self._thread.start()
@@ -43,7 +67,11 @@ class CoreRun:
         self.core.run()
 
     def _emit(self, client: int, outputs: EngineCoreOutputs) -> None:
-        self._outputs.put((time.perf_counter(), outputs))
+        self.sink(client, outputs)
+
+    def note(self, client: int, outputs: EngineCoreOutputs) -> None:
+        """Takes one step's outputs, on the core's thread."""
+        self._outputs.put((time.perf_counter(), time.thread_time(), outputs))
 
     def hold(self, adapter_id: int, folder: Path) -> None:
         """Brings an adapter into memory."""
@@ -58,25 +86,15 @@ class CoreRun:
         standing: Standing | None = None,
     ) -> None:
         """Hands over a request that decodes greedily, with an adapter that is held, or none."""
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0)
+        lora = LoRARequest(str(adapter), adapter, "/held") if adapter else None
         self.core.accept(
-            EngineCoreRequest(
-                request_id=name,
-                prompt_token_ids=prompt,
-                mm_features=None,
-                sampling_params=params,
-                pooling_params=None,
-                arrival_time=time.time(),
-                lora_request=LoRARequest(str(adapter), adapter, "/held") if adapter else None,
-                cache_salt=None,
-                data_parallel_rank=None,
-            ),
+            make_request(name, prompt, max_tokens, lora),
             standing or Standing(TenantId("a"), 0, 0, 0),
         )
 
     def read(self, timeout_s: float = 60.0) -> list[str]:
         """Reads one step's outputs; returns who has ended in it."""
-        at_s, outputs = self._outputs.get(timeout=timeout_s)
+        at_s, worked_s, outputs = self._outputs.get(timeout=timeout_s)
         self.n_steps += 1
         ended = []
         for output in outputs.outputs:
@@ -85,6 +103,7 @@ class CoreRun:
                 self.started.append(name)
             self.tokens[name] += output.new_token_ids
             self.times_s[name] += [at_s] * len(output.new_token_ids)
+            self.worked_s[name] += [worked_s] * len(output.new_token_ids)
             if output.finished:
                 ended.append(name)
         self.ended += ended

@@ -26,6 +26,7 @@ class FakeFiles:
         self.refused: set[int] = set()
         self.holds: dict[int, int] = {}
         self.n_ensured = 0
+        self.is_closed = False
 
     async def ensure(self, ref: AdapterRef) -> Path:
         self.n_ensured += 1
@@ -38,6 +39,9 @@ class FakeFiles:
 
     def release(self, ref: AdapterRef) -> None:
         self.holds[ref.id] -= 1
+
+    async def close(self) -> None:
+        self.is_closed = True
 
 
 class FakeCore(EchoCore):
@@ -263,3 +267,15 @@ async def test_deleted_adapter_goes_when_its_last_request_ends(tmp_path: Path) -
     assert not stand.core.held
     assert stand.gate.report().in_memory == []
     assert stand.files.holds == {1: 0}
+
+
+async def test_closing_ends_what_is_under_way(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    stand.files.is_there[1] = asyncio.Event()
+    stand.send("r", adapter=1)
+    await asyncio.sleep(0.05)
+    await stand.gate.close()
+    await asyncio.sleep(0.05)
+    assert stand.files.is_closed
+    assert stand.core.held == {}
+    assert stand.core.accepted == {}
