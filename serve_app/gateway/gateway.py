@@ -274,8 +274,8 @@ class Gateway:
             after: Only names behind this one.
             most: No more adapters than these.
         """
-        usable = (a for a in self.adapters.registry.known() if a.name > after)
-        first = islice((a for a in usable if may_use(caller, a)), most)
+        known = self.adapters.registry.known(after)
+        first = islice((adapter for adapter in known if may_use(caller, adapter)), most)
         return [card for adapter in first for card in self._cards_of(adapter)]
 
     def find_card(self, name: str, caller: Caller) -> Card:

@@ -1,11 +1,14 @@
 """The settings' section on adapters, and the forms of their sources."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve_app.adapter_source import member_of, parse_source
 from serve_app.config import parse_settings
+from serve_app.config_file import ServeFile
+from serve_app.config_summary import summarize
 from serve_app.errors import ConfigError
 from tests.support.settings import write_args, write_model
 
@@ -107,3 +110,9 @@ def test_text_that_is_no_source_is_refused(text: str) -> None:
 def test_member_of_a_family_is_the_folder_of_its_name() -> None:
     assert member_of("s3://bucket/all", "sql") == "s3://bucket/all/sql"
     assert member_of("file:///", "sql") == "file:///sql"
+
+
+def test_summary_says_where_adapters_come_from(tmp_path: Path) -> None:
+    settings = write(SQL, families=[{"base": "tiny", "source": "s3://b/all"}])
+    text = summarize(ServeFile(tmp_path / "c.yaml", "127.0.0.1", 8000, "arriero", settings))
+    assert "Adapters: 1 declared, and all under s3://b/all; at most 50 GiB" in text
