@@ -211,10 +211,16 @@ class Gateway:
         base = self._base_of.get(model_name)
         if base is not None and caller.tenant.may_use(model_name, base):
             return base, None
-        adapter = self.adapters.registry.find(model_name) if base is None else None
+        adapter = self._find_adapter(model_name) if base is None else None
         if adapter is None or adapter.base not in self._models or not may_use(caller, adapter):
             raise self.no_such_model(model_name, caller)
         return adapter.base, adapter
+
+    def _find_adapter(self, name: str) -> Adapter | None:
+        """The base model may be called by an alias, too."""
+        base, separator, rest = name.partition(":")
+        model = self._base_of.get(base) if separator else None
+        return self.adapters.registry.find(f"{model}:{rest}" if model is not None else name)
 
     def _names_for(self, caller: Caller) -> str:
         return ", ".join(sorted(card["id"] for card in self.model_cards(caller))) or "none"
@@ -284,7 +290,7 @@ class Gateway:
         Raises:
             ApiError: 404; there is none for this caller.
         """
-        adapter = self.adapters.registry.find(name)
+        adapter = self._find_adapter(name)
         cards = self.model_cards(caller)
         if adapter is not None and may_use(caller, adapter):
             cards += self._cards_of(adapter)
