@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     # Imported late at run time: vLLM reads the environment when it is imported.
     from vllm.config import VllmConfig
 
-    from deployments.adapter_gate import AdapterFiles, AdapterGate
+    from deployments.adapter_gate import AdapterGate
+    from deployments.adapter_tier import AdapterFiles
     from deployments.engine_server import Core, EngineServer
 
 logger = logging.getLogger(__name__)
