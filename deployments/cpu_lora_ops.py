@@ -137,6 +137,7 @@ class _Slice:
         slots = [slot for slot in batch.slots if self.rank_of(slot)]
         if not slots:
             return
+        x = x.to(self.a.dtype)  # Adapters may be kept in another one than the model's.
         width = sum(self.rank_of(slot) for slot in slots)
         if len(slots) == 1 or batch.n_rows * width > _PACKED_VALUES_PER_SLOT * len(slots):
             for slot in slots:
@@ -156,7 +157,7 @@ class _Slice:
         if isinstance(rows, slice):
             y[rows] += product
         else:
-            y.index_add_(0, rows, product)
+            y.index_add_(0, rows, product.to(y.dtype))
 
 
 def _scaled(product: Tensor, scale: float) -> Tensor:
@@ -168,7 +169,7 @@ class CpuPunica(PunicaWrapperCPU):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._batch = Batch(torch.empty(0, dtype=torch.long))
+        self._batch = self._sampled = Batch(torch.empty(0, dtype=torch.long))
         self._slices: dict[int, _Slice] = {}
         """By the address of A's stack, which lives as long as the model."""
 
@@ -176,6 +177,7 @@ class CpuPunica(PunicaWrapperCPU):
         """Takes a step's rows."""
         super().update_metadata(mapping, *args, **kwargs)
         self._batch = Batch(self.token_lora_indices)
+        self._sampled = Batch(self.sampler_indices)
 
     def forget(self, slot: int) -> None:
         """Takes note that another adapter is in a slot now."""
@@ -198,11 +200,35 @@ class CpuPunica(PunicaWrapperCPU):
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         start = 0
         for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            part = self._slices.get(a.data_ptr())
-            if part is None:
-                part = self._slices[a.data_ptr()] = _Slice(a, b)
+            part = self._slice_of(a, b)
             part.add_to(y[:, start : start + size], x, self._batch, scale)
             start += size
+
+    def add_lora_logits(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: Tensor,
+        lora_b_stacked: Tensor,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """Adds what the adapters make of the last layer's output to the logits `y`.
+
+        vLLM does so in every step for the whole vocabulary; few adapters touch it.
+        """
+        if not self._sampled.slots:
+            return
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        n_words = min(y.shape[-1], lora_b_stacked.shape[2])
+        part = self._slice_of(lora_a_stacked, lora_b_stacked[:, :, :n_words])
+        part.add_to(y[:, :n_words], x, self._sampled, scale)
+
+    def _slice_of(self, a: Tensor, b: Tensor) -> _Slice:
+        part = self._slices.get(a.data_ptr())
+        if part is None:
+            part = self._slices[a.data_ptr()] = _Slice(a, b)
+        return part
 
 
 # --- what else of vLLM's operations would mix tenants ------------------------------------------

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     # Imported late at run time: vLLM reads the environment when it is imported.
     from vllm.config import VllmConfig
 
-    from deployments.adapter_gate import AdapterFiles, AdapterGate
+    from deployments.adapter_gate import AdapterGate
+    from deployments.adapter_tier import AdapterFiles
     from deployments.engine_server import Core, EngineServer
 
 logger = logging.getLogger(__name__)
@@ -155,6 +156,8 @@ class Engine:
         if self._core is not None:
             self._core.stop()
             await asyncio.to_thread(self._thread.join, 5.0)
+        if self._gate is not None:
+            await self._gate.close()
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)
         await asyncio.sleep(_FAREWELL_S)

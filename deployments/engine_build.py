@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from vllm.config import VllmConfig
 
-from deployments.adapter_gate import AdapterFiles
 from deployments.adapter_store import AdapterStore
+from deployments.adapter_tier import AdapterFiles
 from deployments.echo_adapters import AdapterPace
 from deployments.echo_core import EchoCore
 from deployments.echo_pace import Pace

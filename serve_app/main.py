@@ -142,7 +142,10 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
         mode="json", exclude={"replicas", "front_end", "aliases", "cost_factor"}
     )
     logging = settings.logging.model_dump(mode="json")
-    return _pinned(deployment, spec).bind(spec, logging, router)
+    adapters = settings.adapters.cache.model_dump(mode="json")
+    # Which adapters there are does not concern it either: it hears of each with a request.
+    identity = [spec, adapters] if model.adapters is not None else spec
+    return _pinned(deployment, identity).bind(spec, logging, adapters, router)
 
 
 class _PinnedConfig(DeploymentConfig):

@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve_app.config import LoggingSettings, Settings
+from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_limits import ledger_folder
 from serve_app.config_model import ModelSettings
 from serve_app.config_store import state_dir_of
@@ -118,7 +119,11 @@ class EngineReplica:
     """Runs one engine."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, model: Mapping[str, Any], logging: Mapping[str, Any], router: DeploymentHandle[Any]
+        self,
+        model: Mapping[str, Any],
+        logging: Mapping[str, Any],
+        adapters: Mapping[str, Any],
+        router: DeploymentHandle[Any],
     ) -> None:
         keep_replica_on_loopback()
         from deployments.engine import Engine
@@ -129,6 +134,7 @@ class EngineReplica:
             EngineId(_replica_name()),
             _find_by(router),
             _node_address(),
+            AdapterCacheSettings.model_validate(adapters),
         )
         await self._engine.start()
 

@@ -20,13 +20,19 @@ from serve_app.config_model import ModelSettings
 from serve_app.config_tenants import Scope
 from serve_app.errors import AdapterRefusedError, InternalError
 from serve_app.gateway.accounts import Accounts
-from serve_app.gateway.adapters import AdapterChoice, GatewayAdapters, make_cards, may_use
+from serve_app.gateway.adapters import AdapterChoice, GatewayAdapters, may_use
 from serve_app.gateway.auth import check_scope
 from serve_app.gateway.deadline import read_timeout
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.front_end import FrontEnd
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.meter import Meter
+from serve_app.gateway.model_cards import (
+    Card,
+    make_adapter_cards,
+    make_base_card,
+    view_status,
+)
 from serve_app.gateway.model_client import ModelClient
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
@@ -63,6 +69,11 @@ class _Model:
     payload: bytes = b""
     """What the present front end was built from."""
     problem: str = ""
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Its context in tokens; None while it is not known."""
+        return self.front_end.max_model_len if self.front_end is not None else None
 
 
 class Gateway:
@@ -200,10 +211,16 @@ class Gateway:
         base = self._base_of.get(model_name)
         if base is not None and caller.tenant.may_use(model_name, base):
             return base, None
-        adapter = self.adapters.registry.find(model_name) if base is None else None
+        adapter = self._find_adapter(model_name) if base is None else None
         if adapter is None or adapter.base not in self._models or not may_use(caller, adapter):
             raise self.no_such_model(model_name, caller)
         return adapter.base, adapter
+
+    def _find_adapter(self, name: str) -> Adapter | None:
+        """The base model may be called by an alias, too."""
+        base, separator, rest = name.partition(":")
+        model = self._base_of.get(base) if separator else None
+        return self.adapters.registry.find(f"{model}:{rest}" if model is not None else name)
 
     def _names_for(self, caller: Caller) -> str:
         return ", ".join(sorted(card["id"] for card in self.model_cards(caller))) or "none"
@@ -237,30 +254,8 @@ class Gateway:
         models = {}
         for name, model in self._models.items():
             state, detail = _describe(model)
-            status = model.client.status
-            models[name] = {
-                "ready": state == "ready",
-                "state": state,
-                "detail": detail,
-                "waiting": status.waiting,
-                "fairness": {
-                    "gap": round(status.fairness.gap, 1),
-                    "bound": round(status.fairness.bound, 1),
-                    "tenants_waiting": status.fairness.tenants_waiting,
-                },
-                "engines": [
-                    {
-                        "id": engine.engine_id,
-                        "state": engine.state,
-                        "detail": engine.detail,
-                        "running": engine.load.running,
-                        "waiting": engine.load.waiting,
-                        "kv_usage": engine.load.kv_usage,
-                        "tokens_per_s": engine.load.tokens_per_s,
-                    }
-                    for engine in status.engines
-                ],
-            }
+            known = {"ready": state == "ready", "state": state, "detail": detail}
+            models[name] = known | view_status(model.client.status)
         store = self.accounts.state
         return {
             "ready": all(m["ready"] for m in models.values()) and store != "loading",
@@ -268,24 +263,16 @@ class Gateway:
             "store": {"state": store},
         }
 
-    def model_cards(self, caller: Caller) -> list[dict[str, Any]]:
+    def model_cards(self, caller: Caller) -> list[Card]:
         """Every model and alias that the caller may use, as `/v1/models` lists them."""
         return [
-            {
-                "id": alias,
-                "object": "model",
-                "created": int(model.since_s),
-                "owned_by": "arriero",
-                "root": name,
-                "parent": None,
-                "max_model_len": model.front_end.max_model_len if model.front_end else None,
-            }
+            make_base_card(alias, name, model.since_s, model.max_model_len)
             for name, model in self._models.items()
             for alias in model.settings.names
             if caller.tenant.may_use(alias, name)
         ]
 
-    def adapter_cards(self, caller: Caller, after: str, most: int) -> list[dict[str, Any]]:
+    def adapter_cards(self, caller: Caller, after: str, most: int) -> list[Card]:
         """Adapters that the caller may use, by name; those of families once they were used.
 
         Args:
@@ -293,32 +280,31 @@ class Gateway:
             after: Only names behind this one.
             most: No more adapters than these.
         """
-        usable = (a for a in self.adapters.registry.known() if a.name > after)
-        first = islice((a for a in usable if may_use(caller, a)), most)
+        known = self.adapters.registry.known(after)
+        first = islice((adapter for adapter in known if may_use(caller, adapter)), most)
         return [card for adapter in first for card in self._cards_of(adapter)]
 
-    def find_card(self, name: str, caller: Caller) -> dict[str, Any]:
+    def find_card(self, name: str, caller: Caller) -> Card:
         """One model or adapter as `/v1/models` lists it.
 
         Raises:
             ApiError: 404; there is none for this caller.
         """
-        for card in self.model_cards(caller):
-            if card["id"] == name:
-                return card
-        adapter = self.adapters.registry.find(name)
+        adapter = self._find_adapter(name)
+        cards = self.model_cards(caller)
         if adapter is not None and may_use(caller, adapter):
-            for card in self._cards_of(adapter):
-                if card["id"] == name and (card["adapter"] or adapter.origin != "family"):
-                    return card
-        raise self.no_such_model(name, caller)
+            cards += self._cards_of(adapter)
+        found = next((card for card in cards if card["id"] == name), None)
+        if found is None:
+            raise self.no_such_model(name, caller)
+        return found
 
-    def _cards_of(self, adapter: Adapter) -> list[dict[str, Any]]:
-        model = self._models.get(adapter.base)
-        if model is None:
+    def _cards_of(self, adapter: Adapter) -> list[Card]:
+        """None of a family's adapter that nobody has used: nobody knows whether it is there."""
+        model, version = self._models.get(adapter.base), self.adapters.registry.current(adapter)
+        if model is None or (version is None and adapter.origin == "family"):
             return []
-        length = model.front_end.max_model_len if model.front_end else None
-        return make_cards(adapter, self.adapters.registry.current(adapter), length)
+        return make_adapter_cards(adapter, version, model.max_model_len)
 
     # --- ledger -----------------------------------------------------------------------------
 

@@ -308,15 +308,19 @@ class ModelClient:
         ticket = self._end(TicketId(output.request_id), is_finished=not has_failed)
         if ticket is None or not has_failed:
             return
+        if isinstance(output.stop_reason, str):  # The engine says why, such as an adapter's fault.
+            error = GracefulHTTPError(output.stop_reason, HTTPStatus.SERVICE_UNAVAILABLE)
+            ticket.sink.fail(output.request_id, error)
+            return
         # Some grammars pass vLLM's check here and fail when an engine compiles them.
         has_spoken = ticket.completion_tokens > len(output.new_token_ids)
         if ticket.has_grammar and not has_spoken:
-            error = VLLMValidationError(
+            invalid = VLLMValidationError(
                 "The grammar or JSON schema that the output must follow cannot be compiled. "
                 "Make it simpler.",
                 parameter="structured_outputs",
             )
-            ticket.sink.fail(output.request_id, error)
+            ticket.sink.fail(output.request_id, invalid)
 
     def _lose_engine(self, engine_id: EngineId) -> None:
         self._engines.pop(engine_id, None)

@@ -8,8 +8,9 @@ Inputs: how many requests of each adapter run; the adapters that wait, in the or
 The rule:
   - Whose adapter has no slot when all are taken gets a claim, in the order of turns. A claim
     closes one adapter: none of its requests starts, so its slot comes free when the last ends.
-  - Closed is the adapter with the fewest running requests; ties go to the smaller id. It stays
-    closed until what made the claim waits no more, or there is a free slot.
+  - Closed is an adapter that nobody ahead in turn waits for, of these the one with the fewest
+    running requests; ties go to the smaller id. Is there none, it is not the claimant's turn yet.
+    It stays closed until what made the claim waits no more, or there is a free slot.
   - No more than half of the slots are closed, at least one. Open adapters go on as before.
 
 Invariants (each a property test of that name):
@@ -18,6 +19,7 @@ Invariants (each a property test of that name):
 2. half_stays_open: at most half of the slots are closed, or one.
 3. claims_last: what is closed stays closed while it runs and its claim waits.
 4. first_is_served: whoever is first in turn starts when what ran at that time has ended, or before.
+5. nobody_ahead_is_closed: a new claim closes nothing that somebody ahead in turn waits for.
 """
 
 from collections.abc import Iterable, Mapping
@@ -50,17 +52,20 @@ class AdapterSlots:
         if len(running) < self._n_slots:
             self._claims.clear()
             return set()
-        lacking = [a for a in dict.fromkeys(waiting) if a not in running]
+        in_turn = list(dict.fromkeys(waiting))
         self._claims = {
             claimant: closed
             for claimant, closed in self._claims.items()
-            if claimant in lacking and closed in running
+            if claimant in in_turn and claimant not in running and closed in running
         }
-        for claimant in lacking:
-            if len(self._claims) >= max(1, self._n_slots // 2):
+        may_close = set(running) - self.closed
+        for adapter in in_turn:
+            if not may_close or len(self._claims) >= max(1, self._n_slots // 2):
                 break
-            if claimant not in self._claims:
-                taken = self.closed
-                open_adapters = [a for a in running if a not in taken]
-                self._claims[claimant] = min(open_adapters, key=lambda a: (running[a], a))
+            if adapter in running:
+                may_close.discard(adapter)
+            elif adapter not in self._claims:
+                closed = min(may_close, key=lambda a: (running[a], a))
+                self._claims[adapter] = closed
+                may_close.discard(closed)
         return self.closed

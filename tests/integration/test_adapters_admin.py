@@ -11,10 +11,9 @@ import pytest
 
 from serve_app import cli
 from serve_app.keys import make_key
-from tests.integration.conftest import CONTEXT, make_settings, write_echo
+from tests.integration.conftest import make_settings, write_echo
 from tests.support.adapters import WEIGHTS, make_adapter
 from tests.support.platform import LocalPlatform, wait_until
-from tests.support.settings import write_model
 
 ADMIN, ACME, OTHER = (make_key() for _ in range(3))
 HELLO = [{"role": "user", "content": "hello"}]
@@ -35,10 +34,8 @@ def platform(
     tiny_model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalPlatform]:
     folder = tmp_path_factory.mktemp("platform")
-    source = {"kind": "local", "path": str(tiny_model)}
-    engine = {"kind": "echo", "max_model_len": CONTEXT, "max_loras": 4, "tokens_per_s": 20.0}
     settings = make_settings(
-        write_model("tiny", source=source, engine=engine, aliases=["tiny-alias"]),
+        write_echo(tiny_model, tokens_per_s=20.0, adapters={}, aliases=["tiny-alias"]),
         write_echo(tiny_model, "plain"),
         auth={"kind": "keys"},
         tenants=[

@@ -49,6 +49,14 @@ def test_claims_last(n_slots: int, data: st.DataObject) -> None:
         assert first <= slots.plan(others, waiting)
 
 
+@given(_SLOTS, _RUNNING, _WAITING)
+def test_nobody_ahead_is_closed(n_slots: int, found: dict[int, int], waiting: list[int]) -> None:
+    running = dict(list(found.items())[:n_slots])
+    for closed in AdapterSlots(n_slots).plan(running, waiting):
+        ahead = waiting[: waiting.index(closed)] if closed in waiting else waiting
+        assert any(adapter not in running for adapter in ahead)
+
+
 @dataclass
 class _Request:
     adapter: int

@@ -43,12 +43,16 @@ class CoreRun:
         self.tokens: defaultdict[str, list[int]] = defaultdict(list)
         self.times_s: defaultdict[str, list[float]] = defaultdict(list)
         """When each token was said."""
+        self.worked_s: defaultdict[str, list[float]] = defaultdict(list)
+        """Time of the processor that the core's thread had taken when each token was said."""
         self.started: list[str] = []
         self.ended: list[str] = []
         self.n_steps = 0
         self.sink: Callable[[int, EngineCoreOutputs], None] = self.note
         """Where the core's outputs go; a gate, when there is one, passes them on to `note`."""
-        self._outputs: queue.SimpleQueue[tuple[float, EngineCoreOutputs]] = queue.SimpleQueue()
+        self._outputs: queue.SimpleQueue[tuple[float, float, EngineCoreOutputs]] = (
+            queue.SimpleQueue()
+        )
         self._is_built = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(model, engine_args), daemon=True)
         self._thread.start()
@@ -66,8 +70,8 @@ class CoreRun:
         self.sink(client, outputs)
 
     def note(self, client: int, outputs: EngineCoreOutputs) -> None:
-        """Takes one step's outputs."""
-        self._outputs.put((time.perf_counter(), outputs))
+        """Takes one step's outputs, on the core's thread."""
+        self._outputs.put((time.perf_counter(), time.thread_time(), outputs))
 
     def hold(self, adapter_id: int, folder: Path) -> None:
         """Brings an adapter into memory."""
@@ -90,7 +94,7 @@ class CoreRun:
 
     def read(self, timeout_s: float = 60.0) -> list[str]:
         """Reads one step's outputs; returns who has ended in it."""
-        at_s, outputs = self._outputs.get(timeout=timeout_s)
+        at_s, worked_s, outputs = self._outputs.get(timeout=timeout_s)
         self.n_steps += 1
         ended = []
         for output in outputs.outputs:
@@ -99,6 +103,7 @@ class CoreRun:
                 self.started.append(name)
             self.tokens[name] += output.new_token_ids
             self.times_s[name] += [at_s] * len(output.new_token_ids)
+            self.worked_s[name] += [worked_s] * len(output.new_token_ids)
             if output.finished:
                 ended.append(name)
         self.ended += ended

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_model import ModelSettings
 from serve_app.messages import Endpoint, EngineId
 from serve_app.policy.placement import plan_placement
@@ -23,7 +24,13 @@ _ROOT = Path(__file__).parents[2]
 class EngineProcess:
     """Starts an engine process; it reports to the router as soon as it runs."""
 
-    def __init__(self, model: ModelSettings, engine_id: EngineId, endpoint_file: Path) -> None:
+    def __init__(
+        self,
+        model: ModelSettings,
+        engine_id: EngineId,
+        endpoint_file: Path,
+        adapters: AdapterCacheSettings = AdapterCacheSettings(),  # noqa: B008 - frozen
+    ) -> None:
         log = endpoint_file.with_name(f"{engine_id}.log")
         # The computing threads of several test processes would only stand in each other's way.
         environment = {
@@ -35,7 +42,10 @@ class EngineProcess:
         self.log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [*command, str(endpoint_file), model.model_dump_json()],
+                [
+                    *(*command, str(endpoint_file)),
+                    *(model.model_dump_json(), adapters.model_dump_json()),
+                ],
                 cwd=_ROOT,
                 env=os.environ | dict(plan_placement(model).env) | environment,
                 stdin=subprocess.DEVNULL,
@@ -70,13 +80,15 @@ def read_endpoint(file: Path) -> Endpoint:
     return msgspec.msgpack.decode(file.read_bytes(), type=Endpoint)
 
 
-async def _run(engine_id: EngineId, endpoint_file: Path, model: ModelSettings) -> None:
+async def _run(
+    engine_id: EngineId, endpoint_file: Path, model: ModelSettings, adapters: AdapterCacheSettings
+) -> None:
     from deployments.engine import Engine
 
     async def find_router() -> Endpoint:
         return read_endpoint(endpoint_file)
 
-    engine = Engine(model, engine_id, find_router, _HOST)
+    engine = Engine(model, engine_id, find_router, _HOST, adapters)
     await engine.start()
     parent = os.getppid()
     while os.getppid() == parent:  # A test run that was killed leaves nobody behind.
@@ -85,9 +97,10 @@ async def _run(engine_id: EngineId, endpoint_file: Path, model: ModelSettings) -
 
 
 def main(argv: list[str]) -> None:
-    engine_id, endpoint_file, model = argv
+    engine_id, endpoint_file, model, adapters = argv
     settings = ModelSettings.model_validate_json(model)
-    asyncio.run(_run(EngineId(engine_id), Path(endpoint_file), settings))
+    cache = AdapterCacheSettings.model_validate_json(adapters)
+    asyncio.run(_run(EngineId(engine_id), Path(endpoint_file), settings, cache))
 
 
 if __name__ == "__main__":

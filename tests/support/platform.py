@@ -265,9 +265,12 @@ class LocalPlatform:
         engine_id = EngineId(f"engine-{self._n_engines}")
         if self._engines_in_processes:
             file = self._endpoint_file(model.domain_name)
-            self.engine_processes[engine_id] = EngineProcess(model, engine_id, file)
+            self.engine_processes[engine_id] = EngineProcess(
+                model, engine_id, file, self.settings.adapters.cache
+            )
             return engine_id
-        engine = Engine(model, engine_id, self._find_router_of(model.domain_name), _HOST)
+        find_router, cache = self._find_router_of(model.domain_name), self.settings.adapters.cache
+        engine = Engine(model, engine_id, find_router, _HOST, cache)
         await engine.start()
         self.engines[engine_id] = engine
         return engine_id

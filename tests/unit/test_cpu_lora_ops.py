@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from vllm.lora.layers import LoRAMapping
@@ -83,6 +83,7 @@ _RANKS = st.lists(
 _ROWS = st.lists(st.integers(-1, _SLOTS - 1), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(ranks=_RANKS, rows=_ROWS, times=st.sampled_from([1, 60]))
 def test_every_row_gets_its_own_adapter_and_no_other(
     ranks: list[list[int]], rows: list[int], times: int
@@ -94,6 +95,7 @@ def test_every_row_gets_its_own_adapter_and_no_other(
     check_rows(layer, rows, x, y)
 
 
+@settings(deadline=None)
 @given(ranks=_RANKS, steps=st.lists(_ROWS, min_size=2, max_size=5))
 def test_steps_do_not_mix_with_those_before(ranks: list[list[int]], steps: list[list[int]]) -> None:
     layer = Layer(ranks)
@@ -102,6 +104,30 @@ def test_steps_do_not_mix_with_those_before(ranks: list[list[int]], steps: list[
         tell(punica, rows)
         x = torch.randn(len(rows), _INPUTS)
         check_rows(layer, rows, x, run_layer(punica, layer, x))
+
+
+@pytest.mark.parametrize("rows", [[0, 1, -1, 0], [0, 1, -1, 0] * 60], ids=["packed", "grouped"])
+def test_adapters_may_have_another_dtype_than_the_model(rows: list[int]) -> None:
+    layer = Layer([[_MAX_RANK] * _SLOTS] * 2)
+    x = torch.randn(len(rows), _INPUTS, dtype=torch.bfloat16)
+    y = torch.ones(len(rows), sum(_SIZES), dtype=torch.bfloat16)
+    make_punica(CpuPunica, rows).add_lora_linear(y, x, layer.a, layer.b, 1.0, _SIZES)
+    exact = 1 + layer.product(x[0].float(), 0)
+    torch.testing.assert_close(y[0].float(), exact, atol=0.2, rtol=0.02)
+    assert torch.equal(y[2], torch.ones_like(y[2]))
+
+
+@settings(deadline=None)
+@given(ranks=_RANKS, rows=_ROWS)
+def test_logits_get_their_own_adapter_and_no_other(ranks: list[list[int]], rows: list[int]) -> None:
+    layer = Layer(ranks)
+    punica = make_punica(CpuPunica, rows)
+    x = torch.randn(len(rows), _INPUTS, generator=torch.Generator().manual_seed(1))
+    y = torch.ones(len(rows), _SIZES[0] - 1)  # The stack may have more words than the logits.
+    punica.add_lora_logits(y, x, layer.a[0], layer.b[0], 1.0)
+    for i, slot in enumerate(rows):
+        added = layer.product(x[i], slot)[: _SIZES[0] - 1] if slot >= 0 else 0.0
+        torch.testing.assert_close(y[i], torch.ones_like(y[i]) + added, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [[2, 2, -1], [0, 2, -1, 4]], ids=["grouped", "packed"])

@@ -1,0 +1,215 @@
+"""The adapters in an engine's host memory: brought beside the steps, and let go when others come.
+
+    on disk (the store) ─→ in the page cache ─→ in host memory ─→ forgotten, or pushed out
+
+Only taking one into host memory and forgetting it touch the step loop: between two steps, one at a
+time. What is pushed out is `serve_app.policy.adapter_tier`'s choice. Belongs to the engine's loop.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from deployments.engine_server import Core
+from serve_app.messages import AdapterRef, AdapterReport
+from serve_app.names import TenantId
+from serve_app.policy.adapter_tier import Held, choose_victim
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 20
+_HALF_LIFE_S = 300.0
+"""After which an adapter's use counts half when it is decided which one leaves."""
+_FAILURES = 64
+"""Failures that are remembered and reported."""
+
+
+class AdapterFiles(Protocol):
+    """Brings adapters to this machine's disk."""
+
+    async def ensure(self, ref: AdapterRef) -> Path:
+        """Returns the local folder of an adapter, checked and fit for this model, and holds it.
+
+        Raises:
+            Exception: It cannot be had; the text says why.
+        """
+
+    def release(self, ref: AdapterRef) -> None:
+        """Gives back one hold of `ensure`."""
+
+    async def close(self) -> None:
+        """Ends what is under way; gives everything back."""
+
+
+@dataclass(eq=False)
+class Adapter:
+    """One that is in host memory or on its way there."""
+
+    ref: AdapterRef
+    tenant: TenantId
+    requests: set[str] = field(default_factory=set)
+    """That wait for it or use it."""
+    folder: Path | None = None
+    """On disk, while it is held there."""
+    is_held: bool = False
+    """Whether it is in host memory."""
+    is_unwanted: bool = False
+    loading: asyncio.Task[None] | None = None
+    load_s: float = 0.0
+    uses: float = 0.0
+    used_s: float = 0.0
+
+    def note_use(self, now_s: float) -> None:
+        """Counts one request."""
+        self.uses = 1.0 + self.uses_at(now_s)
+        self.used_s = now_s
+
+    def uses_at(self, now_s: float) -> float:
+        """How often it was asked for, older times counting less."""
+        return float(self.uses * 0.5 ** ((now_s - self.used_s) / _HALF_LIFE_S))
+
+
+class AdapterTier:
+    """Host memory of one engine.
+
+    Args:
+        files: Where adapters come from.
+        loop: The engine's.
+        floor: Adapters that other tenants' leave to each tenant.
+    """
+
+    def __init__(self, files: AdapterFiles, loop: asyncio.AbstractEventLoop, floor: int) -> None:
+        self._files = files
+        self._loop = loop
+        self._floor = floor
+        self._core: Core
+        self._adapters: dict[int, Adapter] = {}
+        self._failures: dict[int, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self._unused = asyncio.Event()
+
+    def attach(self, core: Core) -> None:
+        """Names the core, once it is built."""
+        self._core = core
+
+    def find(self, ref: AdapterRef, tenant: TenantId) -> Adapter:
+        """Returns an adapter as it is known here, from now on."""
+        return self._adapters.setdefault(ref.id, Adapter(ref, tenant))
+
+    def drop(self, adapter_ids: Iterable[int]) -> None:
+        """Lets adapters go as soon as no request uses them."""
+        for adapter_id in adapter_ids:
+            adapter = self._adapters.get(adapter_id)
+            if adapter is not None:
+                adapter.is_unwanted = True
+                self._drop_if_unwanted(adapter)
+
+    def leave(self, adapter: Adapter, request_id: str) -> None:
+        """Takes note that a request needs an adapter no more."""
+        adapter.requests.discard(request_id)
+        self._drop_if_unwanted(adapter)
+        self._unused.set()
+
+    def report(self) -> AdapterReport:
+        """Which adapters are where."""
+        return AdapterReport(
+            slots=self._core.adapter_slots,
+            capacity=self._core.adapter_capacity,
+            on_disk=sorted(a.ref.id for a in self._adapters.values() if a.folder is not None),
+            in_memory=sorted(a.ref.id for a in self._adapters.values() if a.is_held),
+            active=sorted(self._core.active_adapters()),
+            failures=dict(self._failures),
+        )
+
+    async def close(self) -> None:
+        """Ends what is under way. Called when the core has stopped."""
+        for task in self._tasks:
+            task.cancel()
+        await self._files.close()
+
+    def begin_load(self, adapter: Adapter) -> None:
+        """Brings an adapter into memory, unless it is there or coming; see `Adapter.loading`."""
+        if adapter.is_held or adapter.loading is not None:
+            return
+        adapter.loading = self._start(self._load(adapter))
+        adapter.loading.add_done_callback(lambda task: self._settle_load(adapter, task))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _load(self, adapter: Adapter) -> None:
+        began_s = time.monotonic()
+        adapter.folder = await self._files.ensure(adapter.ref)
+        await asyncio.to_thread(_read_through, adapter.folder)
+        async with self._one_at_a_time:
+            await self._make_room(adapter.tenant)
+            hold = self._core.hold_adapter(adapter.ref.id, str(adapter.folder))
+            await asyncio.wrap_future(hold)
+        adapter.is_held = True
+        adapter.load_s = time.monotonic() - began_s
+
+    def _settle_load(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
+        adapter.loading = None
+        if task.cancelled():  # All of it ends.
+            return
+        error = task.exception()
+        if error is None:
+            self._failures.pop(adapter.ref.id, None)
+            self._drop_if_unwanted(adapter)
+            return
+        logger.warning("Adapter %s could not be loaded: %s", adapter.ref.name, error)
+        self._adapters.pop(adapter.ref.id, None)
+        self._failures[adapter.ref.id] = str(error)
+        while len(self._failures) > _FAILURES:
+            del self._failures[next(iter(self._failures))]
+        if adapter.folder is not None:
+            self._files.release(adapter.ref)
+
+    async def _make_room(self, newcomer: TenantId) -> None:
+        capacity = self._core.adapter_capacity
+        while len(held := [a for a in self._adapters.values() if a.is_held]) >= capacity:
+            self._unused.clear()
+            now_s = time.monotonic()
+            views = [
+                Held(a.ref.id, a.tenant, len(a.requests), a.uses_at(now_s), a.load_s, a.used_s)
+                for a in held
+            ]
+            victim = choose_victim(views, newcomer, capacity, self._floor)
+            if victim is None:
+                await self._unused.wait()
+            else:
+                await self._let_go(self._adapters[victim.id])
+
+    def _drop_if_unwanted(self, adapter: Adapter) -> None:
+        if adapter.is_unwanted and not adapter.requests and adapter.is_held:
+            adapter.loading = self._start(self._drop(adapter))
+
+    async def _drop(self, adapter: Adapter) -> None:
+        async with self._one_at_a_time:
+            if adapter.is_held and not adapter.requests:
+                await self._let_go(adapter)
+
+    async def _let_go(self, adapter: Adapter) -> None:
+        # Forgotten first: who asks for it while it goes, brings it again.
+        adapter.is_held = False
+        del self._adapters[adapter.ref.id]
+        await asyncio.wrap_future(self._core.drop_adapter(adapter.ref.id))
+        self._files.release(adapter.ref)
+
+
+def _read_through(folder: Path) -> None:
+    """Brings the files into the page cache, so that the step loop does not wait for a disk."""
+    buffer = bytearray(_CHUNK_BYTES)
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
