@@ -35,6 +35,7 @@ class AdapterGate:
         loop: The engine's.
         floor: Adapters in host memory that other tenants' leave to each tenant.
         timeout_s: Seconds after which a request whose adapter has not come fails.
+        on_settled: Called when an adapter has come, or has failed to.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class AdapterGate:
         loop: asyncio.AbstractEventLoop,
         floor: int,
         timeout_s: float,
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._emit = emit
         self._loop = loop
         self._timeout_s = timeout_s
-        self._tier = AdapterTier(files, loop, floor)
+        self._tier = AdapterTier(files, loop, floor, on_settled)
         self._core: Core
         self._users: dict[str, Adapter] = {}
         """By request, from its arrival to its end."""

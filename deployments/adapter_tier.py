@@ -9,7 +9,7 @@ time. What is pushed out is `serve_app.policy.adapter_tier`'s choice. Belongs to
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,12 +80,20 @@ class AdapterTier:
         files: Where adapters come from.
         loop: The engine's.
         floor: Adapters that other tenants' leave to each tenant.
+        on_settled: Called when an adapter has come, or has failed to.
     """
 
-    def __init__(self, files: AdapterFiles, loop: asyncio.AbstractEventLoop, floor: int) -> None:
+    def __init__(
+        self,
+        files: AdapterFiles,
+        loop: asyncio.AbstractEventLoop,
+        floor: int,
+        on_settled: Callable[[], None] = lambda: None,
+    ) -> None:
         self._files = files
         self._loop = loop
         self._floor = floor
+        self._on_settled = on_settled
         self._core: Core
         self._adapters: dict[int, Adapter] = {}
         self._failures: dict[int, str] = {}
@@ -160,6 +168,10 @@ class AdapterTier:
         adapter.loading = None
         if task.cancelled():  # All of it ends.
             return
+        self._note_end(adapter, task)
+        self._on_settled()
+
+    def _note_end(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
         error = task.exception()
         if error is None:
             self._failures.pop(adapter.ref.id, None)

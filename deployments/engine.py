@@ -226,8 +226,14 @@ class Engine:
         assert self._server is not None
         assert self._loop is not None
         files = self._adapter_files or build_store(self._adapter_cache, config)
+        # The router holds requests back until it hears that their adapter is here.
         return AdapterGate(
-            self._server.emit, files, self._loop, settings.floor, settings.load_timeout_s
+            self._server.emit,
+            files,
+            self._loop,
+            settings.floor,
+            settings.load_timeout_s,
+            lambda: self._router.send(self._make_report(is_loaded=True)),
         )
 
     def _finish_loading(self, error: BaseException | None) -> None:

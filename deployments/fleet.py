@@ -5,10 +5,12 @@ It hears reports and forgets who went silent; whom to send a request to is `poli
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from serve_app.messages import (
+    AdapterReport,
     EngineId,
     EngineReport,
     EngineStatus,
@@ -16,12 +18,15 @@ from serve_app.messages import (
     TicketId,
 )
 from serve_app.names import ModelName, TenantId
+from serve_app.policy.adapters import AdapterEngine
 from serve_app.policy.routing import EngineView
 
 logger = logging.getLogger(__name__)
 
 _SILENT_ENGINE_S = 5.0
 """An engine without a heartbeat for so long gets nothing more; it sends one every 0.5 s."""
+_FORGET_ASKED_S = 60.0
+"""An adapter that has neither come nor failed by then may be asked for again."""
 _FORGET_FAILED_S = 60.0
 """How long a failed engine's reason stays visible."""
 
@@ -32,25 +37,64 @@ class KnownEngine:
 
     report: EngineReport
     heard_s: float
-    in_flight: dict[TicketId, TenantId] = field(default_factory=dict)
-    """Requests handed to it and not ended, and whose they are."""
+    in_flight: dict[TicketId, "Handed"] = field(default_factory=dict)
+    """Requests handed to it and not ended."""
     by_tenant: Counter[TenantId] = field(default_factory=Counter)
-    """The same, counted; those with none are left out."""
+    by_adapter: Counter[int] = field(default_factory=Counter)
+    """The same, counted by tenant and by adapter; those with none are left out."""
+    in_memory: frozenset[int] = frozenset()
+    on_disk: frozenset[int] = frozenset()
+    """Adapters, as it said last."""
+    asked_s: dict[int, float] = field(default_factory=dict)
+    """Adapters that it was asked to prepare and has not said to have, and when."""
     is_reachable: bool = True
 
-    def hand(self, ticket: TicketId, tenant: TenantId) -> None:
+    def hand(self, ticket: TicketId, handed: "Handed") -> None:
         """Counts a request as handed to it. Known ones are left as they are."""
         if ticket not in self.in_flight:
-            self.in_flight[ticket] = tenant
-            self.by_tenant[tenant] += 1
+            self.in_flight[ticket] = handed
+            self.by_tenant[handed.tenant] += 1
+            if handed.adapter_id is not None:
+                self.by_adapter[handed.adapter_id] += 1
 
     def take_back(self, ticket: TicketId) -> None:
         """Counts a request no more. Unknown ones are left in peace."""
-        tenant = self.in_flight.pop(ticket, None)
-        if tenant is not None:
-            self.by_tenant[tenant] -= 1
-            if not self.by_tenant[tenant]:
-                del self.by_tenant[tenant]
+        handed = self.in_flight.pop(ticket, None)
+        if handed is not None:
+            _count_down(self.by_tenant, handed.tenant)
+            if handed.adapter_id is not None:
+                _count_down(self.by_adapter, handed.adapter_id)
+
+    def take_report(self, report: EngineReport, now_s: float) -> None:
+        """Takes what it says of itself."""
+        self.report, self.heard_s, self.is_reachable = report, now_s, True
+        adapters = report.adapters
+        self.in_memory, self.on_disk = frozenset(adapters.in_memory), frozenset(adapters.on_disk)
+        self.asked_s = {
+            adapter_id: asked_s
+            for adapter_id, asked_s in self.asked_s.items()
+            if adapter_id not in self.in_memory
+            and adapter_id not in adapters.failures
+            and now_s - asked_s < _FORGET_ASKED_S
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A request that an engine has."""
+
+    tenant: TenantId
+    adapter_id: int | None = None
+
+
+def _count_down(counts: Counter[Any], key: Hashable) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
+
+
+def _have_moved(now: AdapterReport, before: AdapterReport) -> bool:
+    return (now.in_memory, now.failures) != (before.in_memory, before.failures)
 
 
 class Fleet:
@@ -75,11 +119,11 @@ class Fleet:
 
     # --- what they run -----------------------------------------------------------------------
 
-    def hand(self, engine_id: EngineId, ticket: TicketId, tenant: TenantId) -> None:
+    def hand(self, engine_id: EngineId, ticket: TicketId, handed: Handed) -> None:
         """Counts a request as handed to an engine, if that is known."""
         engine = self._engines.get(engine_id)
         if engine is not None:
-            engine.hand(ticket, tenant)
+            engine.hand(ticket, handed)
 
     def take_back(self, engine_id: EngineId | None, ticket: TicketId) -> None:
         """Counts a request as no longer there. Unknown ones are left in peace."""
@@ -90,7 +134,7 @@ class Fleet:
     # --- what engines say --------------------------------------------------------------------
 
     def take_report(
-        self, report: EngineReport, running: Iterable[tuple[TicketId, TenantId]], now_s: float
+        self, report: EngineReport, running: Iterable[tuple[TicketId, Handed]], now_s: float
     ) -> bool:
         """Takes a report; says whether anything is new but its load.
 
@@ -103,16 +147,15 @@ class Fleet:
         engine = self._engines.get(report.engine_id)
         if engine is None:
             engine = self._engines[report.engine_id] = KnownEngine(report, now_s)
-            for ticket, tenant in running:
-                engine.hand(ticket, tenant)
+            for ticket, handed in running:
+                engine.hand(ticket, handed)
             is_news = True
         else:
             is_news = (report.state, report.detail) != (engine.report.state, engine.report.detail)
-        engine.report = report
-        engine.heard_s = now_s
-        engine.is_reachable = True
         if is_news:
             logger.info("Engine %s: %s %s", report.engine_id, report.state, report.detail)
+        is_news |= _have_moved(report.adapters, engine.report.adapters)
+        engine.take_report(report, now_s)
         return is_news
 
     def take_offer(self, offer: FrontEndOffer) -> None:
@@ -169,6 +212,23 @@ class Fleet:
     def views(self, model: ModelName | None = None) -> Iterator[EngineView]:
         """Yields the engines of a model as routing sees them, or all."""
         return (self.view(e) for e in self if model is None or e.report.model == model)
+
+    def adapter_views(self, model: ModelName) -> list[AdapterEngine]:
+        """Returns the engines of a model as the placement of adapters sees them."""
+        return [self._view_adapters(engine) for engine in self if engine.report.model == model]
+
+    def _view_adapters(self, engine: KnownEngine) -> AdapterEngine:
+        view = self.view(engine)
+        return AdapterEngine(
+            view.engine_id,
+            view.is_ready,
+            view.in_flight,
+            view.room,
+            engine.report.adapters.slots,
+            engine.by_adapter.keys(),
+            engine.in_memory | engine.asked_s.keys() if engine.asked_s else engine.in_memory,
+            engine.on_disk,
+        )
 
     def statuses(self, model: ModelName) -> list[EngineStatus]:
         """Returns a model's that can be reached, as gateways show them."""

@@ -12,13 +12,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 
 from deployments.fairness_gauges import FairnessGauges
-from deployments.fleet import Fleet
+from deployments.fleet import Fleet, Handed
+from deployments.placer import Placer, Wish
 from deployments.router_state import (
     Keeper,
     RouterState,
@@ -29,6 +30,7 @@ from deployments.router_state import (
 from deployments.turn_order import cost_of, make_audit_log, make_turn_order
 from serve_app.config import Settings
 from serve_app.messages import (
+    AdapterRef,
     Alive,
     Counters,
     Endpoint,
@@ -57,11 +59,9 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.admission import QueueView, admit
-from serve_app.policy.express import Holder, may_go_beyond
 from serve_app.policy.fairness_figures import Longest, measure_fairness
 from serve_app.policy.fairness_options import Share
 from serve_app.policy.queueing import Waiting
-from serve_app.policy.routing import choose_engine, rank_beyond
 from serve_app.policy.turns import Admission, Fit
 from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
@@ -89,13 +89,20 @@ class _Ticket:
     engine_id: EngineId | None
     """None while it waits."""
     since_s: float
+    adapter: AdapterRef | None = None
     completion_tokens: int = 0
     """Those charged so far."""
 
+    @property
+    def handed(self) -> Handed:
+        """As an engine's bookkeeping has it."""
+        return Handed(self.tenant, None if self.adapter is None else self.adapter.id)
+
 
 def _waiting(mail: Enqueue, model: ModelName) -> Waiting:
-    """A model is a lane: where one of its requests has no engine, none of them has."""
-    return Waiting(mail.ticket, mail.tenant, mail.prompt_tokens, mail.max_tokens, model, model)
+    """A model with an adapter is a lane: where one of its requests has no engine, none has."""
+    lane = model if mail.adapter is None else f"{model}#{mail.adapter.id}"
+    return Waiting(mail.ticket, mail.tenant, mail.prompt_tokens, mail.max_tokens, lane, model)
 
 
 class Router:
@@ -137,6 +144,7 @@ class Router:
         self._longest = Longest()
         self._status_of_fairness = FairnessStatus()
         self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
+        self._placer = Placer(self._fleet, self._count, self._share_of, self._send_to_engine, now)
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
         self._shares: dict[TenantId, Share] = {}
@@ -220,7 +228,11 @@ class Router:
             gateway = self._gateways.setdefault(run.gateway, _Gateway(self._now_s, _NOT_SAID))
             gateway.tickets.add(saved.ticket)
             self._tickets[saved.ticket] = _Ticket(
-                run.gateway, saved.tenant, run.engine_id, self._now_s, saved.produced_tokens
+                run.gateway,
+                saved.tenant,
+                run.engine_id,
+                self._now_s,
+                completion_tokens=saved.produced_tokens,
             )
 
     def look_around(self) -> None:
@@ -295,6 +307,7 @@ class Router:
         self._newcomer = None
         if self._tickets[mail.ticket].engine_id is not None:
             return
+        self._placer.prepare_early(Wish(mail.tenant, self._gateways[sender].model, mail.adapter))
         refusal = admit(self._view_queue(mail.tenant), self._limits)
         if refusal is not None:
             self._leave(Leave(mail.ticket))
@@ -322,7 +335,9 @@ class Router:
         return QueueView(self._n_waiting.total() - 1, own - 1, others)
 
     def _add_ticket(self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None) -> None:
-        self._tickets[enqueue.ticket] = _Ticket(gateway, enqueue.tenant, engine_id, self._now_s)
+        self._tickets[enqueue.ticket] = _Ticket(
+            gateway, enqueue.tenant, engine_id, self._now_s, enqueue.adapter
+        )
         known = self._gateways[gateway]
         self._longest = self._longest.with_request(_waiting(enqueue, known.model))
         known.tickets.add(enqueue.ticket)
@@ -397,13 +412,15 @@ class Router:
         if known is None:
             self._add_ticket(sender, enqueue, running.engine_id)
             known = self._tickets[enqueue.ticket]
-        elif known.engine_id != running.engine_id:
+        else:
+            # What was saved of it does not say with which adapter it runs.
             self._fleet.take_back(known.engine_id, enqueue.ticket)
+            known.adapter = enqueue.adapter
         known.engine_id = running.engine_id
         known.completion_tokens = max(known.completion_tokens, n_tokens)
         self._note_share(enqueue)
         self._queue.adopt(_waiting(enqueue, self._gateways[sender].model), n_tokens, self._now_s)
-        self._fleet.hand(running.engine_id, enqueue.ticket, known.tenant)
+        self._fleet.hand(running.engine_id, enqueue.ticket, known.handed)
 
     def _refuse_overdue(self) -> None:
         """Nobody waits for ever: oldest first, as tickets are kept in the order they came."""
@@ -422,36 +439,25 @@ class Router:
 
     def _dispatch(self) -> None:
         """Hands out waiting requests as long as one of the engines has room."""
+        if self._newcomer is None and not any(e.in_flight < e.room for e in self._fleet.views()):
+            return
         while (admission := self._queue.admit(self._place, self._now_s)) is not None:
             logger.debug("%s runs: %s.", admission.request.ticket, admission.reason)
             self._grant(admission)
 
     def _place(self, request: Waiting) -> Fit | None:
-        model = ModelName(request.model)
-        engine_id = choose_engine(self._fleet.views(model))
-        if engine_id is None and request.ticket == self._newcomer and self._preempts:
-            return self._place_beyond(request.tenant, model)
-        return None if engine_id is None else Fit(engine_id)
+        ticket = self._tickets[request.ticket]
+        wish = Wish(request.tenant, ModelName(request.model), ticket.adapter)
+        fit = self._placer.place(wish)
+        if fit is None and request.ticket == self._newcomer and self._preempts:
+            return self._placer.place_beyond(wish, self._n_waiting[wish.tenant])
+        return fit
 
-    def _place_beyond(self, tenant: TenantId, model: ModelName) -> Fit | None:
-        n_waiting = self._n_waiting[tenant]
-        for engine_id in rank_beyond(self._fleet.views(model)):
-            engine = self._fleet.get(engine_id)
-            assert engine is not None
-            counters = self._queue.counters([tenant, *engine.by_tenant])
-            others = (
-                self._holder(other, n_places, counters[other])
-                for other, n_places in engine.by_tenant.items()
-                if other != tenant
-            )
-            newcomer = self._holder(tenant, engine.by_tenant[tenant], counters[tenant])
-            if may_go_beyond(newcomer, n_waiting, others):
-                return Fit(engine_id, is_express=True)
-        return None
+    def _count(self, tenants: Iterable[TenantId]) -> dict[TenantId, int]:
+        return self._queue.counters(tenants)
 
-    def _holder(self, tenant: TenantId, n_places: int, counter: int) -> Holder:
-        share = self._shares.get(tenant, _DEFAULT_SHARE)
-        return Holder(n_places, share.weight, share.tier, counter)
+    def _share_of(self, tenant: TenantId) -> Share:
+        return self._shares.get(tenant, _DEFAULT_SHARE)
 
     def _grant(self, admission: Admission) -> None:
         ticket, engine = admission.request.ticket, self._fleet.get(admission.fit.engine_id)
@@ -460,7 +466,7 @@ class Router:
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
         self._stop_waiting(known)
-        self._fleet.hand(known.engine_id, ticket, known.tenant)
+        self._fleet.hand(known.engine_id, ticket, known.handed)
         standing = Standing(
             known.tenant,
             admission.tier,
@@ -474,7 +480,7 @@ class Router:
 
     def _take_report(self, report: EngineReport) -> None:
         running = (
-            (ticket, known.tenant)
+            (ticket, known.handed)
             for ticket, known in self._tickets.items()
             if known.engine_id == report.engine_id
         )
@@ -494,6 +500,9 @@ class Router:
 
     def _send(self, receiver: bytes, mail: GatewayMail | EngineMail) -> None:
         self._listener.send(receiver, [self._encoder.encode(mail)])
+
+    def _send_to_engine(self, engine_id: EngineId, mail: EngineMail) -> None:
+        self._send(engine_id.encode(), mail)
 
     def _publish_status(self) -> None:
         statuses = {

@@ -99,6 +99,8 @@ class Enqueue(msgspec.Struct, frozen=True, tag=True):
     """The tenant's; a higher one goes first."""
     prompt_tokens: int
     max_tokens: int
+    adapter: AdapterRef | None = None
+    """What it runs with; None is the base model alone."""
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):

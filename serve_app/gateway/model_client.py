@@ -24,6 +24,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.catalog import Caller
 from serve_app.engine_frames import ABORT, ADD, ALIVE
 from serve_app.messages import (
+    AdapterRef,
     Alive,
     Endpoint,
     EngineId,
@@ -167,6 +168,7 @@ class ModelClient:
             caller.tenant.settings.tier,
             prompt_tokens=len(request.prompt_token_ids or ()),
             max_tokens=(params.max_tokens or 0) if params is not None else 0,
+            adapter=_adapter_of(request),
         )
         has_grammar = params is not None and params.structured_outputs is not None
         self._tickets[ticket_id] = _Ticket(frames, sink, enqueue, has_grammar)
@@ -330,6 +332,14 @@ class ModelClient:
             logger.warning("Engine %s is lost with %d requests.", engine_id, len(lost))
         for ticket_id in lost:
             self._fail(ticket_id, "The engine that ran this request stopped. Send it again.")
+
+
+def _adapter_of(request: EngineCoreRequest) -> AdapterRef | None:
+    lora = request.lora_request
+    if lora is None:
+        return None
+    base = lora.base_model_name or ""
+    return AdapterRef.at(lora.lora_path, id=lora.lora_int_id, name=lora.lora_name, base=base)
 
 
 def _find_too_large(params: SamplingParams | None) -> str | None:

@@ -27,7 +27,7 @@ Sheng et al., *S-LoRA*, MLSys 2024, on clustering by adapter; homes are by rende
 (Thaler and Ravishankar, 1998).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import blake2b
@@ -69,9 +69,9 @@ class AdapterEngine:
     in_flight: int
     room: int
     slots: int
-    running: frozenset[int] = field(default_factory=frozenset)
-    in_memory: frozenset[int] = field(default_factory=frozenset)
-    on_disk: frozenset[int] = field(default_factory=frozenset)
+    running: Set[int] = field(default_factory=frozenset)
+    in_memory: Set[int] = field(default_factory=frozenset)
+    on_disk: Set[int] = field(default_factory=frozenset)
 
     @property
     def load(self) -> float:

@@ -5,6 +5,8 @@ from collections import defaultdict
 import msgspec
 
 from serve_app.messages import (
+    AdapterRef,
+    AdapterReport,
     Endpoint,
     EngineId,
     EngineMail,
@@ -69,7 +71,11 @@ class FakeKeeper:
 
 
 def enqueue(
-    ticket: str, tenant: str = "team-a", max_tokens: int = 10, prompt_tokens: int = 5
+    ticket: str,
+    tenant: str = "team-a",
+    max_tokens: int = 10,
+    prompt_tokens: int = 5,
+    adapter: AdapterRef | None = None,
 ) -> Enqueue:
     """A request that wants an engine."""
     return Enqueue(
@@ -79,11 +85,16 @@ def enqueue(
         tier=0,
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
+        adapter=adapter,
     )
 
 
 def report(
-    engine: str, state: EngineState = "ready", max_running: int = 2, model: str = ""
+    engine: str,
+    state: EngineState = "ready",
+    max_running: int = 2,
+    model: str = "",
+    adapters: AdapterReport = AdapterReport(),  # noqa: B008 - frozen
 ) -> EngineReport:
     """An engine that says how it is."""
     endpoint = Endpoint(f"tcp://{engine}", b"k") if state in ("ready", "draining") else None
@@ -94,4 +105,5 @@ def report(
         config_id=f"c{model}",
         max_running=max_running,
         model=ModelName(model),
+        adapters=adapters,
     )

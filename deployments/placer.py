@@ -1,0 +1,117 @@
+"""Finds engines for a router's requests, and has their adapters loaded in time.
+
+Asks the policies: `routing` for the base model, `adapters` for those with an adapter, `express` for
+who may go to a full engine.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from deployments.fleet import Fleet, KnownEngine
+from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
+from serve_app.names import ModelName, TenantId
+from serve_app.policy.adapters import choose_place, choose_preparation
+from serve_app.policy.express import Holder, may_go_beyond
+from serve_app.policy.fairness_options import Share
+from serve_app.policy.routing import choose_engine, rank_beyond
+from serve_app.policy.turns import Fit
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request needs."""
+
+    tenant: TenantId
+    model: ModelName
+    adapter: AdapterRef | None = None
+
+
+class Placer:
+    """Says where requests run.
+
+    Args:
+        fleet: The engines.
+        count: Returns counters of tenants, in units.
+        share_of: Returns what a tenant is entitled to.
+        send: Sends an engine a message.
+        now: The monotonic clock.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        count: Callable[[Iterable[TenantId]], Mapping[TenantId, int]],
+        share_of: Callable[[TenantId], Share],
+        send: Callable[[EngineId, EngineMail], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._fleet = fleet
+        self._count = count
+        self._share_of = share_of
+        self._send = send
+        self._now = now
+
+    def place(self, wish: Wish) -> Fit | None:
+        """Returns an engine with room; None when the request has to wait."""
+        if wish.adapter is not None:
+            return self._place_with(wish, wish.adapter)
+        engine_id = choose_engine(self._fleet.views(wish.model))
+        return None if engine_id is None else Fit(engine_id)
+
+    def place_beyond(self, wish: Wish, n_waiting: int) -> Fit | None:
+        """Returns a full engine on which somebody yields to the request; None if nobody does.
+
+        Args:
+            wish: The request.
+            n_waiting: Requests of its tenant that wait, itself included.
+        """
+        for engine_id in rank_beyond(self._fleet.views(wish.model)):
+            engine = self._known(engine_id)
+            if wish.adapter is not None and wish.adapter.id not in engine.by_adapter:
+                continue  # It would want a slot, too.
+            if self._may_go_beyond(wish.tenant, n_waiting, engine):
+                return Fit(engine_id, is_express=True)
+        return None
+
+    def prepare_early(self, wish: Wish) -> None:
+        """Has an adapter loaded while its request waits for its turn."""
+        if wish.adapter is None:
+            return
+        engine_id = choose_preparation(self._fleet.adapter_views(wish.model), wish.adapter.id)
+        if engine_id is not None:
+            self._prepare(self._known(engine_id), wish.tenant, wish.adapter)
+
+    def _place_with(self, wish: Wish, adapter: AdapterRef) -> Fit | None:
+        """Where no engine has the adapter, one is asked to load it, and the request waits."""
+        place = choose_place(self._fleet.adapter_views(wish.model), adapter.id)
+        if place is None:
+            return None
+        engine = self._known(place.engine_id)
+        if adapter.id in engine.in_memory or adapter.id in engine.report.adapters.failures:
+            return Fit(place.engine_id)  # The engine tells the client why it failed.
+        self._prepare(engine, wish.tenant, adapter)
+        return None
+
+    def _prepare(self, engine: KnownEngine, tenant: TenantId, adapter: AdapterRef) -> None:
+        if adapter.id not in engine.asked_s:
+            engine.asked_s[adapter.id] = self._now()
+            self._send(engine.report.engine_id, Prepare(adapter, tenant))
+
+    def _may_go_beyond(self, tenant: TenantId, n_waiting: int, engine: KnownEngine) -> bool:
+        counters = self._count([tenant, *engine.by_tenant])
+        others = (
+            self._holder(other, n_places, counters[other])
+            for other, n_places in engine.by_tenant.items()
+            if other != tenant
+        )
+        newcomer = self._holder(tenant, engine.by_tenant[tenant], counters[tenant])
+        return may_go_beyond(newcomer, n_waiting, others)
+
+    def _holder(self, tenant: TenantId, n_places: int, counter: int) -> Holder:
+        share = self._share_of(tenant)
+        return Holder(n_places, share.weight, share.tier, counter)
+
+    def _known(self, engine_id: EngineId) -> KnownEngine:
+        engine = self._fleet.get(engine_id)
+        assert engine is not None, "policies choose among engines that are known"
+        return engine

@@ -1,0 +1,123 @@
+"""The router and adapters: who waits for what, and who does not."""
+
+import pytest
+
+from deployments.router import Router
+from serve_app.config import parse_settings
+from serve_app.messages import (
+    AdapterRef,
+    AdapterReport,
+    EngineId,
+    EngineReport,
+    Grant,
+    Leave,
+    Prepare,
+    Resume,
+    TicketId,
+)
+from serve_app.names import ModelName, TenantId
+from serve_app.policy.fairness_options import UNITS
+from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
+from tests.support.settings import write_args
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+A = b"gateway-a"
+
+
+class Desk:
+    """A router of engines that take adapters."""
+
+    def __init__(self, *engines: str, slots: int = 2, room: int = 4) -> None:
+        self.post, self.clock = FakeMailbox(), FakeClock()
+        self.slots, self.room = slots, room
+        settings = parse_settings(write_args())
+        self.router = Router(ModelName("tiny"), settings, self.post, self.clock)
+        self.router.handle(A, Resume())
+        for engine in engines:
+            self.report(engine)
+
+    def report(self, engine: str, *in_memory: int, failures: dict[int, str] | None = None) -> None:
+        adapters = AdapterReport(self.slots, 8, [], list(in_memory), [], failures or {})
+        mail: EngineReport = report(engine, max_running=self.room, adapters=adapters)
+        self.router.handle(engine.encode(), mail)
+
+    def send(self, ticket: str, adapter_id: int | None = None, tenant: str = "team-a") -> None:
+        adapter = None if adapter_id is None else make_ref(adapter_id)
+        self.router.handle(A, enqueue(ticket, tenant, adapter=adapter))
+
+    def granted(self) -> dict[str, str]:
+        mail = self.post.take(A)
+        return {str(m.ticket): str(m.engine_id) for m in mail if isinstance(m, Grant)}
+
+    def prepared(self, engine: str) -> list[int]:
+        return [m.ref.id for m in self.post.take(engine.encode()) if isinstance(m, Prepare)]
+
+
+def make_ref(adapter_id: int) -> AdapterRef:
+    return AdapterRef(adapter_id, f"tiny:a{adapter_id}", ModelName("tiny"), "0" * 64, "file:///a")
+
+
+def test_cold_request_waits_alone_until_its_adapter_is_in_memory() -> None:
+    desk = Desk("e1")
+    desk.send("cold", 7)
+    assert (desk.granted(), desk.prepared("e1")) == ({}, [7])
+    desk.send("warm")
+    assert desk.granted() == {"warm": "e1"}, "its tenant's other requests go on"
+    paid = desk.router._queue.counters()[TenantId("team-a")]
+    assert paid == 5 * UNITS, "and only they are charged"
+    desk.report("e1", 7)
+    assert desk.granted() == {"cold": "e1"}
+    assert desk.prepared("e1") == [], "it was asked for once"
+
+
+def test_request_goes_where_its_adapter_is() -> None:
+    desk = Desk("e1", "e2")
+    desk.report("e2", 7)
+    desk.send("one", 7)
+    assert desk.granted() == {"one": "e2"}
+    assert desk.prepared("e1") == desk.prepared("e2") == []
+
+
+def test_hot_adapter_spreads_when_its_engine_has_more_than_its_part() -> None:
+    desk = Desk("e1", "e2")
+    desk.report("e1", 7)
+    for i in range(4):
+        desk.send(f"t{i}", 7)
+    assert set(desk.granted().values()) == {"e1"}
+    assert desk.prepared("e2") == [7]
+    desk.report("e2", 7)
+    desk.send("t4", 7)
+    assert "e2" in desk.granted().values()
+
+
+def test_no_more_adapters_are_in_flight_than_slots_and_one() -> None:
+    desk = Desk("e1", slots=2, room=8)
+    desk.report("e1", 1, 2, 3, 4)
+    for adapter_id in (1, 2, 3, 4):
+        desk.send(f"t{adapter_id}", adapter_id)
+    assert desk.granted() == {"t1": "e1", "t2": "e1", "t3": "e1"}
+    desk.router.handle(A, Leave(TicketId("t1"), is_finished=True))
+    assert desk.granted() == {"t4": "e1"}
+
+
+def test_request_whose_adapter_failed_goes_to_the_engine_which_says_why() -> None:
+    desk = Desk("e1")
+    desk.send("bad", 7)
+    desk.report("e1", failures={7: "wrong shape"})
+    assert desk.granted() == {"bad": "e1"}
+
+
+def test_adapter_is_asked_for_again_where_its_engine_is_lost() -> None:
+    desk = Desk("e1", "e2")
+    desk.send("cold", 7)
+    first, second = ("e1", "e2") if desk.prepared("e1") else ("e2", "e1")
+    for _ in range(7):
+        desk.clock.pass_s(1.0)
+        desk.report(second)
+        desk.router.look_around()
+    assert desk.router._fleet.get(EngineId(first)) is None
+    assert desk.prepared(second) == [7]
+    desk.report(second, 7)
+    desk.router.handle(A, Resume(waiting=[enqueue("cold", adapter=make_ref(7))]))
+    assert desk.granted() == {"cold": second}
