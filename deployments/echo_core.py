@@ -9,7 +9,7 @@ as in the real engine; there is no prefix cache, so what was preempted is comput
 import queue
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +30,8 @@ from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns
 
-_News = tuple[EngineCoreRequest, Standing] | list[str] | Mapping[TenantId, int]
-"""A request, ids to abort, or the router's counters."""
+_News = tuple[EngineCoreRequest, Standing, Sequence[int]] | list[str] | Mapping[TenantId, int]
+"""A request with what it has got elsewhere, ids to abort, or the router's counters."""
 _IMPOSSIBLE = -100.0
 """A log-probability next to none."""
 
@@ -93,6 +93,7 @@ class EchoCore:
         self._emit = emit
         self._pace = pace
         self._mail: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
+        self.last_step_s = time.monotonic()
         self._turns = EngineTurns()
         self._waiting: dict[TicketId, _Running] = {}
         self._running: dict[TicketId, _Running] = {}
@@ -110,9 +111,11 @@ class EchoCore:
         """It generates and can do nothing else."""
         return ("generate",)
 
-    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
+    def accept(
+        self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
+    ) -> None:
         """Takes a request; it runs when it is its turn."""
-        self._mail.put((request, standing))
+        self._mail.put((request, standing, produced))
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Takes the router's counters; they hold from the next step on."""
@@ -140,6 +143,7 @@ class EchoCore:
                 continue
             if ends_s is not None:
                 self._end_step()
+                self.last_step_s = time.monotonic()
             # What a step was late is made good by the next one; an idle time is not.
             begins_s = now_s if ends_s is None else max(ends_s, now_s - length_s)
             length_s = self._begin_step()
@@ -160,18 +164,19 @@ class EchoCore:
 
     def _take(self, news: _News) -> None:
         match news:
-            case EngineCoreRequest() as request, Standing() as standing:
-                self._add(request, standing)
+            case EngineCoreRequest() as request, Standing() as standing, produced:
+                self._add(request, standing, len(produced))
             case list():
                 for request_id in news:
                     self._end(TicketId(request_id))
             case Mapping():
                 self._turns.synchronise(news)
 
-    def _add(self, request: EngineCoreRequest, standing: Standing) -> None:
+    def _add(self, request: EngineCoreRequest, standing: Standing, said: int) -> None:
         assert request.sampling_params is not None
         ticket = TicketId(request.request_id)
-        self._waiting[ticket] = self._prepare(request, request.sampling_params)
+        entry = self._waiting[ticket] = self._prepare(request, request.sampling_params)
+        entry.said = said
         self._turns.arrive(ticket, standing)
 
     def _end(self, ticket: TicketId) -> None:

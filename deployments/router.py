@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from deployments.fairness_gauges import FairnessGauges
-from deployments.fleet import Fleet
+from deployments.fleet import SLEPT_S, Fleet, KnownEngine
 from deployments.router_state import (
     Keeper,
     RouterState,
@@ -33,6 +33,7 @@ from serve_app.messages import (
     Endpoint,
     EngineGone,
     EngineId,
+    EngineLost,
     EngineMail,
     EngineReport,
     EngineUnreachable,
@@ -48,6 +49,7 @@ from serve_app.messages import (
     ModelStatus,
     Progress,
     Refuse,
+    Requeue,
     Resume,
     RouterMail,
     RunningTicket,
@@ -61,6 +63,7 @@ from serve_app.policy.fairness_figures import Longest, measure_fairness
 from serve_app.policy.fairness_options import Share
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.routing import choose_engine, rank_beyond
+from serve_app.policy.suspicion import is_suspect
 from serve_app.policy.turns import Admission, Fit
 from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
@@ -87,6 +90,12 @@ class _Ticket:
     since_s: float
     completion_tokens: int = 0
     """Those charged so far."""
+    lost_tokens: int = 0
+    """Of those, how many died with an engine and will be produced again."""
+    strikes: int = 0
+    """Engines in a row that died under it and gave it no token."""
+    has_run: bool = False
+    """Whether an engine has had it: it has paid for its prompt."""
 
 
 def _waiting(mail: Enqueue) -> Waiting:
@@ -138,7 +147,7 @@ class Router:
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
         self._newcomer: TicketId | None = None
         """The request that has just come: it alone may go beyond an engine's room."""
-        self._now_s = self._started_s = now()
+        self._now_s = self._started_s = self._looked_s = now()
         self._is_recovering = False
         """Whether some whom the last router knew may yet come back."""
         self._recover()
@@ -195,7 +204,7 @@ class Router:
             {
                 ticket: SavedRun(known.gateway, known.engine_id)
                 for ticket, known in self._tickets.items()
-                if known.engine_id is not None
+                if known.has_run
             },
         )
 
@@ -213,16 +222,26 @@ class Router:
             gateway = self._gateways.setdefault(run.gateway, _Gateway(self._now_s))
             gateway.tickets.add(saved.ticket)
             self._tickets[saved.ticket] = _Ticket(
-                run.gateway, saved.tenant, run.engine_id, self._now_s, saved.produced_tokens
+                run.gateway,
+                saved.tenant,
+                run.engine_id,
+                self._now_s,
+                saved.produced_tokens,
+                has_run=True,
             )
+            if run.engine_id is None:
+                self._n_waiting[saved.tenant] += 1
 
     def look_around(self) -> None:
         """Forgets who went silent and tells gateways how things stand; called regularly."""
         self._now_s = self._now()
+        has_slept = self._now_s - self._looked_s > SLEPT_S
+        self._looked_s = self._now_s
         if self._is_recovering and self._now_s - self._started_s > _SILENT_GATEWAY_S:
             self._is_recovering = False
             self._queue.stop_expecting()
-        self._drop_silent()
+        if not has_slept:
+            self._drop_silent()
         self._dispatch()
         self._refuse_overdue()
         self._measure_fairness()
@@ -249,11 +268,11 @@ class Router:
                 self._fleet.take_offer(mail)
                 return
             case Progress():
-                self._charge(mail)
+                self._charge(EngineId(sender.decode()), mail)
                 self._tell_counters(sender)
                 return
             case EngineGone():
-                self._fleet.drop(mail.engine_id, "it left")
+                self._tell_lost(self._fleet.drop(mail.engine_id, "it left"), is_leaving=True)
                 self._publish_status()
                 return
         if sender not in self._gateways and not isinstance(mail, Resume):
@@ -265,6 +284,9 @@ class Router:
         match mail:
             case Enqueue():
                 self._enqueue(sender, mail)
+            case Requeue():
+                self._adopt(sender, mail.run)
+                self._dispatch()
             case Leave():
                 self._leave(mail)
                 self._dispatch()
@@ -346,12 +368,20 @@ class Router:
             is_computed = n_tokens > 0 or mail.cached_tokens is not None
             self._queue.abort(mail.ticket, is_computed=is_computed)
 
-    def _charge(self, progress: Progress) -> None:
+    def _charge(self, engine_id: EngineId, progress: Progress) -> None:
+        """Charges what an engine has produced; not what a ticket that went elsewhere got there."""
         for ticket, n_tokens in progress.tokens.items():
             known = self._tickets.get(ticket)
-            if known is not None:
-                known.completion_tokens += n_tokens
-                self._queue.charge(ticket, n_tokens)
+            if known is None or known.engine_id != engine_id:
+                continue
+            known.strikes = 0
+            again = min(known.lost_tokens, n_tokens)
+            known.lost_tokens -= again
+            known.completion_tokens += n_tokens - again
+            self._queue.charge(ticket, n_tokens - again)
+        engine = self._fleet.get(engine_id)
+        if engine is not None and any(map(engine.acquit, progress.tokens)):
+            self._dispatch()
 
     def _tell_counters(self, engine: bytes) -> None:
         """Tells an engine how the tenants stand that have something there."""
@@ -374,26 +404,43 @@ class Router:
     def _drop_unmentioned(self, gateway: _Gateway, mail: Resume) -> None:
         """Ends what a gateway knows no more, or knows otherwise: a grant may have been lost."""
         waiting = {entry.ticket for entry in mail.waiting}
-        running = {entry.enqueue.ticket for entry in mail.running}
+        begun = {entry.enqueue.ticket for entry in mail.running}
         for ticket in list(gateway.tickets):
-            is_waiting = self._tickets[ticket].engine_id is None
-            if ticket not in (waiting if is_waiting else running):
+            if ticket not in (begun if self._tickets[ticket].has_run else waiting):
                 self._leave(Leave(ticket))
 
     def _adopt(self, sender: bytes, running: RunningTicket) -> None:
-        """Takes a running ticket over, and charges what its tenant has not been charged."""
+        """Takes a ticket that has begun, and charges what its tenant has not been charged."""
         enqueue, n_tokens = running.enqueue, running.completion_tokens
         known = self._tickets.get(enqueue.ticket)
+        waits_already = known is not None and known.has_run and known.engine_id is None
         if known is None:
             self._add_ticket(sender, enqueue, running.engine_id)
             known = self._tickets[enqueue.ticket]
-        elif known.engine_id != running.engine_id:
-            self._fleet.take_back(known.engine_id, enqueue.ticket)
-        known.engine_id = running.engine_id
+        else:
+            self._move(enqueue.ticket, known, running.engine_id)
+        known.has_run, known.strikes = True, running.strikes
+        known.lost_tokens = max(known.completion_tokens - n_tokens, 0)
         known.completion_tokens = max(known.completion_tokens, n_tokens)
         self._note_share(enqueue)
+        if running.engine_id is None and waits_already:
+            return
         self._queue.adopt(_waiting(enqueue), n_tokens, self._now_s)
-        self._fleet.hand(running.engine_id, enqueue.ticket, known.tenant)
+        if running.engine_id is None:
+            self._queue.requeue(enqueue.ticket)
+        else:
+            self._fleet.hand(running.engine_id, enqueue.ticket, known.tenant)
+
+    def _move(self, ticket: TicketId, known: _Ticket, engine_id: EngineId | None) -> None:
+        """Takes note of where a ticket is. One that waits again is the youngest to do so."""
+        self._fleet.take_back(known.engine_id, ticket)
+        if known.engine_id is None:
+            self._stop_waiting(known.tenant)
+        if engine_id is None:
+            self._n_waiting[known.tenant] += 1
+            known.since_s = self._now_s
+            self._tickets[ticket] = self._tickets.pop(ticket)
+        known.engine_id = engine_id
 
     def _refuse_overdue(self) -> None:
         """Nobody waits for ever: oldest first, as tickets are kept in the order they came."""
@@ -448,6 +495,9 @@ class Router:
         known = self._tickets[ticket]
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
+        known.has_run = True
+        if is_suspect(known.strikes, self._limits.max_engine_deaths_in_a_row):
+            engine.on_probation = ticket
         self._stop_waiting(known.tenant)
         self._fleet.hand(known.engine_id, ticket, known.tenant)
         standing = Standing(
@@ -468,11 +518,21 @@ class Router:
             if known.engine_id == report.engine_id
         )
         if self._fleet.take_report(report, running, self._now_s):
+            if report.state == "failed":
+                self._tell_lost(self._fleet.get(report.engine_id), is_leaving=False)
             self._dispatch()
             self._publish_status()
 
+    def _tell_lost(self, engine: KnownEngine | None, *, is_leaving: bool) -> None:
+        """Lets gateways take elsewhere what an engine has; they answer with `Requeue`."""
+        if engine is not None:
+            mail = EngineLost(engine.report.engine_id, is_leaving)
+            for gateway in sorted({self._tickets[ticket].gateway for ticket in engine.in_flight}):
+                self._send(gateway, mail)
+
     def _drop_silent(self) -> None:
-        self._fleet.drop_silent(self._now_s)
+        for engine in self._fleet.drop_silent(self._now_s):
+            self._tell_lost(engine, is_leaving=False)
         for identity, gateway in list(self._gateways.items()):
             if self._now_s - gateway.heard_s > _SILENT_GATEWAY_S:
                 for ticket in list(gateway.tickets):

@@ -83,8 +83,10 @@ class Gateway:
             known = self._models.get(name)
             if known is None:
                 self._models[name] = self._connect(model)
-            elif known.settings != model:
-                self._replace_settings(known, model)
+            else:
+                known.client.limits = settings.limits
+                if known.settings != model:
+                    self._replace_settings(known, model)
 
     def check_health(self) -> None:
         """Raises InternalError when a part has failed: a new gateway is the remedy."""
@@ -267,6 +269,7 @@ class Gateway:
             settings.name,
             self._identity,
             self._find_router_of(settings.name),
+            self.settings.limits,
             lambda _config_id, payload: self._spawn(self._build_front_end(model, payload)),
         )
         model = _Model(settings, client)
