@@ -6,6 +6,7 @@ Ray; so a test can put another router there.
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,10 @@ class EngineProcess:
         """Whether the process runs."""
         return self._process.poll() is None
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal, such as the one that stops a process for a while."""
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """Ends the process as the kernel would: it has no chance to say goodbye."""
         self._process.kill()
@@ -70,7 +75,8 @@ def read_endpoint(file: Path) -> Endpoint:
     return msgspec.msgpack.decode(file.read_bytes(), type=Endpoint)
 
 
-async def _run(engine_id: EngineId, endpoint_file: Path, model: ModelSettings) -> None:
+async def run_engine(engine_id: EngineId, endpoint_file: Path, model: ModelSettings) -> None:
+    """Runs an engine until it dies, or whoever started it does."""
     from deployments.engine import Engine
 
     async def find_router() -> Endpoint:
@@ -87,7 +93,7 @@ async def _run(engine_id: EngineId, endpoint_file: Path, model: ModelSettings) -
 def main(argv: list[str]) -> None:
     engine_id, endpoint_file, model = argv
     settings = ModelSettings.model_validate_json(model)
-    asyncio.run(_run(EngineId(engine_id), Path(endpoint_file), settings))
+    asyncio.run(run_engine(EngineId(engine_id), Path(endpoint_file), settings))
 
 
 if __name__ == "__main__":
