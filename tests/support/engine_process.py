@@ -5,6 +5,7 @@ Ray; so a test can put another router there.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -83,10 +84,16 @@ async def run_engine(engine_id: EngineId, endpoint_file: Path, model: ModelSetti
         return read_endpoint(endpoint_file)
 
     engine = Engine(model, engine_id, find_router, _HOST)
+    leaving = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leaving.set)
     await engine.start()
     parent = os.getppid()
     while os.getppid() == parent:  # A test run that was killed leaves nobody behind.
-        await asyncio.sleep(1.0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(leaving.wait(), 1.0)
+        if leaving.is_set():
+            await engine.stop()
+            return
         engine.check_health()
 
 

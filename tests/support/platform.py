@@ -138,6 +138,20 @@ class LocalPlatform:
         """Every engine as `/ready` shows it."""
         return [e for model in self.ready()["models"].values() for e in model["engines"]]
 
+    def tickets_by_engine(self) -> dict[EngineId, list[str]]:
+        """What each engine runs for these gateways, by their own knowledge."""
+
+        async def look() -> dict[EngineId, list[str]]:
+            found: dict[EngineId, list[str]] = {}
+            for gateway in self._gateways:
+                for model in gateway.gateway._models.values():
+                    for ticket in model.client._runs.values():
+                        assert ticket.engine_id is not None
+                        found.setdefault(ticket.engine_id, []).append(ticket.id)
+            return found
+
+        return self.run(look())
+
     def wait_until(self, is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
         """Waits for the platform to get somewhere; returns the seconds that it took."""
         return wait_until(is_so, timeout_s, what)

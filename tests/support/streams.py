@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -21,12 +22,19 @@ class Stream:
     """
 
     def __init__(
-        self, url: str, request: dict[str, Any], path: str = "/v1/completions", **headers: str
+        self,
+        url: str,
+        request: dict[str, Any],
+        path: str = "/v1/completions",
+        *,
+        pause_s: float = 0.0,
+        **headers: str,
     ) -> None:
         self.lines: list[str] = []
         self.times_s: list[float] = []
         self.status = 0
         self._headers = headers
+        self._pause_s = pause_s
         self._request = (url + path, request)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -36,8 +44,12 @@ class Stream:
         self.wait_for_lines(1)
 
     def wait_for_lines(self, n: int, timeout_s: float = 60.0) -> None:
-        """Waits until so many lines have come."""
-        wait_until(lambda: len(self.lines) >= n, timeout_s, f"streaming {n} lines")
+        """Waits until so many lines have come, or all."""
+        wait_until(
+            lambda: len(self.lines) >= n or not self._thread.is_alive(),
+            timeout_s,
+            f"streaming {n} lines",
+        )
 
     def finish(self, timeout_s: float = 30.0) -> list[str]:
         """The data of all events, once the stream has ended."""
@@ -65,7 +77,7 @@ class Stream:
 
     def longest_gap_s(self) -> float:
         """The longest time between two lines."""
-        return max(b - a for a, b in zip(self.times_s, self.times_s[1:], strict=False))
+        return max(b - a for a, b in pairwise(self.times_s))
 
     def _read(self) -> None:
         url, request = self._request
@@ -74,6 +86,7 @@ class Stream:
         ) as answer:
             self.status = answer.status_code
             for line in answer.iter_lines():
+                time.sleep(self._pause_s)
                 if line and not line.startswith(":"):
                     self.times_s.append(time.monotonic())
                     self.lines.append(line)
