@@ -16,7 +16,6 @@ get numbers whose last bits decide otherwise, as they may in another batch.
 
 import argparse
 import asyncio
-import json
 import random
 import sqlite3
 import sys
@@ -31,16 +30,15 @@ from statistics import quantiles
 
 import httpx
 
+from bench.kill_load import MODEL, Question, Stream, ask
 from bench.report import Figure, describe_run, print_figures, print_table, say
 from serve_app.config import parse_settings
 from serve_app.embedded_model import prepare_embedded_model
 from serve_app.keys import hash_key
 from serve_app.messages import EngineId
-from serve_app.names import ModelName
 from tests.support.platform import LocalPlatform
 from tests.support.settings import write_args, write_model
 
-_MODEL = ModelName("bench")
 _KEY = "key-of-bench"
 _DETECTION_S = 1.0
 _SEED = 1
@@ -58,27 +56,6 @@ class Plan:
     """Of answers, in tokens."""
     between_s: float
     """From one kill to the next, if as many engines as planned are ready by then."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What may be asked, and the only right answer to it."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    answer: tuple[int, ...] = ()
-
-
-@dataclass
-class Stream:
-    """One request and what came of it."""
-
-    name: str
-    question: Question
-    ids: list[int] = field(default_factory=list)
-    times_s: list[float] = field(default_factory=list)
-    error: str = "not ended"
-    usage: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +121,7 @@ def _platform_of(plan: Plan, folder: Path) -> Iterator[LocalPlatform]:
     path = str(prepare_embedded_model())
     args = {"max_model_len": 2048, "max_num_seqs": 16, "enforce_eager": True, "dtype": "float32"}
     model = write_model(
-        _MODEL,
+        MODEL,
         source={"kind": "local", "path": path},
         engine={"kind": "echo", "tokens_per_s": 25.0, "max_num_seqs": 64, "max_model_len": 2048}
         if plan.name == "echo"
@@ -210,7 +187,7 @@ async def _make_questions(
             for q in drawn
         ]
     streams = [Stream(uuid.uuid4().hex, question) for question in drawn]
-    await asyncio.gather(*(_ask(platform, client, stream) for stream in streams))
+    await asyncio.gather(*(ask(platform.url, client, stream) for stream in streams))
     return [Question(s.question.prompt, s.question.max_tokens, tuple(s.ids)) for s in streams]
 
 
@@ -222,7 +199,7 @@ async def _measure_prefill(
     for _ in range(2):
         prompt = tuple(rng.randrange(1000, 40_000) for _ in range(n_tokens))
         started_s = time.monotonic()
-        await _ask(platform, client, Stream(uuid.uuid4().hex, Question(prompt, 1)))
+        await ask(platform.url, client, Stream(uuid.uuid4().hex, Question(prompt, 1)))
         rates.append(n_tokens / (time.monotonic() - started_s))
     return max(rates)
 
@@ -238,43 +215,7 @@ async def _ask_on(
     while not stop.is_set():
         stream = Stream(uuid.uuid4().hex, rng.choice(questions))
         run.streams.append(stream)
-        await _ask(platform, client, stream)
-
-
-async def _ask(platform: LocalPlatform, client: httpx.AsyncClient, stream: Stream) -> None:
-    body = {
-        "model": _MODEL,
-        "prompt": list(stream.question.prompt),
-        "max_tokens": stream.question.max_tokens,
-        "temperature": 0.0,
-        "ignore_eos": True,
-        "stream": True,
-        "return_token_ids": True,
-        "stream_options": {"include_usage": True},
-    }
-    url, headers = f"{platform.url}/v1/completions", {"x-request-id": stream.name}
-    try:
-        async with client.stream("POST", url, json=body, headers=headers) as answer:
-            async for line in answer.aiter_lines():
-                if line.startswith("data: "):
-                    _take(stream, line.removeprefix("data: "))
-    except httpx.HTTPError as error:
-        stream.error = repr(error)
-
-
-def _take(stream: Stream, data: str) -> None:
-    if data == "[DONE]":
-        stream.error = stream.error if stream.error != "not ended" else ""
-        return
-    event = json.loads(data)
-    if "error" in event:
-        stream.error = str(event["error"])
-        return
-    for choice in event["choices"]:
-        stream.ids += choice["token_ids"] or []
-        stream.times_s.append(time.monotonic())
-    if event.get("usage"):
-        stream.usage = (event["usage"]["prompt_tokens"], event["usage"]["completion_tokens"])
+        await ask(platform.url, client, stream)
 
 
 async def _kill_on(plan: Plan, platform: LocalPlatform, rng: random.Random, run: Run) -> None:
@@ -287,7 +228,7 @@ async def _kill_on(plan: Plan, platform: LocalPlatform, rng: random.Random, run:
             continue
         engine_id = rng.choice(sorted(busy))
         run.kills.append(_kill(platform, engine_id, busy[engine_id], run))
-        await asyncio.to_thread(platform.add_engine, _MODEL)
+        await asyncio.to_thread(platform.add_engine, MODEL)
         if len(run.kills) % 50 == 0 or plan.name == "real":
             say(f"{plan.name}: {len(run.kills)} kills, {len(run.streams)} requests")
 

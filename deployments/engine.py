@@ -15,14 +15,14 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cloudpickle
 
-from deployments.echo_pace import Pace
+from deployments.engine_options import engine_args_of, pace_of
 from deployments.hang_watch import HangWatch
 from deployments.model_source import fetch_model
-from serve_app.config_model import EchoEngine, HuggingFaceSource, ModelSettings, VllmEngine
+from serve_app.config_model import EchoEngine, ModelSettings, VllmEngine
 from serve_app.errors import EngineDeadError, EngineStartError
 from serve_app.messages import (
     Counters,
@@ -36,7 +36,6 @@ from serve_app.messages import (
     GatewayMail,
     Progress,
 )
-from serve_app.policy.placement import plan_placement
 from serve_app.router_link import FindRouter, RouterLink
 
 if TYPE_CHECKING:
@@ -209,7 +208,7 @@ class Engine:
 
         model = self._model
         args = (
-            _engine_args(model)
+            engine_args_of(model)
             if isinstance(model.engine, VllmEngine)
             else {
                 "max_num_seqs": model.engine.max_num_seqs,
@@ -224,7 +223,7 @@ class Engine:
         if isinstance(self._model.engine, EchoEngine):
             from deployments.echo_core import EchoCore
 
-            return EchoCore(config, self._server.emit, _pace_of(self._model.engine))
+            return EchoCore(config, self._server.emit, pace_of(self._model.engine))
         from deployments.vllm_core import VllmCore
 
         return VllmCore(config, self._server.emit)
@@ -302,20 +301,3 @@ class Engine:
     def _read_mail(self, mail: GatewayMail | EngineMail) -> None:
         if isinstance(mail, Counters) and self._core is not None:
             self._core.synchronise(mail.counters)
-
-
-def _pace_of(engine: EchoEngine) -> Pace | None:
-    if engine.batch is not None:
-        return Pace(**engine.batch.model_dump())
-    return Pace(1.0 / engine.tokens_per_s) if engine.tokens_per_s else None
-
-
-def _engine_args(model: ModelSettings) -> dict[str, Any]:
-    """The configured engine arguments and those that other settings of the model stand for."""
-    assert isinstance(model.engine, VllmEngine)
-    args = model.engine.args | dict(plan_placement(model).engine_args)
-    args["tensor_parallel_size"] = model.tensor_parallel_size
-    args["pipeline_parallel_size"] = model.pipeline_parallel_size
-    if isinstance(model.source, HuggingFaceSource) and model.source.revision is not None:
-        args["revision"] = model.source.revision
-    return args

@@ -260,8 +260,8 @@ class EngineServer:
                 self._fail_all(client)
 
     def _fail_all(self, client: _Client) -> None:
-        """Ends a gateway's requests and says so: it may have been slow only, and still wait."""
+        """Ends a gateway's requests and says so: it may have been slow only, and has them go on."""
         request_ids = list(client.requests)
         self._abort(client, request_ids)
-        failed = [EngineCoreOutput(r, [], finish_reason=FinishReason.ERROR) for r in request_ids]
-        self.emit(self._index_of[client.identity], EngineCoreOutputs(outputs=failed))
+        ended = [EngineCoreOutput(r, [], finish_reason=FinishReason.ABORT) for r in request_ids]
+        self.emit(self._index_of[client.identity], EngineCoreOutputs(outputs=ended))

@@ -17,14 +17,14 @@ from http import HTTPStatus
 
 import msgspec
 import zmq
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
 from serve_app.engine_frames import ABORT, ALIVE, BEGIN
-from serve_app.gateway.tickets import Sink, Ticket, make_ticket
+from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.messages import (
     Alive,
     Endpoint,
@@ -129,7 +129,7 @@ class ModelClient:
         """Queues a request at the router.
 
         Raises:
-            VLLMValidationError: A number in it is too large to be sent.
+            vllm.exceptions.VLLMValidationError: A number in it is too large to be sent.
         """
         ticket = make_ticket(request, caller, sink, self._encoder)
         self._tickets[ticket.id] = ticket
@@ -227,7 +227,7 @@ class ModelClient:
 
     def _start_on_engine(self, grant: Grant) -> None:
         ticket = self._tickets.get(grant.ticket)
-        if ticket is None:
+        if ticket is None or ticket.engine_id is not None:
             return  # Withdrawn while the grant was on its way; the router has our Leave.
         link = self._engines.get(grant.engine_id)
         if link is None:
@@ -262,9 +262,10 @@ class ModelClient:
         output.request_id = ticket.id
         ticket.take(output)
         if output.finish_reason == FinishReason.ABORT:
-            # Not by us: the engine ends and could not say so in time.
+            # Not by us: the engine ends and could not say so in time, or took us for dead.
             self._requeue(ticket, has_died=False)
             output.finish_reason = None
+            return bool(output.new_token_ids)
         return True
 
     def _finish(self, output: EngineCoreOutput) -> None:
@@ -275,12 +276,7 @@ class ModelClient:
         # Some grammars pass vLLM's check here and fail when an engine compiles them.
         has_spoken = len(ticket.produced) > len(output.new_token_ids)
         if ticket.has_grammar and not has_spoken:
-            error = VLLMValidationError(
-                "The grammar or JSON schema that the output must follow cannot be compiled. "
-                "Make it simpler.",
-                parameter="structured_outputs",
-            )
-            ticket.sink.fail(output.request_id, error)
+            ticket.sink.fail(ticket.id, grammar_error())
 
     def _lose_engine(self, engine_id: EngineId) -> None:
         """Its connection broke: a process that ends is known by that, at once."""
@@ -305,8 +301,4 @@ class ModelClient:
         if may_go_on(ticket.record, limits.max_engine_deaths_in_a_row, limits.max_engine_deaths):
             self._router.send(Requeue(ticket.describe()))
             return
-        reason = (
-            f"{ticket.record.losses} engines stopped while they ran this request. It may be what "
-            "stops them, and is not tried again."
-        )
-        self._fail(ticket.id, reason, HTTPStatus.INTERNAL_SERVER_ERROR)
+        self._fail(ticket.id, ticket.tell_losses(), HTTPStatus.INTERNAL_SERVER_ERROR)

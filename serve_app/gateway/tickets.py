@@ -87,6 +87,13 @@ class Ticket:
         if has_died:
             self.record = self.record.with_death()
 
+    def tell_losses(self) -> str:
+        """Why it is not tried again, for its client."""
+        return (
+            f"{self.record.losses} engines stopped while they ran this request. It may be what "
+            "stops them, and is not tried again."
+        )
+
     def describe(self) -> RunningTicket:
         """What a router must know of it once it has begun."""
         n_tokens = len(self.produced)
@@ -123,6 +130,15 @@ def make_ticket(
     )
     has_grammar = params is not None and params.structured_outputs is not None
     return Ticket(frames, sink, enqueue, has_grammar)
+
+
+def grammar_error() -> VLLMValidationError:
+    """What a client hears whose grammar passes vLLM's check and then fails in an engine."""
+    return VLLMValidationError(
+        "The grammar or JSON schema that the output must follow cannot be compiled. "
+        "Make it simpler.",
+        parameter="structured_outputs",
+    )
 
 
 def _find_too_large(params: SamplingParams | None) -> str | None:

@@ -113,8 +113,8 @@ class Storm:
         assert all(thread.is_alive() for thread in self._threads)
 
     def _is_whole(self) -> bool:
-        engines = self._platform.list_engines()
-        return sum(engine["state"] == "ready" for engine in engines) == _N_ENGINES
+        states = [engine["state"] for engine in self._platform.list_engines()]
+        return states.count("ready") == _N_ENGINES
 
     def check_end(self) -> None:
         """Lets all streams end and sees that nothing is left."""

@@ -76,7 +76,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPlatform
 
 def wait_for_two(platform: LocalPlatform) -> None:
     def is_so() -> bool:
-        return sum(engine["state"] == "ready" for engine in platform.list_engines()) == 2
+        return [engine["state"] for engine in platform.list_engines()].count("ready") == 2
 
     platform.wait_until(is_so, 300.0, "two engines")
 

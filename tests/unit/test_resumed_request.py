@@ -85,10 +85,11 @@ def test_grammar_is_advanced_before_the_scheduler_sees_it() -> None:
     structured = request.structured_output_request
     assert structured is not None
     structured.grammar = compiled
-    restore_output(request, [4, 5, 6], make_manager())
-    assert structured.grammar is None, "not compiled yet"
+    manager = make_manager()
+    restore_output(request, [4, 5, 6], manager)
+    assert not structured.is_grammar_ready, "not compiled yet"
     compiled.set_result(grammar)
-    request.structured_output_request._grammar.result(10.0)  # type: ignore[union-attr]  # a future
+    manager.executor.shutdown(wait=True)
     assert structured.grammar is grammar
     assert grammar.taken == [4, 5, 6]
 
@@ -98,8 +99,9 @@ def test_grammar_sees_nothing_of_the_models_reasoning() -> None:
     structured = request.structured_output_request
     assert structured is not None
     structured.grammar = grammar
-    restore_output(request, [4, 5, 9, 6, 7], make_manager(thinks=True))
-    structured._grammar.result(10.0)  # type: ignore[union-attr]  # a future
+    manager = make_manager(thinks=True)
+    restore_output(request, [4, 5, 9, 6, 7], manager)
+    manager.executor.shutdown(wait=True)
     assert grammar.taken == [6, 7]
     assert structured.reasoning_ended
 
