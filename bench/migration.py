@@ -137,8 +137,13 @@ def _platform_of(plan: Plan, folder: Path) -> Iterator[LocalPlatform]:
         limits={"max_engine_deaths": 1000},
     )
     with LocalPlatform(
-        parse_settings(settings), folder, engines_in_processes=True, n_engines=plan.n_engines
+        parse_settings(settings),
+        folder,
+        engines_in_processes=True,
+        n_engines=plan.n_engines,
+        is_waiting=False,
     ) as platform:
+        platform.wait_until_ready(600.0)
         yield platform
 
 

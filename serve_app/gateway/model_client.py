@@ -159,12 +159,7 @@ class ModelClient:
             self._router.send(leave)
         return ticket
 
-    def _fail(
-        self,
-        ticket_id: TicketId,
-        reason: str,
-        status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE,
-    ) -> None:
+    def _refuse(self, ticket_id: TicketId, reason: str, status: HTTPStatus) -> None:
         ticket = self._end(ticket_id)
         if ticket is not None:
             error = GracefulHTTPError(reason, status)
@@ -206,7 +201,7 @@ class ModelClient:
             case EngineLost():
                 self._leave_engine(mail.engine_id, has_died=not mail.is_leaving)
             case Refuse():
-                self._fail(mail.ticket, mail.reason, _STATUS_OF_REFUSAL[mail.kind])
+                self._refuse(mail.ticket, mail.reason, _STATUS_OF_REFUSAL[mail.kind])
             case Introduce():
                 self._resume()
             case ModelStatus():
@@ -301,4 +296,5 @@ class ModelClient:
         if may_go_on(ticket.record, limits.max_engine_deaths_in_a_row, limits.max_engine_deaths):
             self._router.send(Requeue(ticket.describe()))
             return
-        self._fail(ticket.id, ticket.tell_losses(), HTTPStatus.INTERNAL_SERVER_ERROR)
+        self._end(ticket.id)
+        ticket.sink.fail(ticket.id, ticket.explain_losses())

@@ -11,6 +11,7 @@ from vllm.v1.serial_utils import MsgpackEncoder
 
 from serve_app.catalog import Caller
 from serve_app.engine_frames import ADD
+from serve_app.gateway.error_body import ApiError
 from serve_app.messages import (
     EngineId,
     Enqueue,
@@ -87,11 +88,13 @@ class Ticket:
         if has_died:
             self.record = self.record.with_death()
 
-    def tell_losses(self) -> str:
+    def explain_losses(self) -> ApiError:
         """Why it is not tried again, for its client."""
-        return (
+        return ApiError(
+            500,
             f"{self.record.losses} engines stopped while they ran this request. It may be what "
-            "stops them, and is not tried again."
+            "stops them, and is not tried again.",
+            code="engines_stopped",
         )
 
     def describe(self) -> RunningTicket:
