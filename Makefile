@@ -14,8 +14,8 @@ VENV := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
-	bench-fairness bench-lora-ops bench-adapter-routing \
-	bench-adapter-stall
+	bench-fairness bench-lora-ops bench-adapter-routing bench-adapter-stall \
+	bench-migration chaos
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -75,6 +75,12 @@ bench-adapter-stall: env-dev ## Measure what others feel of a cold adapter (ARGS
 
 bench-fairness: env-dev ## Measure fairness of the running platform (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.fairness $(ARGS)
+
+bench-migration: env-dev ## Measure what the death of an engine costs (ARGS=--quick for minutes)
+	@$(VENV)/python -m bench.migration $(ARGS)
+
+chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --seed 7')
+	@$(VENV)/python -m tests.chaos.storm $(ARGS)
 
 constraints: env ## Resolve the pinned versions anew
 	@$(VENV)/python -m cluster.pins

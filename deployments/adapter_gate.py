@@ -11,7 +11,8 @@ State belongs to the engine's event loop. `accept` and `abort` come from the ser
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
@@ -24,6 +25,15 @@ from serve_app.names import TenantId
 logger = logging.getLogger(__name__)
 
 Emit = Callable[[int, EngineCoreOutputs], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the server hands over, to be kept until it can go on."""
+
+    request: EngineCoreRequest
+    standing: Standing
+    produced: Sequence[int]
 
 
 class AdapterGate:
@@ -63,12 +73,14 @@ class AdapterGate:
 
     # --- what the server and the core call, on their threads ---------------------------------
 
-    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
+    def accept(
+        self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
+    ) -> None:
         """Takes a request; one with an adapter goes on when that is here."""
         if request.lora_request is None:
-            self._core.accept(request, standing)
+            self._core.accept(request, standing, produced)
         else:
-            self._loop.call_soon_threadsafe(self._begin, request, standing)
+            self._loop.call_soon_threadsafe(self._begin, _Entry(request, standing, produced))
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests, here or in the core."""
@@ -88,6 +100,11 @@ class AdapterGate:
         """Requests running, requests waiting here or in the core, share of KV-cache blocks."""
         running, waiting, usage = self._core.counts()
         return running, waiting + len(self._waiting), usage
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests whose adapters are still to come."""
+        return len(self._waiting)
 
     # --- what the engine calls, on its loop --------------------------------------------------
 
@@ -111,7 +128,8 @@ class AdapterGate:
 
     # --- the life of a request ---------------------------------------------------------------
 
-    def _begin(self, request: EngineCoreRequest, standing: Standing) -> None:
+    def _begin(self, entry: _Entry) -> None:
+        request = entry.request
         lora = request.lora_request
         assert lora is not None
         ref = AdapterRef.at(
@@ -120,24 +138,23 @@ class AdapterGate:
             name=lora.lora_name,
             base=lora.base_model_name or "",
         )
-        adapter = self._tier.find(ref, standing.tenant)
+        adapter = self._tier.find(ref, entry.standing.tenant)
         adapter.note_use(time.monotonic())
         adapter.requests.add(request.request_id)
         self._users[request.request_id] = adapter
         if adapter.is_held:
-            self._hand_over(request, standing, adapter)
+            self._hand_over(entry, adapter)
             return
         self._tier.begin_load(adapter)
-        task = self._loop.create_task(self._wait_and_hand_over(request, standing, adapter))
+        task = self._loop.create_task(self._wait_and_hand_over(entry, adapter))
         self._waiting[request.request_id] = task
 
-    async def _wait_and_hand_over(
-        self, request: EngineCoreRequest, standing: Standing, adapter: Adapter
-    ) -> None:
+    async def _wait_and_hand_over(self, entry: _Entry, adapter: Adapter) -> None:
         assert adapter.loading is not None
+        request = entry.request
         try:
             await asyncio.wait_for(asyncio.shield(adapter.loading), self._timeout_s)
-            self._hand_over(request, standing, adapter)
+            self._hand_over(entry, adapter)
         except asyncio.CancelledError:
             raise
         except TimeoutError:
@@ -147,11 +164,11 @@ class AdapterGate:
         finally:
             self._waiting.pop(request.request_id, None)
 
-    def _hand_over(self, request: EngineCoreRequest, standing: Standing, adapter: Adapter) -> None:
+    def _hand_over(self, entry: _Entry, adapter: Adapter) -> None:
         # vLLM takes two adapters of one name for the same, so the name is the version's own id.
         ref = adapter.ref
-        request.lora_request = LoRARequest(str(ref.id), ref.id, str(adapter.folder))
-        self._core.accept(request, standing)
+        entry.request.lora_request = LoRARequest(str(ref.id), ref.id, str(adapter.folder))
+        self._core.accept(entry.request, entry.standing, entry.produced)
 
     def _fail(self, request: EngineCoreRequest, reason: str) -> None:
         adapter = self._users[request.request_id]

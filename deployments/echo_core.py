@@ -9,7 +9,7 @@ as in the real engine; there is no prefix cache, so what was preempted is comput
 import queue
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -32,8 +32,8 @@ from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns
 
-_News = tuple[EngineCoreRequest, Standing] | list[str] | Mapping[TenantId, int]
-"""A request, ids to abort, or the router's counters."""
+_News = tuple[EngineCoreRequest, Standing, Sequence[int]] | list[str] | Mapping[TenantId, int]
+"""A request with what it has got elsewhere, ids to abort, or the router's counters."""
 _IMPOSSIBLE = -100.0
 """A log-probability next to none."""
 
@@ -103,6 +103,7 @@ class EchoCore:
         self._pace = pace
         self._adapters = EchoAdapters(adapters)
         self._mail: queue.SimpleQueue[_News | Callable[[], None] | None] = queue.SimpleQueue()
+        self.last_step_s = time.monotonic()
         self._turns = EngineTurns()
         self._waiting: dict[TicketId, _Running] = {}
         self._running: dict[TicketId, _Running] = {}
@@ -120,9 +121,11 @@ class EchoCore:
         """It generates and can do nothing else."""
         return ("generate",)
 
-    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
+    def accept(
+        self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
+    ) -> None:
         """Takes a request; it runs when it is its turn."""
-        self._mail.put((request, standing))
+        self._mail.put((request, standing, produced))
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Takes the router's counters; they hold from the next step on."""
@@ -182,6 +185,7 @@ class EchoCore:
                 continue
             if ends_s is not None:
                 self._end_step()
+                self.last_step_s = time.monotonic()
             # What a step was late is made good by the next one; an idle time is not.
             begins_s = now_s if ends_s is None else max(ends_s, now_s - length_s)
             length_s = self._begin_step()
@@ -202,8 +206,8 @@ class EchoCore:
 
     def _take(self, news: _News | Callable[[], None]) -> None:
         match news:
-            case EngineCoreRequest() as request, Standing() as standing:
-                self._add(request, standing)
+            case EngineCoreRequest() as request, Standing() as standing, produced:
+                self._add(request, standing, len(produced))
             case list():
                 for request_id in news:
                     self._end(TicketId(request_id))
@@ -212,10 +216,11 @@ class EchoCore:
             case _:
                 news()
 
-    def _add(self, request: EngineCoreRequest, standing: Standing) -> None:
+    def _add(self, request: EngineCoreRequest, standing: Standing, said: int) -> None:
         assert request.sampling_params is not None
         ticket = TicketId(request.request_id)
-        self._waiting[ticket] = self._prepare(request, request.sampling_params)
+        entry = self._waiting[ticket] = self._prepare(request, request.sampling_params)
+        entry.said = said
         self._turns.arrive(ticket, standing)
 
     def _end(self, ticket: TicketId) -> None:

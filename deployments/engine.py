@@ -8,15 +8,18 @@ A plain class. `serve_app.main` wraps it into a Serve deployment; tests start it
 """
 
 import asyncio
+import faulthandler
 import hashlib
 import logging
 import os
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import cloudpickle
 
+from deployments.hang_watch import HangWatch
 from deployments.model_source import fetch_model
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_model import ModelSettings
@@ -35,7 +38,6 @@ from serve_app.messages import (
     GatewayMail,
     Prepare,
     Progress,
-    TicketId,
 )
 from serve_app.router_link import FindRouter, RouterLink
 
@@ -54,6 +56,8 @@ _PROGRESS_S = 0.1
 _SPARE_REQUESTS = 4
 """Requests handed to an engine beyond its batch, so that a place never waits for a round trip."""
 _FAREWELL_S = 0.2
+_MOVE_S = 2.0
+"""Before the end of a drain, for what still runs to go elsewhere. It takes far less."""
 
 
 class Engine:
@@ -93,6 +97,7 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loaded: asyncio.Future[None] | None = None
         self._heartbeat: asyncio.Task[None] | None = None
+        self._hang_watch = HangWatch(model.hang_timeout_s)
         self._thread = threading.Thread(target=self._run_core, name="engine-core", daemon=True)
         self._router = RouterLink(find_router, engine_id.encode(), self._read_mail, self._introduce)
 
@@ -146,13 +151,19 @@ class Engine:
         if self._failure is not None:
             raise EngineDeadError(f"The engine of {self._model.name!r} died: {self._failure}")
 
-    async def stop(self) -> None:
-        """Drains until `drain_timeout_s`, then stops; what still runs is aborted."""
+    async def drain(self, timeout_s: float) -> None:
+        """Takes nothing new, finishes what it can in this time and lets the rest move."""
         self._set_state("draining", "")
-        deadline_s = time.monotonic() + self._model.drain_timeout_s
-        while time.monotonic() < deadline_s and self._is_busy():  # noqa: ASYNC110 - another thread's
-            await asyncio.sleep(0.1)
+        now_s = time.monotonic()
+        await self._wait_until_idle(now_s + timeout_s - min(_MOVE_S, timeout_s / 2))
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()  # The next report would bring it back.
         self._router.send(EngineGone(self._engine_id))
+        await self._wait_until_idle(now_s + timeout_s)
+
+    async def stop(self) -> None:
+        """Drains for `drain_timeout_s`, then stops."""
+        await self.drain(self._model.drain_timeout_s)
         if self._core is not None:
             self._core.stop()
             await asyncio.to_thread(self._thread.join, 5.0)
@@ -161,15 +172,21 @@ class Engine:
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)
         await asyncio.sleep(_FAREWELL_S)
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
         self._router.close()
 
+    async def _wait_until_idle(self, until_s: float) -> None:
+        while time.monotonic() < until_s and self._is_busy():  # noqa: ASYNC110 - another thread's
+            await asyncio.sleep(0.05)
+
     def _is_busy(self) -> bool:
-        if self._core is None or self._failure is not None:
+        if self._server is None or self._failure is not None:
             return False
-        running, waiting, _ = (self._gate or self._core).counts()
-        return running + waiting > 0
+        return self._server.count_requests() > 0
+
+    def _has_core_work(self) -> bool:
+        """Whether the core is to step; it is not while requests only wait for adapters."""
+        n_waiting = 0 if self._gate is None else self._gate.n_waiting
+        return self._is_busy() and self._server.count_requests() > n_waiting
 
     # --- the core's thread ------------------------------------------------------------------
 
@@ -245,6 +262,19 @@ class Engine:
         else:
             self._loaded.set_exception(error)
 
+    def _check_steps(self) -> None:
+        """A core that hangs takes its process along: nothing else ends what it waits for."""
+        if self._core is None or self._failure is not None:
+            return
+        now_s = time.monotonic()
+        if self._hang_watch.has_hung(now_s, self._core.last_step_s, is_busy=self._has_core_work()):
+            self._failure = EngineDeadError(
+                f"no step has ended for hang_timeout_s={self._model.hang_timeout_s:g} s"
+            )
+            logger.error("The engine core of %s hangs: %s.", self._model.name, self._failure)
+            faulthandler.dump_traceback(sys.__stderr__ or 2)
+            self._die()
+
     def _die(self) -> None:
         """The core is gone and with it, perhaps, the device's state: end the process."""
         self._set_state("failed", f"the engine core died: {self._failure}")
@@ -289,7 +319,8 @@ class Engine:
             await asyncio.sleep(_PROGRESS_S)
             progress = self._server.take_progress() if self._server is not None else {}
             if progress:
-                self._router.send(Progress({TicketId(t): n for t, n in progress.items()}))
+                self._router.send(Progress(progress))
+            self._check_steps()
             if time.monotonic() >= next_report_s:
                 next_report_s = time.monotonic() + _HEARTBEAT_S
                 self._router.send(self._make_report(self._state in ("ready", "draining")))

@@ -3,11 +3,12 @@
 One thread owns the socket. The core's thread hands it outputs; it encodes and sends them, so
 that serialisation runs beside the model. Frames, after the sender's identity:
 
-    gateway -> engine   ADD id standing request…   |  ABORT ids  |  ALIVE
+    gateway -> engine   BEGIN  |  ADD id handover request…  |  ABORT ids  |  ALIVE
     engine -> gateway   outputs…
 
 `request` and `outputs` are vLLM's EngineCoreRequest and EngineCoreOutputs in vLLM's own
-msgpack form (tensors in frames of their own).
+msgpack form (tensors in frames of their own). An `id` names one attempt at a ticket: what comes of
+an attempt that a gateway has given up is told from what comes of the next by it.
 """
 
 import logging
@@ -15,7 +16,7 @@ import queue
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -25,8 +26,8 @@ from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from serve_app.engine_frames import ABORT, ADD, ALIVE
-from serve_app.messages import Endpoint, EngineLoad, Standing
+from serve_app.engine_frames import ABORT, ADD, ALIVE, BEGIN
+from serve_app.messages import Endpoint, EngineLoad, Handover, Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.wire import listen
 
@@ -41,8 +42,16 @@ _RATE_WINDOW_S = 2.0
 class Intake(Protocol):
     """What takes requests; from any thread."""
 
-    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
-        """Takes a request. Its outputs go to the client of its `client_index`."""
+    def accept(
+        self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
+    ) -> None:
+        """Takes a request. Its outputs go to the client of its `client_index`.
+
+        Args:
+            request: As it was when it began.
+            standing: How its tenant stands.
+            produced: Tokens that other engines have given it; it goes on after them.
+        """
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests without further outputs; unknown ids are ignored."""
@@ -82,6 +91,10 @@ class Core(Intake, Protocol):
     def drop_adapter(self, adapter_id: int) -> Future[None]:
         """Forgets an adapter that no request uses."""
 
+    @property
+    def last_step_s(self) -> float:
+        """When the last step ended, by the monotonic clock."""
+
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Takes the router's counters of the tenants that have something here."""
 
@@ -97,7 +110,7 @@ class _Client:
 
     def __init__(self, identity: bytes) -> None:
         self.identity = identity
-        self.requests: set[str] = set()
+        self.requests: dict[str, TicketId] = {}
         self.heard_s = time.monotonic()
 
 
@@ -124,8 +137,8 @@ class EngineServer:
         self._index_of: dict[bytes, int] = {}
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreRequest)
-        self._standing_decoder = msgspec.msgpack.Decoder(Standing)
-        self._progress: defaultdict[str, int] = defaultdict(int)
+        self._handover_decoder = msgspec.msgpack.Decoder(Handover)
+        self._progress: defaultdict[TicketId, int] = defaultdict(int)
         self._progress_lock = threading.Lock()
         self._recent: deque[tuple[float, int]] = deque()
         self._stopping = threading.Event()
@@ -152,8 +165,12 @@ class EngineServer:
         recent = sum(n for at_s, n in list(self._recent) if at_s >= horizon_s)
         return EngineLoad(running, waiting, round(kv_usage, 4), round(recent / _RATE_WINDOW_S, 1))
 
-    def take_progress(self) -> dict[str, int]:
-        """Tokens produced by request since the last call."""
+    def count_requests(self) -> int:
+        """Requests that it has taken and not ended, wherever in the core they are."""
+        return sum(len(client.requests) for client in self._clients)
+
+    def take_progress(self) -> dict[TicketId, int]:
+        """Tokens produced by ticket since the last call."""
         with self._progress_lock:
             progress, self._progress = self._progress, defaultdict(int)
         return progress
@@ -182,21 +199,20 @@ class EngineServer:
         self._wake_receiver.recv()
         client_index, outputs = self._outputs.get_nowait()
         client = self._clients[client_index]
-        n_tokens = 0
+        self._count_tokens(sum(len(output.new_token_ids) for output in outputs.outputs))
+        self._note_progress(client, outputs.outputs)
         for output in outputs.outputs:
-            n_tokens += len(output.new_token_ids)
             if output.finished:
-                client.requests.discard(output.request_id)
-        self._count_tokens(n_tokens)
-        self._note_progress(outputs)
+                client.requests.pop(output.request_id, None)
         frames = self._encoder.encode(outputs)
         self._router.send_multipart([client.identity, *frames], copy=False)
 
-    def _note_progress(self, outputs: EngineCoreOutputs) -> None:
+    def _note_progress(self, client: _Client, outputs: Iterable[EngineCoreOutput]) -> None:
         with self._progress_lock:
-            for output in outputs.outputs:
-                if output.new_token_ids:
-                    self._progress[output.request_id] += len(output.new_token_ids)
+            for output in outputs:
+                ticket = client.requests.get(output.request_id)
+                if output.new_token_ids and ticket is not None:
+                    self._progress[ticket] += len(output.new_token_ids)
 
     def _count_tokens(self, n_tokens: int) -> None:
         now_s = time.monotonic()
@@ -220,6 +236,9 @@ class EngineServer:
             self._add(client, index, data)
         elif kind == ABORT:
             self._abort(client, msgspec.msgpack.decode(data[0].buffer, type=list[str]))
+        elif kind == BEGIN:
+            # Its last connection broke, and it has taken elsewhere what it had here.
+            self._abort(client, list(client.requests))
         elif kind != ALIVE:
             logger.error("A gateway sent a message of unknown kind %r.", kind)
 
@@ -234,11 +253,12 @@ class EngineServer:
         assert self.core is not None
         request_id = bytes(data[0].buffer).decode()
         try:
-            standing = self._standing_decoder.decode(data[1].buffer)
+            handover = self._handover_decoder.decode(data[1].buffer)
             request: EngineCoreRequest = self._decoder.decode(data[2:])
+            request.request_id = request_id
             request.client_index = index
-            client.requests.add(request_id)
-            self.core.accept(request, standing)
+            client.requests[request_id] = handover.ticket
+            self.core.accept(request, handover.standing, handover.produced)
         except Exception:
             # Whatever is wrong with it, its client must not wait for ever.
             logger.exception("Request %s could not be taken.", request_id)
@@ -248,7 +268,8 @@ class EngineServer:
     def _abort(self, client: _Client, request_ids: list[str]) -> None:
         assert self.core is not None
         known = [r for r in request_ids if r in client.requests]
-        client.requests.difference_update(known)
+        for request_id in known:
+            del client.requests[request_id]
         if known:
             self.core.abort(known)
 
@@ -264,8 +285,8 @@ class EngineServer:
                 self._fail_all(client)
 
     def _fail_all(self, client: _Client) -> None:
-        """Ends a gateway's requests and says so: it may have been slow only, and still wait."""
+        """Ends a gateway's requests and says so: it may have been slow only, and has them go on."""
         request_ids = list(client.requests)
         self._abort(client, request_ids)
-        failed = [EngineCoreOutput(r, [], finish_reason=FinishReason.ERROR) for r in request_ids]
-        self.emit(self._index_of[client.identity], EngineCoreOutputs(outputs=failed))
+        ended = [EngineCoreOutput(r, [], finish_reason=FinishReason.ABORT) for r in request_ids]
+        self.emit(self._index_of[client.identity], EngineCoreOutputs(outputs=ended))

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _SILENT_ENGINE_S = 5.0
 """An engine without a heartbeat for so long gets nothing more; it sends one every 0.5 s."""
+SLEPT_S = _SILENT_ENGINE_S / 2
+"""A router that has not looked for so long cannot tell who was silent: what others said meanwhile
+may still wait to be read."""
 _FORGET_ASKED_S = 60.0
 """An adapter that has neither come nor failed by then may be asked for again."""
 _FORGET_FAILED_S = 60.0
@@ -48,6 +51,8 @@ class KnownEngine:
     asked_s: dict[int, float] = field(default_factory=dict)
     """Adapters that it was asked to prepare and has not said to have, and when."""
     is_reachable: bool = True
+    on_probation: TicketId | None = None
+    """A suspect of killing engines that has not got a token here yet: nobody else may come."""
 
     def hand(self, ticket: TicketId, handed: "Handed") -> None:
         """Counts a request as handed to it. Known ones are left as they are."""
@@ -59,11 +64,19 @@ class KnownEngine:
 
     def take_back(self, ticket: TicketId) -> None:
         """Counts a request no more. Unknown ones are left in peace."""
+        self.acquit(ticket)
         handed = self.in_flight.pop(ticket, None)
         if handed is not None:
             _count_down(self.by_tenant, handed.tenant)
             if handed.adapter_id is not None:
                 _count_down(self.by_adapter, handed.adapter_id)
+
+    def acquit(self, ticket: TicketId) -> bool:
+        """Ends a request's probation; says whether it was on one."""
+        was_suspect = self.on_probation == ticket
+        if was_suspect:
+            self.on_probation = None
+        return was_suspect
 
     def take_report(self, report: EngineReport, now_s: float) -> None:
         """Takes what it says of itself."""
@@ -185,18 +198,21 @@ class Fleet:
         engine.is_reachable = False
         return True
 
-    def drop(self, engine_id: EngineId, reason: str) -> None:
-        """Forgets an engine. Unknown ones are left in peace."""
-        if self._engines.pop(engine_id, None) is not None:
+    def drop(self, engine_id: EngineId, reason: str) -> KnownEngine | None:
+        """Forgets an engine; returns what was known of it."""
+        engine = self._engines.pop(engine_id, None)
+        if engine is not None:
             logger.info("Engine %s is gone: %s.", engine_id, reason)
+        return engine
 
-    def drop_silent(self, now_s: float) -> None:
-        """Forgets engines that have said nothing for long."""
+    def drop_silent(self, now_s: float) -> Iterator[KnownEngine]:
+        """Forgets engines that have said nothing for long, and yields what was known of them."""
         for engine_id, engine in list(self._engines.items()):
             silent_s = now_s - engine.heard_s
             keep_s = _FORGET_FAILED_S if engine.report.state == "failed" else _SILENT_ENGINE_S
             if silent_s > keep_s:
                 self.drop(engine_id, f"nothing heard for {silent_s:.1f} s")
+                yield engine
 
     # --- what others may see -----------------------------------------------------------------
 
@@ -204,7 +220,9 @@ class Fleet:
         """Returns an engine as routing sees it."""
         return EngineView(
             engine.report.engine_id,
-            is_ready=engine.report.state == "ready" and engine.is_reachable,
+            is_ready=engine.report.state == "ready"
+            and engine.is_reachable
+            and engine.on_probation is None,
             in_flight=len(engine.in_flight),
             room=self._limit() or engine.report.max_running,
         )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from deployments.fairness_gauges import FairnessGauges
-from deployments.fleet import Fleet, Handed
+from deployments.fleet import SLEPT_S, Fleet, Handed, KnownEngine
 from deployments.placer import Placer, Wish
 from deployments.router_state import (
     Keeper,
@@ -36,6 +36,7 @@ from serve_app.messages import (
     Endpoint,
     EngineGone,
     EngineId,
+    EngineLost,
     EngineMail,
     EngineReport,
     EngineUnreachable,
@@ -51,6 +52,7 @@ from serve_app.messages import (
     ModelStatus,
     Progress,
     Refuse,
+    Requeue,
     Resume,
     RouterMail,
     RunningTicket,
@@ -62,6 +64,7 @@ from serve_app.policy.admission import QueueView, admit
 from serve_app.policy.fairness_figures import Longest, measure_fairness
 from serve_app.policy.fairness_options import Share
 from serve_app.policy.queueing import Waiting
+from serve_app.policy.suspicion import is_suspect
 from serve_app.policy.turns import Admission, Fit
 from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
@@ -89,9 +92,16 @@ class _Ticket:
     engine_id: EngineId | None
     """None while it waits."""
     since_s: float
+    model: ModelName
     adapter: AdapterRef | None = None
     completion_tokens: int = 0
     """Those charged so far."""
+    lost_tokens: int = 0
+    """Of those, how many died with an engine and will be produced again."""
+    strikes: int = 0
+    """Engines in a row that died under it and gave it no token."""
+    has_run: bool = False
+    """Whether an engine has had it: it has paid for its prompt."""
 
     @property
     def handed(self) -> Handed:
@@ -155,7 +165,7 @@ class Router:
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
         self._newcomer: TicketId | None = None
         """The request that has just come: it alone may go beyond an engine's room."""
-        self._now_s = self._started_s = now()
+        self._now_s = self._started_s = self._looked_s = now()
         self._is_recovering = False
         """Whether some whom the last router knew may yet come back."""
         self._recover()
@@ -210,7 +220,7 @@ class Router:
             {
                 ticket: SavedRun(known.gateway, known.engine_id)
                 for ticket, known in self._tickets.items()
-                if known.engine_id is not None
+                if known.has_run
             },
         )
 
@@ -232,16 +242,23 @@ class Router:
                 saved.tenant,
                 run.engine_id,
                 self._now_s,
+                ModelName(saved.model),
                 completion_tokens=saved.produced_tokens,
+                has_run=True,
             )
+            if run.engine_id is None:
+                self._begin_to_wait(self._tickets[saved.ticket])
 
     def look_around(self) -> None:
         """Forgets who went silent and tells gateways how things stand; called regularly."""
         self._now_s = self._now()
+        has_slept = self._now_s - self._looked_s > SLEPT_S
+        self._looked_s = self._now_s
         if self._is_recovering and self._now_s - self._started_s > _SILENT_GATEWAY_S:
             self._is_recovering = False
             self._queue.stop_expecting()
-        self._drop_silent()
+        if not has_slept:
+            self._drop_silent()
         self._dispatch()
         self._refuse_overdue()
         self._measure_fairness()
@@ -267,11 +284,11 @@ class Router:
                 self._fleet.take_offer(mail)
                 return
             case Progress():
-                self._charge(mail)
+                self._charge(EngineId(sender.decode()), mail)
                 self._tell_counters(sender)
                 return
             case EngineGone():
-                self._fleet.drop(mail.engine_id, "it left")
+                self._tell_lost(self._fleet.drop(mail.engine_id, "it left"), is_leaving=True)
                 self._publish_status()
                 return
         if sender not in self._gateways and not isinstance(mail, Resume):
@@ -283,6 +300,9 @@ class Router:
         match mail:
             case Enqueue():
                 self._enqueue(sender, mail)
+            case Requeue():
+                self._adopt(sender, mail.run)
+                self._dispatch()
             case Leave():
                 self._leave(mail)
                 self._dispatch()
@@ -336,17 +356,25 @@ class Router:
 
     def _add_ticket(self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None) -> None:
         self._tickets[enqueue.ticket] = _Ticket(
-            gateway, enqueue.tenant, engine_id, self._now_s, enqueue.adapter
+            gateway,
+            enqueue.tenant,
+            engine_id,
+            self._now_s,
+            self._gateways[gateway].model,
+            enqueue.adapter,
         )
         known = self._gateways[gateway]
         self._longest = self._longest.with_request(_waiting(enqueue, known.model))
         known.tickets.add(enqueue.ticket)
         if engine_id is None:
-            self._n_waiting[enqueue.tenant] += 1
-            self._n_waiting_of[known.model] += 1
+            self._begin_to_wait(self._tickets[enqueue.ticket])
+
+    def _begin_to_wait(self, known: _Ticket) -> None:
+        self._n_waiting[known.tenant] += 1
+        self._n_waiting_of[known.model] += 1
 
     def _stop_waiting(self, known: _Ticket) -> None:
-        self._n_waiting_of[self._gateways[known.gateway].model] -= 1
+        self._n_waiting_of[known.model] -= 1
         self._n_waiting[known.tenant] -= 1
         if not self._n_waiting[known.tenant]:
             del self._n_waiting[known.tenant]
@@ -370,12 +398,20 @@ class Router:
             is_computed = n_tokens > 0 or mail.cached_tokens is not None
             self._queue.abort(mail.ticket, is_computed=is_computed)
 
-    def _charge(self, progress: Progress) -> None:
+    def _charge(self, engine_id: EngineId, progress: Progress) -> None:
+        """Charges what an engine has produced; not what a ticket that went elsewhere got there."""
         for ticket, n_tokens in progress.tokens.items():
             known = self._tickets.get(ticket)
-            if known is not None:
-                known.completion_tokens += n_tokens
-                self._queue.charge(ticket, n_tokens)
+            if known is None or known.engine_id != engine_id:
+                continue
+            known.strikes = 0
+            again = min(known.lost_tokens, n_tokens)
+            known.lost_tokens -= again
+            known.completion_tokens += n_tokens - again
+            self._queue.charge(ticket, n_tokens - again)
+        engine = self._fleet.get(engine_id)
+        if engine is not None and any(map(engine.acquit, progress.tokens)):
+            self._dispatch()
 
     def _tell_counters(self, engine: bytes) -> None:
         """Tells an engine how the tenants stand that have something there."""
@@ -399,28 +435,44 @@ class Router:
     def _drop_unmentioned(self, gateway: _Gateway, mail: Resume) -> None:
         """Ends what a gateway knows no more, or knows otherwise: a grant may have been lost."""
         waiting = {entry.ticket for entry in mail.waiting}
-        running = {entry.enqueue.ticket for entry in mail.running}
+        begun = {entry.enqueue.ticket for entry in mail.running}
         for ticket in list(gateway.tickets):
-            is_waiting = self._tickets[ticket].engine_id is None
-            if ticket not in (waiting if is_waiting else running):
+            if ticket not in (begun if self._tickets[ticket].has_run else waiting):
                 self._leave(Leave(ticket))
 
     def _adopt(self, sender: bytes, running: RunningTicket) -> None:
-        """Takes a running ticket over, and charges what its tenant has not been charged."""
+        """Takes a ticket that has begun, and charges what its tenant has not been charged."""
         enqueue, n_tokens = running.enqueue, running.completion_tokens
         known = self._tickets.get(enqueue.ticket)
+        waits_already = known is not None and known.has_run and known.engine_id is None
         if known is None:
             self._add_ticket(sender, enqueue, running.engine_id)
             known = self._tickets[enqueue.ticket]
         else:
-            # What was saved of it does not say with which adapter it runs.
-            self._fleet.take_back(known.engine_id, enqueue.ticket)
-            known.adapter = enqueue.adapter
-        known.engine_id = running.engine_id
+            self._move(enqueue.ticket, known, running.engine_id)
+            known.adapter, known.model = enqueue.adapter, self._gateways[sender].model
+        known.has_run, known.strikes = True, running.strikes
+        known.lost_tokens = max(known.completion_tokens - n_tokens, 0)
         known.completion_tokens = max(known.completion_tokens, n_tokens)
         self._note_share(enqueue)
-        self._queue.adopt(_waiting(enqueue, self._gateways[sender].model), n_tokens, self._now_s)
-        self._fleet.hand(running.engine_id, enqueue.ticket, known.handed)
+        if running.engine_id is None and waits_already:
+            return
+        self._queue.adopt(_waiting(enqueue, known.model), n_tokens, self._now_s)
+        if running.engine_id is None:
+            self._queue.requeue(enqueue.ticket)
+        else:
+            self._fleet.hand(running.engine_id, enqueue.ticket, known.handed)
+
+    def _move(self, ticket: TicketId, known: _Ticket, engine_id: EngineId | None) -> None:
+        """Takes note of where a ticket is. One that waits again is the youngest to do so."""
+        self._fleet.take_back(known.engine_id, ticket)
+        if known.engine_id is None:
+            self._stop_waiting(known)
+        if engine_id is None:
+            self._begin_to_wait(known)
+            known.since_s = self._now_s
+            self._tickets[ticket] = self._tickets.pop(ticket)
+        known.engine_id = engine_id
 
     def _refuse_overdue(self) -> None:
         """Nobody waits for ever: oldest first, as tickets are kept in the order they came."""
@@ -465,6 +517,9 @@ class Router:
         known = self._tickets[ticket]
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
+        known.has_run = True
+        if is_suspect(known.strikes, self._limits.max_engine_deaths_in_a_row):
+            engine.on_probation = ticket
         self._stop_waiting(known)
         self._fleet.hand(known.engine_id, ticket, known.handed)
         standing = Standing(
@@ -485,11 +540,21 @@ class Router:
             if known.engine_id == report.engine_id
         )
         if self._fleet.take_report(report, running, self._now_s):
+            if report.state == "failed":
+                self._tell_lost(self._fleet.get(report.engine_id), is_leaving=False)
             self._dispatch()
             self._publish_status()
 
+    def _tell_lost(self, engine: KnownEngine | None, *, is_leaving: bool) -> None:
+        """Lets gateways take elsewhere what an engine has; they answer with `Requeue`."""
+        if engine is not None:
+            mail = EngineLost(engine.report.engine_id, is_leaving)
+            for gateway in sorted({self._tickets[ticket].gateway for ticket in engine.in_flight}):
+                self._send(gateway, mail)
+
     def _drop_silent(self) -> None:
-        self._fleet.drop_silent(self._now_s)
+        for engine in self._fleet.drop_silent(self._now_s):
+            self._tell_lost(engine, is_leaving=False)
         for identity, gateway in list(self._gateways.items()):
             if self._now_s - gateway.heard_s > _SILENT_GATEWAY_S:
                 for ticket in list(gateway.tickets):

@@ -30,10 +30,11 @@ _SAVE_SHARE = 0.02
 
 
 class SavedRun(msgspec.Struct, frozen=True):
-    """Where a running ticket belongs."""
+    """Where a ticket belongs that has begun."""
 
     gateway: bytes
-    engine_id: EngineId
+    engine_id: EngineId | None
+    """None while it waits to go on elsewhere."""
 
 
 class RouterState(msgspec.Struct, frozen=True):

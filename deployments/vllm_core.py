@@ -10,7 +10,8 @@ Imports vLLM: import it lazily, after the process's environment is set.
 
 import os
 import queue
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -25,6 +26,7 @@ from vllm.v1.executor import Executor
 
 from deployments.adapter_extension import AdapterExtension
 from deployments.fair_scheduler import FairScheduler, FairSyncScheduler, FairTurns
+from deployments.resumed_request import ResumingWorker, announce_produced, restore_output
 from serve_app.messages import Standing
 from serve_app.names import TenantId
 
@@ -62,17 +64,21 @@ def _take_fair_turns(config: VllmConfig) -> None:
         scheduling.scheduler_cls = f"{chosen.__module__}.{chosen.__qualname__}"
 
 
-def _take_adapters(config: VllmConfig) -> None:
-    """Lets workers load adapters without activating them, and CPUs multiply them soundly."""
-    if config.lora_config is None:
-        return
-    config.parallel_config.worker_extension_cls = (
-        f"{AdapterExtension.__module__}.{AdapterExtension.__qualname__}"
-    )
-    if config.device_config.device_type == "cpu":
+def _extend_workers(config: VllmConfig) -> None:
+    """Lets workers go on with what other engines have begun, and load adapters unactivated."""
+    extension = ResumingWorker if config.lora_config is None else _WorkerExtension
+    if not config.parallel_config.worker_extension_cls:
+        config.parallel_config.worker_extension_cls = (
+            f"{extension.__module__}.{extension.__qualname__}"
+        )
+    if config.lora_config is not None and config.device_config.device_type == "cpu":
         from deployments import cpu_lora_ops
 
         cpu_lora_ops.install()
+
+
+class _WorkerExtension(ResumingWorker, AdapterExtension):
+    """Both, where there are adapters."""
 
 
 def _leave_one_core_free() -> None:
@@ -135,8 +141,9 @@ class VllmCore(EngineCoreProc):
         self.last_counts = (0, 0)
         self.process_input_queue_block = True
         self.enable_fault_tolerance = False
+        self.last_step_s = time.monotonic()
         _take_fair_turns(config)
-        _take_adapters(config)
+        _extend_workers(config)
         EngineCore.__init__(
             self,
             config,
@@ -169,10 +176,16 @@ class VllmCore(EngineCoreProc):
         """What the loaded model can do."""
         return self.get_supported_tasks()
 
-    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
+    def accept(
+        self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
+    ) -> None:
         """Takes a request; its failure to preprocess is answered as an error output."""
         try:
+            if produced:
+                announce_produced(request, produced)
             ready = self.preprocess_add_request(request)
+            if produced:
+                restore_output(ready[0], produced, self.structured_output_manager)
         except Exception:
             self._handle_request_preproc_error(request)
             return
@@ -235,6 +248,11 @@ class VllmCore(EngineCoreProc):
         """Requests running, requests waiting, share of KV-cache blocks in use."""
         running, waiting = self.scheduler.get_request_counts()
         return running, waiting, float(self.scheduler.get_kv_cache_usage())
+
+    def _process_engine_step(self) -> bool:
+        has_executed: bool = super()._process_engine_step()
+        self.last_step_s = time.monotonic()
+        return has_executed
 
     def _executor_failed(self) -> None:
         self.input_queue.put_nowait((EngineCoreRequestType.EXECUTOR_FAILED, b""))

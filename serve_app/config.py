@@ -115,6 +115,11 @@ class LimitSettings(Section):
     """Seconds that a request may wait for an engine. Then it is refused with 503."""
     max_running_per_engine: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Requests sent to one engine at a time. None means its `max_num_seqs` and a few more."""
+    max_engine_deaths_in_a_row: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Engines that may die under a request, one after the other, and give it no token. Then it is
+    stopped with 500, as it may be what kills them. It makes its last try alone."""
+    max_engine_deaths: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Engines that may die under a request in all. Then it is stopped with 500."""
     retry_after_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 1.0
     """Seconds that a refused client is told to wait."""
 

@@ -255,7 +255,9 @@ class ModelSettings(Section):
     startup_timeout_s: Seconds = 1800.0
     """Seconds after which an engine that does not answer yet is started again."""
     drain_timeout_s: Seconds = 300.0
-    """Seconds that a stopping engine gets to finish what it runs."""
+    """Seconds that a stopping engine gets to finish what it runs. The rest goes on elsewhere."""
+    hang_timeout_s: Seconds = 120.0
+    """Seconds without a step, while requests run, after which an engine is replaced."""
     health_timeout_s: Seconds = 30.0
     """Seconds without an answer to a health check after which an engine is replaced."""
 

@@ -49,6 +49,15 @@ class Standing(msgspec.Struct, frozen=True):
     """Whether the engine was full, and one that runs is to yield its place (`policy.express`)."""
 
 
+class Handover(msgspec.Struct, frozen=True):
+    """What a gateway tells an engine beside a request. Goes with it in a frame of its own."""
+
+    ticket: TicketId
+    standing: Standing
+    produced: list[int] = []
+    """Tokens that it has got from other engines, to go on from."""
+
+
 class AdapterRef(msgspec.Struct, frozen=True):
     """One version of one adapter, as requests carry it and engines load it."""
 
@@ -116,11 +125,20 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
 
 
 class RunningTicket(msgspec.Struct, frozen=True):
-    """A request that runs, as its gateway describes it to a new router."""
+    """A request that has begun, as its gateway describes it to a router."""
 
     enqueue: Enqueue
-    engine_id: EngineId
+    engine_id: EngineId | None
+    """None while it waits to go on elsewhere."""
     completion_tokens: int
+    strikes: int = 0
+    """Engines in a row that died under it and gave it no token."""
+
+
+class Requeue(msgspec.Struct, frozen=True, tag=True):
+    """A request has lost its engine. It waits again, before all new ones, and has paid."""
+
+    run: RunningTicket
 
 
 class Resume(msgspec.Struct, frozen=True, tag=True):
@@ -201,7 +219,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 
 class EngineGone(msgspec.Struct, frozen=True, tag=True):
-    """An engine leaves for good."""
+    """An engine leaves for good; what it still runs is to go on elsewhere."""
 
     engine_id: EngineId
 
@@ -216,6 +234,14 @@ class Grant(msgspec.Struct, frozen=True, tag=True):
     engine_id: EngineId
     endpoint: Endpoint
     standing: Standing
+
+
+class EngineLost(msgspec.Struct, frozen=True, tag=True):
+    """Nothing more is to be expected of an engine: what it runs has to go on elsewhere."""
+
+    engine_id: EngineId
+    is_leaving: bool
+    """Whether it leaves as it was told to. Then no request is to blame."""
 
 
 class Refuse(msgspec.Struct, frozen=True, tag=True):
@@ -293,6 +319,7 @@ class Drop(msgspec.Struct, frozen=True, tag=True):
 
 RouterMail = (
     Enqueue
+    | Requeue
     | Leave
     | Resume
     | Alive
@@ -303,5 +330,5 @@ RouterMail = (
     | Progress
     | EngineGone
 )
-GatewayMail = Grant | Refuse | Introduce | ModelStatus | FrontEndPayload
+GatewayMail = Grant | EngineLost | Refuse | Introduce | ModelStatus | FrontEndPayload
 EngineMail = Counters | Prepare | Drop

@@ -142,6 +142,10 @@ class EngineReplica:
         """Raises when the engine has died, so that Serve replaces it."""
         self._engine.check_health()
 
+    async def drain(self, timeout_s: float) -> None:
+        """Takes nothing new and is rid of its requests in this time; the process stays."""
+        await self._engine.drain(timeout_s)
+
     async def __del__(self) -> None:
         """Drains; Serve calls and awaits this before it ends the process."""
         if hasattr(self, "_engine"):

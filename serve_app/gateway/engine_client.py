@@ -249,7 +249,7 @@ class RemoteEngineClient(AsyncLLM):
         state = self.output_processor.request_states.get(request_id)
         if state is None:
             return
-        self.book.note_failure(request_id)
+        error = self.book.note_failure(request_id, error)
         whole = state.parent_req.request_id if state.parent_req is not None else request_id
         self._remote.abort(self.output_processor.abort_requests([whole], internal=True))
         if state.queue is not None:

@@ -113,8 +113,10 @@ class Gateway:
             known = self._models.get(name)
             if known is None:
                 self._models[name] = self._connect(model)
-            elif known.settings != model:
-                self._replace_settings(known, model)
+            else:
+                known.client.limits = settings.limits
+                if known.settings != model:
+                    self._replace_settings(known, model)
 
     def check_health(self) -> None:
         """Raises InternalError when a part has failed: a new gateway is the remedy."""
@@ -324,6 +326,7 @@ class Gateway:
             # One router may serve several models, each over a connection of its own.
             self._identity + b"/" + settings.name.encode(),
             self._find_router_of(settings.domain_name),
+            self.settings.limits,
             lambda _config_id, payload: self._spawn(self._build_front_end(model, payload)),
         )
         model = _Model(settings, client)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from vllm.v1.engine import EngineCoreOutput
 
+from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.meter import Generation
 
 _MEAN_WEIGHT = 0.05
@@ -47,11 +48,20 @@ class GenerationBook:
             if output.finished:
                 self.drop((output.request_id,))
 
-    def note_failure(self, request_id: str) -> None:
-        """The platform ends it. If no engine had any of its HTTP request, nothing is charged."""
+    def note_failure(self, request_id: str, error: Exception) -> Exception:
+        """The platform ends it. If no engine had any of its HTTP request, nothing is charged.
+
+        Returns:
+            What vLLM's front end is to be told: it would hide what an `ApiError` says.
+        """
         entry = self._entries.get(request_id)
-        if entry is not None and not entry.generation.has_begun:
+        if entry is None:
+            return error
+        if isinstance(error, ApiError):
+            return entry.generation.meter.fail(error)
+        if not entry.generation.has_begun:
             entry.generation.meter.is_refused = True
+        return error
 
     def drop(self, request_ids: Iterable[str]) -> None:
         """Nothing more is wanted of these."""

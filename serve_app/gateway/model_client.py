@@ -1,36 +1,37 @@
 """A gateway's dealings with one base model: its router, its engines, the requests in flight.
 
     send(request) --Enqueue--> router --Grant--> add to the granted engine --outputs--> sinks
+                                 ^                              |
+                                 +---Requeue--- engine lost ----+
 
-Nothing here waits for a request: answers arrive as messages, so that a client which goes away
-while it is queued is simply withdrawn.
+A request that loses its engine goes on elsewhere from the tokens that have come; its sink, where
+all that the client sees is made, notices nothing. Nothing here waits for a request: answers arrive
+as messages, so that a client which goes away while it is queued is simply withdrawn.
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
 
 import msgspec
 import zmq
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
-from vllm.sampling_params import SamplingParams
+from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.catalog import Caller
-from serve_app.engine_frames import ABORT, ADD, ALIVE
+from serve_app.config import LimitSettings
+from serve_app.engine_frames import ABORT, ALIVE, BEGIN
+from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.messages import (
-    AdapterRef,
     Alive,
     Endpoint,
     EngineId,
+    EngineLost,
     EngineMail,
     EngineUnreachable,
-    Enqueue,
     FrontEndPayload,
     FrontEndWanted,
     GatewayMail,
@@ -39,13 +40,14 @@ from serve_app.messages import (
     Leave,
     ModelStatus,
     Refuse,
+    Requeue,
     Resume,
-    RunningTicket,
     TicketId,
 )
 from serve_app.names import ModelName
+from serve_app.policy.suspicion import may_go_on
 from serve_app.router_link import FindRouter, RouterLink
-from serve_app.wire import Frames, Link
+from serve_app.wire import Link
 
 logger = logging.getLogger(__name__)
 
@@ -58,39 +60,6 @@ _STATUS_OF_REFUSAL = {
 }
 
 
-class Sink(Protocol):
-    """Who takes a model's outputs. Unknown request ids are to be ignored."""
-
-    def begin(self, request_id: str) -> None:
-        """Hears that a request is handed to an engine."""
-
-    def take(self, outputs: EngineCoreOutputs) -> None:
-        """Takes what one step of one engine produced."""
-
-    def fail(self, request_id: str, error: Exception) -> None:
-        """Ends one request with an error."""
-
-
-@dataclass
-class _Ticket:
-    frames: Frames
-    """The request as engines take it."""
-    sink: Sink
-    enqueue: Enqueue
-    has_grammar: bool
-    """Whether the request asks for structured output."""
-    engine_id: EngineId | None = None
-    """None while it waits."""
-    completion_tokens: int = 0
-    cached_tokens: int | None = None
-
-    def take(self, output: EngineCoreOutput) -> None:
-        """Counts what a step produced for it."""
-        self.completion_tokens += len(output.new_token_ids)
-        if output.prefill_stats is not None:
-            self.cached_tokens = output.prefill_stats.num_cached_tokens
-
-
 class ModelClient:
     """Sends one model's requests to whatever engine the router says.
 
@@ -98,6 +67,7 @@ class ModelClient:
         name: The base model's name.
         identity: Of this connection, unique in the cluster.
         find_router: How to find the model's router.
+        limits: How often a request may lose its engine.
         on_front_end: Called with (config_id, payload) when the engines' configuration is new.
     """
 
@@ -106,14 +76,18 @@ class ModelClient:
         name: ModelName,
         identity: bytes,
         find_router: FindRouter,
+        limits: LimitSettings,
         on_front_end: Callable[[str, bytes], None],
     ) -> None:
         self.name = name
+        self.limits = limits
         self.status = ModelStatus("", [], 0)
         self._identity = identity
         self._on_front_end = on_front_end
         self._front_end_id = ""
-        self._tickets: dict[TicketId, _Ticket] = {}
+        self._tickets: dict[TicketId, Ticket] = {}
+        self._runs: dict[str, Ticket] = {}
+        """Those that an engine has, by what it calls them."""
         self._ended: deque[Leave] = deque(maxlen=_ENDED_REPEATED)
         self._engines: dict[EngineId, Link] = {}
         self._sinks: list[Sink] = []
@@ -156,34 +130,11 @@ class ModelClient:
         """Queues a request at the router.
 
         Raises:
-            VLLMValidationError: A number in it is too large to be sent.
+            vllm.exceptions.VLLMValidationError: A number in it is too large to be sent.
         """
-        frames = self._encode(request)
-        ticket_id = TicketId(request.request_id)
-        params = request.sampling_params
-        enqueue = Enqueue(
-            ticket_id,
-            caller.tenant_id,
-            caller.tenant.settings.weight,
-            caller.tenant.settings.tier,
-            prompt_tokens=len(request.prompt_token_ids or ()),
-            max_tokens=(params.max_tokens or 0) if params is not None else 0,
-            adapter=_adapter_of(request),
-        )
-        has_grammar = params is not None and params.structured_outputs is not None
-        self._tickets[ticket_id] = _Ticket(frames, sink, enqueue, has_grammar)
-        self._router.send(enqueue)
-
-    def _encode(self, request: EngineCoreRequest) -> Frames:
-        """Encodes here, where a failure is the one request's own and its client hears of it."""
-        try:
-            frames: Frames = self._encoder.encode(request)
-        except OverflowError as error:
-            raise VLLMValidationError(
-                "A number in this request does not fit into 64 bits. Send a smaller one.",
-                parameter=_find_too_large(request.sampling_params),
-            ) from error
-        return frames
+        ticket = make_ticket(request, caller, sink, self._encoder)
+        self._tickets[ticket.id] = ticket
+        self._router.send(ticket.enqueue)
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests, waiting or running. Unknown ids are ignored."""
@@ -191,27 +142,25 @@ class ModelClient:
         for request_id in request_ids:
             ticket = self._end(TicketId(request_id))
             if ticket is not None and ticket.engine_id is not None:
-                by_engine.setdefault(ticket.engine_id, []).append(request_id)
-        for engine_id, ids in by_engine.items():
-            if engine_id in self._engines:
-                self._engines[engine_id].send([ABORT, msgspec.msgpack.encode(ids)])
+                by_engine.setdefault(ticket.engine_id, []).append(ticket.run_id)
+        for engine_id, run_ids in by_engine.items():
+            self._abort_runs(engine_id, run_ids)
 
-    def _end(self, ticket_id: TicketId, *, is_finished: bool = False) -> _Ticket | None:
+    def _abort_runs(self, engine_id: EngineId, run_ids: list[str]) -> None:
+        if engine_id in self._engines:
+            self._engines[engine_id].send([ABORT, msgspec.msgpack.encode(run_ids)])
+
+    def _end(self, ticket_id: TicketId, *, is_finished: bool = False) -> Ticket | None:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
-            counts = (ticket.completion_tokens, ticket.cached_tokens)
-            leave = Leave(ticket_id, is_finished, *counts)
-            if ticket.engine_id is not None:
+            leave = ticket.leave(is_finished=is_finished)
+            if ticket.n_runs:
+                self._runs.pop(ticket.run_id, None)
                 self._ended.append(leave)
             self._router.send(leave)
         return ticket
 
-    def _fail(
-        self,
-        ticket_id: TicketId,
-        reason: str,
-        status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE,
-    ) -> None:
+    def _refuse(self, ticket_id: TicketId, reason: str, status: HTTPStatus) -> None:
         ticket = self._end(ticket_id)
         if ticket is not None:
             error = GracefulHTTPError(reason, status)
@@ -238,12 +187,8 @@ class ModelClient:
         tickets = self._tickets.values()
         self._router.send(
             Resume(
-                waiting=[t.enqueue for t in tickets if t.engine_id is None],
-                running=[
-                    RunningTicket(t.enqueue, t.engine_id, t.completion_tokens)
-                    for t in tickets
-                    if t.engine_id is not None
-                ],
+                waiting=[t.enqueue for t in tickets if not t.n_runs],
+                running=[t.describe() for t in tickets if t.n_runs],
                 ended=list(self._ended),
                 model=self.name,
             )
@@ -255,8 +200,10 @@ class ModelClient:
         match mail:
             case Grant():
                 self._start_on_engine(mail)
+            case EngineLost():
+                self._leave_engine(mail.engine_id, has_died=not mail.is_leaving)
             case Refuse():
-                self._fail(mail.ticket, mail.reason, _STATUS_OF_REFUSAL[mail.kind])
+                self._refuse(mail.ticket, mail.reason, _STATUS_OF_REFUSAL[mail.kind])
             case Introduce():
                 self._resume()
             case ModelStatus():
@@ -277,33 +224,46 @@ class ModelClient:
 
     def _start_on_engine(self, grant: Grant) -> None:
         ticket = self._tickets.get(grant.ticket)
-        if ticket is None:
+        if ticket is None or ticket.engine_id is not None:
             return  # Withdrawn while the grant was on its way; the router has our Leave.
-        ticket.engine_id = grant.engine_id
-        ticket.sink.begin(grant.ticket)
         link = self._engines.get(grant.engine_id)
         if link is None:
             link = self._engines[grant.engine_id] = self._connect(grant.engine_id, grant.endpoint)
-        standing = msgspec.msgpack.encode(grant.standing)
-        link.send([ADD, grant.ticket.encode(), standing, *ticket.frames])
+        link.send(ticket.start(grant))
+        self._runs[ticket.run_id] = ticket
+        ticket.sink.begin(ticket.id)
 
     # --- from engines -----------------------------------------------------------------------
 
     def _connect(self, engine_id: EngineId, endpoint: Endpoint) -> Link:
-        return Link(
+        link = Link(
             endpoint, self._identity, self._read_outputs, lambda: self._lose_engine(engine_id)
         )
+        link.send([BEGIN])
+        return link
 
     def _read_outputs(self, frames: list[zmq.Frame]) -> None:
         outputs: EngineCoreOutputs = self._decoder.decode(frames)
+        outputs.outputs = [output for output in outputs.outputs if self._accept(output)]
         for output in outputs.outputs:
-            ticket = self._tickets.get(TicketId(output.request_id))
-            if ticket is not None:
-                ticket.take(output)
             if output.finished:
                 self._finish(output)
         for sink in self._sinks:
             sink.take(outputs)
+
+    def _accept(self, output: EngineCoreOutput) -> bool:
+        """Keeps what came for a ticket, under the ticket's name; says whether it is for anyone."""
+        ticket = self._runs.get(output.request_id)
+        if ticket is None:
+            return False  # It was aborted, or goes on elsewhere.
+        output.request_id = ticket.id
+        ticket.take(output)
+        if output.finish_reason == FinishReason.ABORT:
+            # Not by us: the engine ends and could not say so in time, or took us for dead.
+            self._requeue(ticket, has_died=False)
+            output.finish_reason = None
+            return bool(output.new_token_ids)
+        return True
 
     def _finish(self, output: EngineCoreOutput) -> None:
         has_failed = output.finish_reason == FinishReason.ERROR
@@ -315,37 +275,32 @@ class ModelClient:
             ticket.sink.fail(output.request_id, error)
             return
         # Some grammars pass vLLM's check here and fail when an engine compiles them.
-        has_spoken = ticket.completion_tokens > len(output.new_token_ids)
+        has_spoken = len(ticket.produced) > len(output.new_token_ids)
         if ticket.has_grammar and not has_spoken:
-            invalid = VLLMValidationError(
-                "The grammar or JSON schema that the output must follow cannot be compiled. "
-                "Make it simpler.",
-                parameter="structured_outputs",
-            )
-            ticket.sink.fail(output.request_id, invalid)
+            ticket.sink.fail(ticket.id, grammar_error())
 
     def _lose_engine(self, engine_id: EngineId) -> None:
+        """Its connection broke: a process that ends is known by that, at once."""
         self._engines.pop(engine_id, None)
         self._router.send(EngineUnreachable(engine_id))
-        lost = [t for t, ticket in self._tickets.items() if ticket.engine_id == engine_id]
-        if lost:
-            logger.warning("Engine %s is lost with %d requests.", engine_id, len(lost))
-        for ticket_id in lost:
-            self._fail(ticket_id, "The engine that ran this request stopped. Send it again.")
+        self._leave_engine(engine_id, has_died=True)
 
+    def _leave_engine(self, engine_id: EngineId, *, has_died: bool) -> None:
+        """Takes elsewhere what an engine has. If it still hears anything, it hears so."""
+        lost = [ticket for ticket in self._runs.values() if ticket.engine_id == engine_id]
+        if not lost:
+            return
+        logger.warning("Engine %s is lost; its %d requests move.", engine_id, len(lost))
+        self._abort_runs(engine_id, [ticket.run_id for ticket in lost])
+        for ticket in lost:
+            self._requeue(ticket, has_died=has_died)
 
-def _adapter_of(request: EngineCoreRequest) -> AdapterRef | None:
-    lora = request.lora_request
-    if lora is None:
-        return None
-    base = lora.base_model_name or ""
-    return AdapterRef.at(lora.lora_path, id=lora.lora_int_id, name=lora.lora_name, base=base)
-
-
-def _find_too_large(params: SamplingParams | None) -> str | None:
-    """The name of the parameter that msgpack cannot hold."""
-    for name in params.__struct_fields__ if params is not None else ():
-        value = getattr(params, name)
-        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-            return str(name)
-    return None
+    def _requeue(self, ticket: Ticket, *, has_died: bool) -> None:
+        del self._runs[ticket.run_id]
+        ticket.lose_engine(has_died=has_died)
+        limits = self.limits
+        if may_go_on(ticket.record, limits.max_engine_deaths_in_a_row, limits.max_engine_deaths):
+            self._router.send(Requeue(ticket.describe()))
+            return
+        self._end(ticket.id)
+        ticket.sink.fail(ticket.id, ticket.explain_losses())

@@ -25,7 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def write_echo(folder: Path, name: str = "tiny", **changes: Any) -> dict[str, Any]:
     """A model entry: the echo engine with the tiny model's tokenizer."""
-    pace = {key: changes.pop(key) for key in ("tokens_per_s", "max_num_seqs") if key in changes}
+    own = ("tokens_per_s", "max_num_seqs", "batch")
+    pace = {key: changes.pop(key) for key in own if key in changes}
     return write_model(
         name,
         source={"kind": "local", "path": str(folder)},

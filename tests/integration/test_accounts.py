@@ -302,10 +302,10 @@ def test_client_cannot_say_its_priority_cache_or_tenant(
         assert engine._core is not None
         accept = engine._core.accept
 
-        def watch(request: Any, standing: Standing, accept: Any = accept) -> None:
+        def watch(request: Any, standing: Standing, produced: Any, accept: Any = accept) -> None:
             seen.append(request)
             charged.add(standing.tenant)
-            accept(request, standing)
+            accept(request, standing, produced)
 
         monkeypatch.setattr(engine._core, "accept", watch)
     make_tenant(admin, "own-cache", has_own_prefix_cache=True)

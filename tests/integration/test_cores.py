@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -87,8 +88,15 @@ class Run:
         for output in outputs.outputs:
             self._outputs.put((client, output))
 
-    def accept(self, name: str, max_tokens: int, client: int = 0, adapter: int = 0) -> None:
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    def accept(
+        self,
+        name: str,
+        max_tokens: int,
+        client: int = 0,
+        adapter: int = 0,
+        produced: Sequence[int] = (),
+    ) -> None:
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0)
         self.core.accept(
             EngineCoreRequest(
                 request_id=name,
@@ -103,6 +111,7 @@ class Run:
                 client_index=client,
             ),
             Standing(TenantId("a"), tier=0, counter=0, charged=0),
+            produced,
         )
 
     def read_until(self, name: str, *, finished: bool) -> None:
@@ -116,6 +125,9 @@ class Run:
 
     def count_tokens(self, name: str) -> int:
         return sum(len(output.new_token_ids) for output in self.said[name])
+
+    def tokens(self, name: str) -> list[int]:
+        return [token for output in self.said[name] for token in output.new_token_ids]
 
     def wait_until_empty(self) -> None:
         deadline_s = time.monotonic() + 10.0
@@ -180,6 +192,18 @@ def check_contract(run: Run, adapters: list[Path]) -> None:
     run.core.abort(["l2c"])
     run.wait_until_empty()
     assert run.core.active_adapters() == set()
+
+    # What has begun elsewhere goes on after its last token, as if it had been here all the time.
+    run.accept("whole", max_tokens=12)
+    run.read_until("whole", finished=True)
+    whole = run.tokens("whole")
+    for n_produced in (1, 5, 11):
+        name = f"rest{n_produced}"
+        run.accept(name, max_tokens=12, produced=whole[:n_produced])
+        run.read_until(name, finished=True)
+        assert run.tokens(name) == whole[n_produced:]
+        assert run.said[name][-1].finish_reason == run.said["whole"][-1].finish_reason
+    assert run.core.last_step_s > time.monotonic() - 10.0
 
     # It stops, with something running or not.
     run.accept("e", max_tokens=200)

@@ -5,7 +5,9 @@ Ray; so a test can put another router there.
 """
 
 import asyncio
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +64,10 @@ class EngineProcess:
         """Whether the process runs."""
         return self._process.poll() is None
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal, such as the one that stops a process for a while."""
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """Ends the process as the kernel would: it has no chance to say goodbye."""
         self._process.kill()
@@ -80,19 +86,26 @@ def read_endpoint(file: Path) -> Endpoint:
     return msgspec.msgpack.decode(file.read_bytes(), type=Endpoint)
 
 
-async def _run(
+async def run_engine(
     engine_id: EngineId, endpoint_file: Path, model: ModelSettings, adapters: AdapterCacheSettings
 ) -> None:
+    """Runs an engine until it dies, or whoever started it does."""
     from deployments.engine import Engine
 
     async def find_router() -> Endpoint:
         return read_endpoint(endpoint_file)
 
     engine = Engine(model, engine_id, find_router, _HOST, adapters)
+    leaving = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leaving.set)
     await engine.start()
     parent = os.getppid()
     while os.getppid() == parent:  # A test run that was killed leaves nobody behind.
-        await asyncio.sleep(1.0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(leaving.wait(), 1.0)
+        if leaving.is_set():
+            await engine.stop()
+            return
         engine.check_health()
 
 
@@ -100,7 +113,7 @@ def main(argv: list[str]) -> None:
     engine_id, endpoint_file, model, adapters = argv
     settings = ModelSettings.model_validate_json(model)
     cache = AdapterCacheSettings.model_validate_json(adapters)
-    asyncio.run(_run(EngineId(engine_id), Path(endpoint_file), settings, cache))
+    asyncio.run(run_engine(EngineId(engine_id), Path(endpoint_file), settings, cache))
 
 
 if __name__ == "__main__":

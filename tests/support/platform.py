@@ -25,13 +25,14 @@ from deployments.ledger_journal import FileJournal
 from deployments.router import Router
 from deployments.router_state import StateFile
 from serve_app.config import Settings
-from serve_app.config_model import ModelSettings
+from serve_app.config_model import EchoEngine, ModelSettings
 from serve_app.gateway.app import build_gateway_app
 from serve_app.gateway.gateway import Gateway
 from serve_app.messages import Endpoint, EngineId
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.wire import Listener
+from tests.support.engine_nursery import EngineNursery, ForkedEngine
 from tests.support.engine_process import EngineProcess, read_endpoint, write_endpoint
 from tests.support.ledger_process import LedgerProcess
 from tests.support.router_process import RouterProcess
@@ -84,7 +85,8 @@ class LocalPlatform:
         is_waiting: bool = True,
     ) -> None:
         self.settings = settings
-        self.engine_processes: dict[EngineId, EngineProcess] = {}
+        self.engine_processes: dict[EngineId, EngineProcess | ForkedEngine] = {}
+        self._nurseries: dict[ModelName, EngineNursery] = {}
         self.engines: dict[EngineId, Engine] = {}
         self._folder = folder
         self._engines_in_processes = engines_in_processes
@@ -135,6 +137,20 @@ class LocalPlatform:
     def list_engines(self) -> list[dict[str, Any]]:
         """Every engine as `/ready` shows it."""
         return [e for model in self.ready()["models"].values() for e in model["engines"]]
+
+    def tickets_by_engine(self) -> dict[EngineId, list[str]]:
+        """What each engine runs for these gateways, by their own knowledge."""
+
+        async def look() -> dict[EngineId, list[str]]:
+            found: dict[EngineId, list[str]] = {}
+            for gateway in self._gateways:
+                for model in gateway.gateway._models.values():
+                    for ticket in model.client._runs.values():
+                        assert ticket.engine_id is not None
+                        found.setdefault(ticket.engine_id, []).append(ticket.id)
+            return found
+
+        return self.run(look())
 
     def wait_until(self, is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
         """Waits for the platform to get somewhere; returns the seconds that it took."""
@@ -219,6 +235,8 @@ class LocalPlatform:
     def __exit__(self, *_: object) -> None:
         for engine in self.engine_processes.values():
             engine.kill()
+        for nursery in self._nurseries.values():
+            nursery.close()
         if self._ledger_process is not None:
             self._ledger_process.kill()
         for router in self._router_processes.values():
@@ -265,15 +283,22 @@ class LocalPlatform:
         engine_id = EngineId(f"engine-{self._n_engines}")
         if self._engines_in_processes:
             file = self._endpoint_file(model.domain_name)
-            self.engine_processes[engine_id] = EngineProcess(
-                model, engine_id, file, self.settings.adapters.cache
-            )
+            self.engine_processes[engine_id] = self._start_process(model, engine_id, file)
             return engine_id
         find_router, cache = self._find_router_of(model.domain_name), self.settings.adapters.cache
         engine = Engine(model, engine_id, find_router, _HOST, cache)
         await engine.start()
         self.engines[engine_id] = engine
         return engine_id
+
+    def _start_process(
+        self, model: ModelSettings, engine_id: EngineId, file: Path
+    ) -> EngineProcess | ForkedEngine:
+        if not isinstance(model.engine, EchoEngine):
+            return EngineProcess(model, engine_id, file, self.settings.adapters.cache)
+        if model.name not in self._nurseries:
+            self._nurseries[model.name] = EngineNursery(model, file, self.settings.adapters.cache)
+        return self._nurseries[model.name].start(engine_id)
 
     async def _replace_router(self, model_name: ModelName) -> None:
         await self._end_router(model_name)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -54,7 +55,9 @@ class FakeCore(EchoCore):
         self.aborted: list[str] = []
         self.held: dict[int, str] = {}
 
-    def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
+    def accept(
+        self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
+    ) -> None:
         lora = request.lora_request
         assert lora is None or lora.lora_int_id in self.held
         self.accepted[request.request_id] = request

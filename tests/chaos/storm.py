@@ -1,0 +1,223 @@
+"""Things that go wrong, in an order drawn from a seed, and what must hold after each.
+
+    python -m tests.chaos.storm --seconds 600 --seed 7
+
+Streams run all the time, some of them read slowly, some are left. The promises: every stream whose
+client stays ends with exactly its tokens; after each event the platform serves again with no hand
+on it; what clients have left is run by nobody.
+"""
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serve_app.config import parse_settings
+from serve_app.messages import EngineId
+from serve_app.names import ModelName
+from tests.support.clients import post
+from tests.support.platform import LocalPlatform
+from tests.support.settings import write_args, write_model
+from tests.support.streams import Stream
+from tests.support.tiny_model import make_tiny_model
+
+_MODEL = ModelName("tiny")
+_N_ENGINES = 3
+_N_STREAMS = 6
+_SERVES_AGAIN_S = 30.0
+
+
+class Storm:
+    """A platform under load to which things happen.
+
+    Args:
+        platform: Echo engines and the router in processes of their own.
+        rng: Draws what is asked for and whom it hits.
+    """
+
+    def __init__(self, platform: LocalPlatform, rng: random.Random) -> None:
+        self.n_answers = 0
+        self._platform = platform
+        self._rng = rng
+        self._stopping = threading.Event()
+        self._errors: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._ask_on, args=(random.Random(rng.random()),), daemon=True)
+            for _ in range(_N_STREAMS)
+        ]
+
+    # --- events -----------------------------------------------------------------------------
+
+    def kill_engine(self) -> None:
+        """SIGKILL to one engine; another one is started, as Serve does."""
+        self._platform.kill_engine(self._draw_engine())
+        self._platform.add_engine(_MODEL)
+
+    def kill_all_engines(self) -> None:
+        """SIGKILL to all of them at once."""
+        for engine_id in list(self._platform.engine_processes):
+            self._platform.kill_engine(engine_id)
+        for _ in range(_N_ENGINES):
+            self._platform.add_engine(_MODEL)
+
+    def stop_engine_for_a_while(self) -> None:
+        """SIGSTOP to one engine until everybody has noticed, then SIGCONT."""
+        engine = self._platform.engine_processes[self._draw_engine()]
+        engine.signal(signal.SIGSTOP)
+        time.sleep(self._rng.uniform(0.5, 9.0))
+        engine.signal(signal.SIGCONT)
+
+    def drain_engine(self) -> None:
+        """SIGTERM to one engine, which leaves within its `drain_timeout_s`."""
+        engine_id = self._draw_engine()
+        self._platform.engine_processes.pop(engine_id).signal(signal.SIGTERM)
+        self._platform.add_engine(_MODEL)
+
+    def kill_router(self) -> None:
+        """SIGKILL to the router; another one is started at once."""
+        self._platform.kill_router(_MODEL)
+        self._platform.start_router(_MODEL)
+
+    def leave_a_stream(self) -> None:
+        """A client goes away in the middle of its stream."""
+        request = _make_request("to be left ", 400)
+        with httpx.stream(
+            "POST", f"{self._platform.url}/v1/completions", json=request, timeout=60.0
+        ) as answer:
+            next(answer.iter_lines())
+
+    def _draw_engine(self) -> EngineId:
+        return self._rng.choice(sorted(self._platform.engine_processes))
+
+    # --- promises ---------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Holds everything to what was promised.
+
+        Raises:
+            AssertionError: Something does not hold.
+        """
+        self._platform.wait_until(self._is_whole, _SERVES_AGAIN_S, "whole again")
+        answer = post(self._platform.url, "/v1/completions", _make_request("x y", 2, stream=False))
+        assert answer.status_code == 200, answer.text
+        assert not self._errors, self._errors
+        assert all(thread.is_alive() for thread in self._threads)
+
+    def _is_whole(self) -> bool:
+        states = [engine["state"] for engine in self._platform.list_engines()]
+        return states.count("ready") == _N_ENGINES
+
+    def check_end(self) -> None:
+        """Lets all streams end and sees that nothing is left."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(120.0)
+            assert not thread.is_alive(), "a stream does not end"
+        self._platform.wait_until(lambda: self._platform.count_running() == 0, 20.0, "idle")
+        assert not self._errors, self._errors
+        assert self.n_answers > 0
+
+    # --- load -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to ask."""
+        for thread in self._threads:
+            thread.start()
+
+    def _ask_on(self, rng: random.Random) -> None:
+        while not self._stopping.is_set():
+            words = "".join(f"w{rng.randrange(1000)} " for _ in range(rng.randint(3, 20)))
+            n_tokens = rng.randint(20, 300)
+            is_slow = rng.random() < 0.2
+            try:
+                self._ask(words, n_tokens, 0.02 if is_slow else 0.0)
+            except Exception as error:
+                self._errors.append(f"{words!r}, {n_tokens} tokens: {error!r}")
+
+    def _ask(self, words: str, n_tokens: int, pause_s: float) -> None:
+        request = _make_request(words, n_tokens) | {"return_token_ids": True}
+        stream = Stream(self._platform.url, request, pause_s=pause_s)
+        choices = [choice for event in stream.events() for choice in event["choices"]]
+        found = [token for choice in choices for token in choice["token_ids"] or ()]
+        prompt = next(c["prompt_token_ids"] for c in choices if c.get("prompt_token_ids"))
+        expected = [prompt[i % len(prompt)] for i in range(n_tokens)]
+        assert found == expected, f"{len(found)} tokens of {n_tokens}, or others"
+        self.n_answers += 1
+
+
+def _make_request(prompt: str, max_tokens: int, *, stream: bool = True) -> dict[str, Any]:
+    return {"model": _MODEL, "prompt": prompt, "max_tokens": max_tokens, "stream": stream}
+
+
+@contextmanager
+def storm_over(folder: Path, seed: int) -> Iterator[Storm]:
+    """A platform of three echo engines under load."""
+    model = write_model(
+        _MODEL,
+        source={"kind": "local", "path": str(make_tiny_model(folder / "model"))},
+        engine={"kind": "echo", "tokens_per_s": 50.0, "max_model_len": 1024},
+        drain_timeout_s=2.0,
+    )
+    with LocalPlatform(
+        # Whoever draws the events may hit one request many times.
+        parse_settings(write_args(model, limits={"max_engine_deaths": 1000})),
+        folder,
+        engines_in_processes=True,
+        routers_in_processes=True,
+        n_engines=_N_ENGINES,
+    ) as platform:
+        storm = Storm(platform, random.Random(seed))
+        platform.wait_until(storm._is_whole, 120.0, "whole")
+        storm.start()
+        yield storm
+        storm.check_end()
+
+
+def ride_out(storm: Storm, events: Sequence[Callable[[], None]], between_s: float) -> None:
+    """Lets events happen one after the other, and checks the promises after each."""
+    for event in events:
+        time.sleep(between_s)
+        event()
+        storm.check()
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    rng = random.Random(options.seed)
+    ends_s = time.monotonic() + options.seconds
+    n_events = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        storm_over(Path(folder), options.seed) as storm,
+    ):
+        events = [
+            storm.kill_engine,
+            storm.kill_engine,
+            storm.kill_all_engines,
+            storm.stop_engine_for_a_while,
+            storm.drain_engine,
+            storm.kill_router,
+            storm.leave_a_stream,
+        ]
+        while time.monotonic() < ends_s:
+            event = rng.choice(events)
+            ride_out(storm, [event], rng.uniform(0.0, 3.0))
+            n_events += 1
+            print(f"{n_events}: {event.__name__}; {storm.n_answers} answers right", flush=True)
+    print(f"Seed {options.seed}: {n_events} events, {storm.n_answers} answers, all as promised.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
