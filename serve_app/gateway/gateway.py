@@ -15,7 +15,7 @@ from typing import Any
 from serve_app.adapter_registry import Adapter
 from serve_app.catalog import Caller
 from serve_app.config import Settings
-from serve_app.config_limits import LedgerSettings, PriceSpec
+from serve_app.config_limits import LedgerSettings, PriceSpec, find_price
 from serve_app.config_model import ModelSettings
 from serve_app.config_tenants import Scope
 from serve_app.errors import AdapterRefusedError, InternalError
@@ -39,8 +39,6 @@ from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
 
 logger = logging.getLogger(__name__)
-
-_FREE = PriceSpec()
 
 
 @dataclass(frozen=True)
@@ -161,9 +159,9 @@ class Gateway:
         timeout_s = read_timeout(headers, self.settings.gateway.request_timeout_s)
         return Meter(caller, self._ledger, timeout_s)
 
-    def price_of(self, model: ModelName) -> PriceSpec:
-        """Returns what a base model's tokens cost."""
-        return self.settings.prices.get(model, _FREE)
+    def price_of(self, model: ModelName, adapter: str) -> PriceSpec:
+        """Returns what tokens of a base model, or of its adapter of this full name, cost."""
+        return find_price(self.settings.prices, model, adapter)
 
     def find_target(self, model_name: str | None, path: str, caller: Caller) -> Target:
         """Returns what answers a request.
