@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
 from serve_app.config_tenants import Scope as KeyScope
-from serve_app.gateway.adapters import AdapterChoice, current_adapter
+from serve_app.gateway.adapter_choice import AdapterChoice, current_adapter
 from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error

@@ -20,7 +20,8 @@ from serve_app.config_model import ModelSettings
 from serve_app.config_tenants import Scope
 from serve_app.errors import AdapterRefusedError, InternalError
 from serve_app.gateway.accounts import Accounts
-from serve_app.gateway.adapters import AdapterChoice, GatewayAdapters, may_use
+from serve_app.gateway.adapter_choice import AdapterChoice, may_use
+from serve_app.gateway.adapters import GatewayAdapters
 from serve_app.gateway.auth import check_scope
 from serve_app.gateway.deadline import read_timeout
 from serve_app.gateway.error_body import ApiError
