@@ -143,6 +143,10 @@ class EchoCore:
         """Takes as long as loading would; no weights are read."""
         return self._between_steps(lambda: self._adapters.hold(adapter_id))
 
+    def activate_adapter(self, adapter_id: int) -> Future[None]:
+        """Takes as long as a copy to a slot would, if one is free."""
+        return self._between_steps(lambda: self._adapters.activate(adapter_id))
+
     def drop_adapter(self, adapter_id: int) -> Future[None]:
         """Forgets an adapter that no request uses."""
         return self._between_steps(lambda: self._adapters.drop(adapter_id))

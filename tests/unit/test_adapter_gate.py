@@ -87,6 +87,12 @@ class FakeCore(EchoCore):
         done.set_result(None)
         return done
 
+    def activate_adapter(self, adapter_id: int) -> Future[None]:
+        assert adapter_id in self.held
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
     def drop_adapter(self, adapter_id: int) -> Future[None]:
         using = [r.lora_request for r in self.accepted.values() if r.lora_request is not None]
         assert adapter_id not in {lora.lora_int_id for lora in using}, "it is in use"
