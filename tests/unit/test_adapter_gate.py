@@ -207,7 +207,8 @@ async def test_failure_in_the_core_gives_the_files_back(tmp_path: Path) -> None:
     stand.core.hold_adapter = lambda adapter_id, path: refused  # type: ignore[method-assign]
     stand.send("bad", adapter=1)
     await stand.until("bad")
-    assert "q_proj is for 8 inputs" in str(stand.outputs["bad"].stop_reason)
+    assert "not the request's fault" in str(stand.outputs["bad"].stop_reason)
+    assert stand.gate.report().failures == {1: "q_proj is for 8 inputs"}
     assert stand.files.holds == {1: 0}
 
 
