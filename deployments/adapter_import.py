@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class RawAdapter:
     weights: bytes
     mark: str
 
-    @property
+    @cached_property
     def version(self) -> str:
         """SHA-256 of both files."""
         parts = [hashlib.sha256(content).digest() for content in (self.config, self.weights)]
@@ -69,7 +70,7 @@ class CheckedAdapter:
     pairs: tuple[Pair, ...]
     dtype: Dtype
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """Its greatest rank."""
         return max(pair.rank for pair in self.pairs)
@@ -214,8 +215,14 @@ def _read_bf16(content: bytes) -> Floats:
 def _write_bf16(values: Floats) -> tuple[bytes, bool]:
     """Rounds to the nearest, ties to even, as PyTorch does."""
     bits = values.view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-    return rounded.tobytes(), not bool(((rounded & _EXPONENT_BF16) == _EXPONENT_BF16).any())
+    rounding = bits >> 16
+    rounding &= 1
+    rounding += 0x7FFF
+    rounding += bits
+    rounding >>= 16
+    rounded = rounding.astype("<u2")
+    rounding &= _EXPONENT_BF16
+    return rounded.tobytes(), not bool((rounding == _EXPONENT_BF16).any())
 
 
 def _write_f16(values: Floats) -> tuple[bytes, bool]:

@@ -162,7 +162,7 @@ class AdapterStore:
             task = asyncio.ensure_future(self._remembering(what, work))
             self._fetching[what] = task
             task.add_done_callback(lambda done: self._end(what, done))
-        return await asyncio.shield(task)
+        return await wait_shared(task)
 
     def _end(self, what: str, task: asyncio.Task[Brought]) -> None:
         del self._fetching[what]
@@ -191,6 +191,20 @@ class AdapterStore:
         if isinstance(outcome, Brought):
             return outcome
         raise _failure_of(outcome)
+
+
+async def wait_shared(task: asyncio.Task[T]) -> T:
+    """Waits for work that others wait for, too: who stops waiting does not end it for them.
+
+    Raises:
+        AdapterAwayError: It was ended because what it works for is made anew.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.cancelled():
+            raise
+        raise AdapterAwayError("What brings it here is being set up anew.", 1.0) from None
 
 
 def _failure_of(outcome: Outcome) -> AdapterRefusedError | AdapterAwayError:

@@ -4,6 +4,7 @@ A declared adapter hides a registered one of the same name, and both hide a fami
 with the same base model the one with the longest fitting prefix counts.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -113,6 +114,10 @@ class AdapterRegistry:
         self._aliases: dict[str, str] = {}
         self._current: dict[tuple[str, str], AdapterVersion] = {}
         """The newest version of each (name, source)."""
+        self._known: list[str] | None = None
+        """Names that may be listed, in order; None where that is to be worked out anew."""
+        self._members: dict[str, Adapter] = {}
+        """What families were found to say of a name; kept for those that have a version."""
 
     def declare(self, settings: AdaptersSettings) -> None:
         """Replaces what the config file says."""
@@ -137,6 +142,8 @@ class AdapterRegistry:
             known = self._current.get(place)
             if known is None or known.changed <= version.changed:
                 self._current[place] = version
+            if known is None:
+                self._known = None
         if changes.adapters or changes.deleted:
             self._index()
 
@@ -146,23 +153,38 @@ class AdapterRegistry:
         One of a family may turn out not to exist when its source is looked at.
         """
         name = self._aliases.get(name, name)
-        return self._declared.get(name) or self._stored.get(name) or self._find_in_family(name)
+        return self._declared.get(name) or self._stored.get(name) or self._member(name)
 
     def current(self, adapter: Adapter) -> AdapterVersion | None:
         """Returns the newest version of an adapter; None until it was first looked at."""
         return self._current.get((adapter.name, adapter.source))
 
-    def known(self) -> Iterator[Adapter]:
-        """Every adapter that is declared, registered or was found in a family, by name."""
-        found = {name for name, _ in self._current}
-        for name in sorted(found | self._stored.keys() | self._declared.keys()):
-            adapter = self.find(name)
+    def known(self, after: str = "") -> Iterator[Adapter]:
+        """Every adapter that is declared, registered or was found in a family, by name.
+
+        Args:
+            after: Only those with a name behind this one.
+        """
+        if self._known is None:
+            found = {name for name, _ in self._current}
+            self._known = sorted(found | self._stored.keys() | self._declared.keys())
+        for name in self._known[bisect_right(self._known, after) :]:
+            adapter = self._declared.get(name) or self._stored.get(name) or self._member(name)
             if adapter is not None and (adapter.origin != "family" or self.current(adapter)):
                 yield adapter
 
     def holder_of_alias(self, alias: str) -> str | None:
         """Returns the adapter that answers to an alias, or None."""
         return self._aliases.get(alias)
+
+    def _member(self, name: str) -> Adapter | None:
+        """Names can be made up without end, so only those are kept that were found to be there."""
+        if name in self._members:
+            return self._members[name]
+        adapter = self._find_in_family(name)
+        if adapter is not None and self.current(adapter) is not None:
+            self._members[name] = adapter
+        return adapter
 
     def _find_in_family(self, name: str) -> Adapter | None:
         base, _, rest = name.partition(":")
@@ -181,6 +203,8 @@ class AdapterRegistry:
         return None
 
     def _index(self) -> None:
+        self._known = None
+        self._members.clear()
         merged = self._stored | self._declared
         self._aliases = {
             alias: adapter.name

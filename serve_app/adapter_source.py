@@ -26,7 +26,7 @@ def parse_source(text: str) -> str:
         ValueError: It is none; says which forms there are.
     """
     path = text.removeprefix("file://") if text.startswith("file:///") else text
-    if len(text) > 1024 or ".." in path.split("/"):
+    if len(text) > 1024 or ".." in re.split("[/@]", path):
         raise ValueError(_FORMS)
     if _PATH.fullmatch(path) is not None:
         parts = [part for part in path.split("/") if part not in ("", ".")]
@@ -52,7 +52,7 @@ def parse_folder(text: str) -> str:
 
 def member_of(family: str, name: str) -> str:
     """Return the source of one adapter of a family. The name has been checked (`names`)."""
-    return f"{family.rstrip('/')}/{name}"
+    return f"{family}{name}" if family.endswith("/") else f"{family}/{name}"
 
 
 AdapterSource = Annotated[str, AfterValidator(parse_source)]

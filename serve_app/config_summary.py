@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from serve_app.config_adapters import AdaptersSettings
 from serve_app.config_file import ServeFile
 from serve_app.config_model import ModelSettings, Source
 from serve_app.lora_room import describe_room
@@ -24,9 +25,19 @@ def summarize(file: ServeFile) -> str:
             *_describe_adapters(settings.models),
             f"Gateways, routers and ledger: {edge:g} CPU.",
             f"In all: {_describe_total(settings.models, edge)}.",
+            *_describe_registry(settings.adapters),
             f"Address: http://{file.host}:{file.port}   Keys: {settings.auth.kind}",
         ]
     )
+
+
+def _describe_registry(adapters: AdaptersSettings) -> list[str]:
+    if not adapters.declared and not adapters.families:
+        return []
+    n_declared, families = len(adapters.declared), ", ".join(f.source for f in adapters.families)
+    cache = f"at most {adapters.cache.max_gib:g} GiB of each node's disk"
+    named = f"{n_declared} declared" + (f", and all under {families}" if families else "")
+    return [f"Adapters: {named}; {cache}."]
 
 
 def _describe_model(model: ModelSettings) -> tuple[str, ...]:

@@ -6,13 +6,15 @@ then one has the source looked at again beside it.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from deployments.adapter_store import AdapterStore
+from deployments.adapter_store import AdapterStore, wait_shared
 from deployments.adapter_workers import AdapterWorkers
 from serve_app.adapter_registry import Adapter, AdapterRegistry, AdapterVersion, ref_of
 from serve_app.catalog import Caller
@@ -21,7 +23,7 @@ from serve_app.errors import AdapterAwayError, AdapterRefusedError
 from serve_app.gateway.accounts import Accounts
 from serve_app.gateway.error_body import ApiError
 from serve_app.messages import AdapterRef
-from serve_app.names import ModelName
+from serve_app.names import ModelName, TenantId
 from serve_app.policy.adapter_shapes import ModelShape
 from serve_app.store.adapters import AdapterRepository
 
@@ -69,6 +71,14 @@ def may_use(caller: Caller, adapter: Adapter) -> bool:
     return is_its_own and caller.tenant.may_use(*adapter.names)
 
 
+@dataclass
+class _Queue:
+    """Lookups of one tenant's new adapters, those that run included."""
+
+    places: asyncio.Semaphore
+    length: int = 0
+
+
 class GatewayAdapters:
     """Lives on the gateway's event loop.
 
@@ -83,7 +93,7 @@ class GatewayAdapters:
         self._bases: dict[ModelName, AdapterBase] = {}
         self._stores: dict[ModelName, AdapterStore] = {}
         self._learning: dict[tuple[str, str], asyncio.Task[AdapterVersion]] = {}
-        self._resolving: dict[str, int] = {}
+        self._resolving: dict[TenantId, _Queue] = {}
         self._looked_s: dict[int, float] = {}
         self._looking: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -136,7 +146,7 @@ class GatewayAdapters:
             task = asyncio.ensure_future(self._learn(adapter))
             self._learning[place] = task
             task.add_done_callback(lambda done: self._end(place, done))
-        return await asyncio.shield(task)
+        return await wait_shared(task)
 
     async def examine(self, adapter: Adapter) -> dict[str, Any]:
         """Fetches and checks an adapter that is to be registered; returns what was found.
@@ -159,20 +169,32 @@ class GatewayAdapters:
     # --- learning ---------------------------------------------------------------------------
 
     async def _learn_for(self, adapter: Adapter, caller: Caller) -> AdapterVersion:
-        tenant = caller.tenant_id
-        if self._resolving.get(tenant, 0) >= _MAX_RESOLVING:
-            raise _away(adapter, 1.0)
-        self._resolving[tenant] = self._resolving.get(tenant, 0) + 1
         try:
-            return await self.learn(adapter)
+            async with self._place_of(adapter, caller):
+                return await self.learn(adapter)
         except AdapterRefusedError as error:
             answer_refusal(adapter, error)
         except AdapterAwayError as error:
             raise _away(adapter, error.retry_after_s) from None
+
+    @contextlib.asynccontextmanager
+    async def _place_of(self, adapter: Adapter, caller: Caller) -> AsyncIterator[None]:
+        """A tenant that asks for many new adapters leaves import workers to others."""
+        tenant = caller.tenant_id
+        queue = self._resolving.get(tenant)
+        if queue is None:
+            queue = _Queue(asyncio.Semaphore(max(1, self._settings.cache.workers // 2)))
+            self._resolving[tenant] = queue
+        if queue.length >= _MAX_RESOLVING:
+            raise _away(adapter, 1.0)
+        queue.length += 1
+        try:
+            async with queue.places:
+                yield
         finally:
-            self._resolving[tenant] -= 1
-            if not self._resolving[tenant]:
-                del self._resolving[tenant]
+            queue.length -= 1
+            if not queue.length:
+                self._resolving.pop(tenant, None)
 
     async def _learn(self, adapter: Adapter) -> AdapterVersion:
         found = await self._examine(adapter)

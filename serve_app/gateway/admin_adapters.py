@@ -66,10 +66,8 @@ class _Routes:
         await self._accounts.refresh()
         fitting = (
             adapter
-            for adapter in self._adapters.registry.known()
-            if adapter.name > after
-            and base in (None, adapter.base)
-            and tenant in (None, adapter.owner)
+            for adapter in self._adapters.registry.known(after)
+            if base in (None, adapter.base) and tenant in (None, adapter.owner)
         )
         first = list(islice(fitting, limit + 1))
         return AdapterList(

@@ -4,6 +4,7 @@ request -> Edge (key, request id, errors) -> this gateway's own routes
 -> Dispatch (body, model) -> the model's front end
 """
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import telemetry
+from serve_app.adapter_registry import Adapter
 from serve_app.config_tenants import Scope as KeyScope
-from serve_app.gateway.adapters import current_adapter
+from serve_app.gateway.adapters import AdapterChoice, current_adapter
 from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
@@ -35,6 +37,7 @@ from serve_app.gateway.body import (
     read_body,
     run_until_hang_up,
 )
+from serve_app.gateway.deadline import late_error
 from serve_app.gateway.error_body import ApiError, from_validation, render
 from serve_app.gateway.gateway import Gateway
 from serve_app.gateway.limit_answers import limit_headers
@@ -161,10 +164,10 @@ class Dispatch:
         caller = current_caller.get()
         target = self._gateway.find_target(seen.model, scope["path"], caller)
         front_end, adapter = target.front_end, target.adapter
+        meter = current_meter.get()
         current_adapter.set(None)
         if adapter is not None and seen.model is not None:
-            current_adapter.set(await self._gateway.choose_adapter(adapter, seen.model, caller))
-        meter = current_meter.get()
+            current_adapter.set(await self._choose(adapter, seen.model, meter))
         price = self._gateway.price_of(front_end.model_name)
         meter.begin(front_end.model_name, price, is_max_tokens_given=seen.is_max_tokens_given)
         meter.adapter = adapter.name if adapter is not None else ""
@@ -181,6 +184,13 @@ class Dispatch:
             record = meter.close(answer.outcome)
             if record is not None:
                 self._gateway.accounts.recorder.record(record)
+
+    async def _choose(self, adapter: Adapter, asked: str, meter: Meter) -> AdapterChoice:
+        try:
+            async with asyncio.timeout_at(meter.deadline_s):
+                return await self._gateway.choose_adapter(adapter, asked, meter.caller)
+        except TimeoutError as error:
+            raise late_error(meter) from error
 
 
 class Edge:

@@ -78,7 +78,7 @@ class Deadline:
             async with asyncio.timeout_at(self._meter.deadline_s):
                 yield
         except TimeoutError as error:
-            raise self._meter.fail(self._error()) from error
+            raise self._meter.fail(late_error(self._meter)) from error
 
     def start(self) -> None:
         """From now on its time may end at any moment."""
@@ -92,12 +92,14 @@ class Deadline:
             self._timer.cancel()
 
     def _pass(self) -> None:
-        self._end(self._meter.fail(self._error()))
+        self._end(self._meter.fail(late_error(self._meter)))
 
-    def _error(self) -> ApiError:
-        return ApiError(
-            504,
-            f"The request was not complete within its {self._meter.timeout_s:g} s (x-request-"
-            "timeout, or gateway.request_timeout_s) and was ended.",
-            code="deadline_exceeded",
-        )
+
+def late_error(meter: Meter) -> ApiError:
+    """Return what a client hears whose request took too long."""
+    return ApiError(
+        504,
+        f"The request was not complete within its {meter.timeout_s:g} s (x-request-timeout, or "
+        "gateway.request_timeout_s) and was ended.",
+        code="deadline_exceeded",
+    )

@@ -57,7 +57,7 @@ class Target:
 
 
 FindRouterOf = Callable[[ModelName], FindRouter]
-"""Returns how to find the router of a model."""
+"""Returns how to find the router of a fairness domain."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Gateway:
 
     Args:
         gateway_id: Unique in the cluster.
-        find_router_of: How to find each model's router.
+        find_router_of: How to find each domain's router.
         find_ledger: How to find the ledger.
     """
 
@@ -211,10 +211,16 @@ class Gateway:
         base = self._base_of.get(model_name)
         if base is not None and caller.tenant.may_use(model_name, base):
             return base, None
-        adapter = self.adapters.registry.find(model_name) if base is None else None
+        adapter = self._find_adapter(model_name) if base is None else None
         if adapter is None or adapter.base not in self._models or not may_use(caller, adapter):
             raise self.no_such_model(model_name, caller)
         return adapter.base, adapter
+
+    def _find_adapter(self, name: str) -> Adapter | None:
+        """The base model may be called by an alias, too."""
+        base, separator, rest = name.partition(":")
+        model = self._base_of.get(base) if separator else None
+        return self.adapters.registry.find(f"{model}:{rest}" if model is not None else name)
 
     def _names_for(self, caller: Caller) -> str:
         return ", ".join(sorted(card["id"] for card in self.model_cards(caller))) or "none"
@@ -274,8 +280,8 @@ class Gateway:
             after: Only names behind this one.
             most: No more adapters than these.
         """
-        usable = (a for a in self.adapters.registry.known() if a.name > after)
-        first = islice((a for a in usable if may_use(caller, a)), most)
+        known = self.adapters.registry.known(after)
+        first = islice((adapter for adapter in known if may_use(caller, adapter)), most)
         return [card for adapter in first for card in self._cards_of(adapter)]
 
     def find_card(self, name: str, caller: Caller) -> Card:
@@ -284,7 +290,7 @@ class Gateway:
         Raises:
             ApiError: 404; there is none for this caller.
         """
-        adapter = self.adapters.registry.find(name)
+        adapter = self._find_adapter(name)
         cards = self.model_cards(caller)
         if adapter is not None and may_use(caller, adapter):
             cards += self._cards_of(adapter)
@@ -315,8 +321,9 @@ class Gateway:
     def _connect(self, settings: ModelSettings) -> _Model:
         client = ModelClient(
             settings.name,
-            self._identity,
-            self._find_router_of(settings.name),
+            # One router may serve several models, each over a connection of its own.
+            self._identity + b"/" + settings.name.encode(),
+            self._find_router_of(settings.domain_name),
             lambda _config_id, payload: self._spawn(self._build_front_end(model, payload)),
         )
         model = _Model(settings, client)

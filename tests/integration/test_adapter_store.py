@@ -350,3 +350,20 @@ async def test_adapter_comes_from_the_hub_by_its_own_client(
         assert caught.value.is_missing
         await store.close()
     assert os.listdir(tmp_path / "cache/staging") == []
+
+
+async def test_who_waits_for_a_store_that_is_closed_hears_of_it(
+    tmp_path: Path, base: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(HangingStore) as url:
+        set_s3(monkeypatch, url)
+        store = AdapterStore(settings(tmp_path), base, 64)
+        waiting = [asyncio.create_task(store.examine("s3://models/slow")) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        waiting[0].cancel()  # One that goes away takes nothing from the others.
+        await asyncio.sleep(0.2)
+        assert not waiting[1].done()
+        await store.close()
+        for task in waiting[1:]:
+            with pytest.raises(AdapterAwayError, match="set up anew"):
+                await task

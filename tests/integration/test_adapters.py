@@ -1,8 +1,10 @@
 """Adapters over HTTP with the echo engine: who may use which, and which version a request gets."""
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from deployments.adapter_workers import AdapterWorkers
 from serve_app.keys import make_key
 from serve_app.messages import AdapterRef, Standing
 from tests.integration.conftest import make_settings, write_echo
@@ -39,7 +42,7 @@ def platform(
 ) -> Iterator[LocalPlatform]:
     folder = tmp_path_factory.mktemp("platform")
     settings = make_settings(
-        write_echo(tiny_model, tokens_per_s=200.0, adapters={"slots": 4}),
+        write_echo(tiny_model, tokens_per_s=200.0, adapters={"slots": 4}, aliases=["small"]),
         write_echo(tiny_model, "plain"),
         auth={"kind": "keys"},
         tenants=[
@@ -172,6 +175,47 @@ def test_streams_and_completions_name_the_adapter_too(platform: LocalPlatform) -
     assert {chunk.model for chunk in chunks} == {"tiny:sql"}
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 2}),
+        ("/v1/completions", {"prompt": "hello", "max_tokens": 2}),
+        ("/v1/responses", {"input": "hello", "max_output_tokens": 2}),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 2}),
+        ("/v1/messages/count_tokens", {"messages": HELLO}),
+        ("/tokenize", {"prompt": "hello"}),
+        ("/detokenize", {"tokens": [1, 2, 3]}),
+    ],
+)
+@pytest.mark.parametrize("model", ["tiny:sql", "small:sql"])
+def test_every_path_takes_an_adapter(
+    platform: LocalPlatform,
+    seen: list[AdapterRef | None],
+    path: str,
+    body: dict[str, Any],
+    model: str,
+) -> None:
+    headers = {"authorization": f"Bearer {ACME.text}"}
+    answer = httpx.post(
+        f"{platform.url}{path}", json=body | {"model": model}, headers=headers, timeout=30.0
+    )
+    assert answer.status_code == 200, answer.text
+    assert [ref.name for ref in seen if ref is not None] == ["tiny:sql"] * len(seen)
+    assert answer.json().get("model") in (None, "tiny:sql")
+    unknown = body | {"model": "tiny:nobody"}
+    answer = httpx.post(f"{platform.url}{path}", json=unknown, headers=headers, timeout=30.0)
+    assert answer.status_code == 404
+
+
+def test_tenant_that_makes_up_names_leaves_others_their_turn(platform: LocalPlatform) -> None:
+    with ThreadPoolExecutor(40) as pool:
+        many = [pool.submit(ask, platform, f"tiny:team-no{i}", NARROW.text) for i in range(120)]
+        assert ask(platform, "tiny:team-a00004", OTHER.text).status_code == 200
+        answers = [answer.result() for answer in many]
+    assert {answer.status_code for answer in answers} <= {404, 503}
+    assert 404 in {answer.status_code for answer in answers}
+
+
 def test_usage_is_recorded_with_the_adapter(platform: LocalPlatform, admin: httpx.Client) -> None:
     assert ask(platform, "tiny:team-a00002", OTHER.text).status_code == 200
 
@@ -249,6 +293,23 @@ def test_new_version_at_the_source_gets_another_id_and_the_old_one_keeps_its_own
         time.sleep(RECHECK_S)
 
 
+def test_request_does_not_wait_for_its_adapter_longer_than_it_says(
+    platform: LocalPlatform, adapters: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: Any) -> Any:
+        await asyncio.sleep(60.0)
+
+    monkeypatch.setattr(AdapterWorkers, "do", hang)
+    make_adapter(adapters / "family/slow", tiny_model)
+    answer = httpx.post(
+        f"{platform.url}/v1/chat/completions",
+        json={"model": "tiny:team-slow", "messages": HELLO},
+        headers={"authorization": f"Bearer {ACME.text}", "x-request-timeout": "0.5"},
+        timeout=10.0,
+    )
+    assert error_of(answer)[:2] == (504, "deadline_exceeded")
+
+
 # --- listing them -------------------------------------------------------------------------------
 
 
@@ -258,7 +319,7 @@ def test_models_lists_the_adapters_that_a_tenant_may_use(platform: LocalPlatform
     of_other = {card["id"] for card in list_models(platform, OTHER.text)}
     of_narrow = {card["id"] for card in list_models(platform, NARROW.text)}
     assert {"tiny", "tiny:sql", "tiny:secret", "acme-model", "tiny:team-a00003"} <= set(of_acme)
-    assert "tiny:team-a00004" not in of_acme  # Known once it is used.
+    assert "tiny:team-none" not in of_acme  # Known once it is used.
     assert not {"tiny:secret", "acme-model"} & of_other
     assert "tiny:sql" not in of_narrow
     assert "tiny:team-a00003" in of_narrow

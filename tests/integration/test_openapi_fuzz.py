@@ -12,6 +12,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
+from serve_app.gateway.admin_adapters import LORA_PATHS
 from serve_app.gateway.app import MODEL_PATHS
 from tests.support.platform import LocalPlatform
 
@@ -28,7 +29,7 @@ def test_document_has_every_path_and_no_other(document: Any) -> None:
     paths = {found.ok().path for found in document.get_all_operations()}
     of_accounts = {p for p in paths if p == "/v1/usage" or p.startswith("/admin/")}
     assert of_accounts
-    assert paths - of_accounts == {*MODEL_PATHS, *STATE_PATHS}
+    assert paths - of_accounts == {*MODEL_PATHS, *STATE_PATHS, *LORA_PATHS}
 
 
 @pytest.mark.parametrize(
