@@ -242,12 +242,12 @@ class EchoCore:
 
     def _begin_step(self) -> float:
         """Fills the batch; returns how many seconds its step takes."""
+        if self._adapters.pace.slots:
+            self._adapters.plan(self._waiting[ticket].request for ticket in self._turns)
         self._make_room()
         prompt_tokens = 0
         adapters_s = 0.0
         skipped: list[TicketId] = []
-        if self._adapters.pace.slots:
-            self._adapters.plan(self._waiting[ticket].request for ticket in self._turns)
         while len(self._running) < self._max_running and (ticket := self._turns.next()):
             self._turns.take(ticket)
             adapter = adapter_of(self._waiting[ticket].request)
@@ -267,7 +267,12 @@ class EchoCore:
 
     def _make_room(self) -> None:
         """Preempts what has to yield to express requests."""
-        for n_places, newcomer in enumerate(self._turns.waiting_express(), 1):
+        express = [
+            ticket
+            for ticket in self._turns.waiting_express()
+            if self._adapters.may_start(adapter_of(self._waiting[ticket].request))
+        ]
+        for n_places, newcomer in enumerate(express, 1):
             if len(self._running) + n_places <= self._max_running:
                 continue
             ticket = self._turns.choose_yielding(newcomer)
