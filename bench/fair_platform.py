@@ -31,6 +31,8 @@ from serve_app.names import TenantId
 
 THREE = "three-engines"
 """Name of the model that has three engines, together as quick as the other's one."""
+PAIR = ("pair-0", "pair-1")
+"""Names of two models in one fairness domain, together as quick as the other's one."""
 BATCH = 20
 """Requests in a batch: what the paper's engine holds of 256/256."""
 SPARE = 4
@@ -179,6 +181,13 @@ def describe_echo(engine: EngineModel, speed: float, n_engines: int) -> dict[str
     name = MODEL_NAME if n_engines == 1 else THREE
     entry = describe_model(name, {"kind": "echo", "max_num_seqs": BATCH, "batch": batch})
     return entry | {"replicas": {"min": n_engines, "max": n_engines}}
+
+
+def describe_pair(engine: EngineModel, speed: float) -> list[dict[str, Any]]:
+    """Returns two model entries of one fairness domain: a tenant may be kept to one engine."""
+    model = describe_echo(engine, speed, 2)
+    alone = {"replicas": {"min": 1, "max": 1}, "domain": "pair"}
+    return [model | alone | {"name": name} for name in PAIR]
 
 
 def describe_vllm() -> dict[str, Any]:

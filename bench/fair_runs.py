@@ -45,6 +45,8 @@ class Target:
     length: float = 1.0
     """Factor of prompts' and answers' lengths."""
     n_engines: int = 1
+    models: Mapping[str, str] = field(default_factory=dict)
+    """By lane, where its requests go to another model."""
 
     @property
     def handed(self) -> int:
@@ -159,7 +161,8 @@ class _Aim:
             # The echo engine says the prompt, so that it comes to this token at the right time.
             prompt[output - 1] = _STOP_TOKEN
             stop = (_STOP_TOKEN, request.max_tokens)
-        return completion_ask(self._target.model, prompt, output, key=key, stop=stop)
+        model = self._target.models.get(request.lane, self._target.model)
+        return completion_ask(model, prompt, output, key=key, stop=stop)
 
 
 def _scale(request: SimRequest, length: float) -> SimRequest:

@@ -10,7 +10,7 @@ The paper's workloads go to gateways, router and engine as they serve; only the 
 are scaled by the capacity that is measured first, and so are the times that are shown: they are
 the paper's seconds. Arrivals are open-loop.
 
-A cap on requests a minute is compared in `bench.simulate` only: in the router there is none.
+A cap on requests a minute is compared in `bench.simulate` only: minutes cannot be made shorter.
 """
 
 import argparse
@@ -25,10 +25,12 @@ from pathlib import Path
 
 from bench.fair_checks import CHECKS, HONEST, N_KEYS, WEIGHTS, Scene
 from bench.fair_platform import (
+    PAIR,
     THREE,
     FairPlatform,
     Keys,
     describe_echo,
+    describe_pair,
     describe_vllm,
     make_keys,
 )
@@ -123,6 +125,8 @@ def _make_platform(options: argparse.Namespace, keys: Keys, chosen: Sequence[str
     models = [describe_echo(engine, options.speed, 1) if is_echo else describe_vllm()]
     if "engines" in chosen and is_echo:
         models.append(describe_echo(engine, options.speed, 3))
+    if "pinned" in chosen and is_echo:
+        models += describe_pair(engine, options.speed)
     n_gateways = 4 if {"gateways", "engines"} & set(chosen) else 2
     return FairPlatform(models, keys, n_gateways)
 
@@ -135,7 +139,7 @@ def _run(
     policies = options.policies or (_QUICK_POLICIES if options.quick else POLICIES)
     results: dict[str, dict[str, Result]] = {workload.name: {} for workload in workloads}
     runs: dict[str, dict[str, Run]] = {workload.name: {} for workload in workloads}
-    scene = Scene(target, None, platform.wait_until_idle, options.seed)
+    scene = Scene(target, None, None, platform.wait_until_idle, options.seed)
     for policy in policies if workloads else ("vtc",):
         platform.set_policy(policy)
         here = replace(target, gateways=platform.gateways)
@@ -189,6 +193,8 @@ def _check(
 ) -> None:
     if "engines" in chosen and options.engine == "echo":
         scene.three = _aim(platform, keys, THREE, options)
+    if "pinned" in chosen and options.engine == "echo":
+        scene.pair = replace(scene.one, n_engines=2, models={name: name for name in PAIR})
     for name, check in CHECKS.items():
         if name in chosen:
             check(scene)

@@ -9,7 +9,7 @@ report produced tokens late, every `charge_every_s`, each at its own phase.
 """
 
 import heapq
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.echo_pace import Pace
-from serve_app.messages import EngineId, TicketId
+from serve_app.messages import EngineId, Standing, TicketId
 from serve_app.names import TenantId
+from serve_app.policy.engine_turns import EngineTurns
+from serve_app.policy.express import Holder, may_go_beyond
+from serve_app.policy.fairness import Vtc
 from serve_app.policy.queueing import Waiting
-from serve_app.policy.turns import Fit, Later, TurnOrder
+from serve_app.policy.routing import EngineView
+from serve_app.policy.turns import Admission, Fit, Later, TurnOrder
 
 
 class EngineModel(Pace, frozen=True, kw_only=True):
@@ -73,6 +77,7 @@ class Job:
     first_token_s: float | None = None
     end_s: float | None = None
     produced: int = 0
+    """Tokens."""
     unreported: int = 0
     engine: "SimEngine | None" = None
 
@@ -83,13 +88,16 @@ class Job:
 
 
 class SimEngine:
-    """One engine: what was handed to it, first come first served, and what runs."""
+    """One engine: what was handed to it, in the order of its turns, and what runs."""
 
     def __init__(self, name: str, model: EngineModel) -> None:
         self.engine_id = EngineId(name)
         self.model = model
-        self.handed: deque[Job] = deque()
-        self.running: list[Job] = []
+        self.turns = EngineTurns()
+        self.handed: dict[TicketId, Job] = {}
+        self.running: dict[TicketId, Job] = {}
+        self.by_tenant: Counter[TenantId] = Counter()
+        self.preemptions = 0
         self.held_tokens = 0
         self.handed_tokens = 0
         self.kv_tokens = 0
@@ -105,33 +113,70 @@ class SimEngine:
         held = self.held_tokens + self.handed_tokens + tokens
         return held <= self.model.kv_tokens and self.in_flight < self.model.max_running
 
-    def hand(self, job: Job) -> None:
+    def hand(self, job: Job, admission: Admission) -> None:
         """Gives it a request."""
         job.engine = self
-        self.handed.append(job)
+        request = job.request
+        # Orders without counters hand over in the order in which requests are to start.
+        tenant = request.tenant if admission.charged else TenantId("")
+        self.turns.arrive(
+            job.waiting.ticket,
+            Standing(
+                tenant,
+                admission.tier,
+                admission.counter,
+                admission.charged,
+                admission.fit.is_express,
+            ),
+        )
+        self.handed[job.waiting.ticket] = job
+        self.by_tenant[request.tenant] += 1
         self.handed_tokens += job.held_tokens
 
     def begin_step(self) -> float | None:
         """Starts what fits; returns how long the next step takes, None if there is nothing."""
-        model, prompt_tokens = self.model, 0
-        while self.handed and len(self.running) < model.max_running:
-            need = self.handed[0].held_tokens
-            if self.held_tokens + need > model.kv_tokens:
-                break
-            job = self.handed.popleft()
-            self.handed_tokens -= need
-            self.held_tokens += need
-            self.running.append(job)
-            prompt_tokens += job.request.prompt_tokens
+        self._make_room()
+        prompt_tokens = 0
+        while (ticket := self.turns.next()) is not None and self._has_room([self.handed[ticket]]):
+            self.turns.take(ticket)
+            self.turns.start(ticket)
+            job = self.running[ticket] = self.handed.pop(ticket)
+            self.handed_tokens -= job.held_tokens
+            self.held_tokens += job.held_tokens
+            # Without a prefix cache: what a preempted request had is computed again.
+            prompt_tokens += job.request.prompt_tokens + job.produced
         if not self.running:
             return None
         self.kv_tokens += prompt_tokens
-        return model.time_step(len(self.running), self.kv_tokens, prompt_tokens)
+        return self.model.time_step(len(self.running), self.kv_tokens, prompt_tokens)
+
+    def _has_room(self, jobs: Sequence[Job]) -> bool:
+        tokens = self.held_tokens + sum(job.held_tokens for job in jobs)
+        n_running = len(self.running) + len(jobs)
+        return n_running <= self.model.max_running and tokens <= self.model.kv_tokens
+
+    def _make_room(self) -> None:
+        express = [self.handed[ticket] for ticket in self.turns.waiting_express()]
+        for n, newcomer in enumerate(express, 1):
+            while not self._has_room(express[:n]):
+                ticket = self.turns.choose_yielding(newcomer.waiting.ticket)
+                if ticket is None:
+                    return
+                self._preempt(ticket)
+
+    def _preempt(self, ticket: TicketId) -> None:
+        self.turns.give_place(ticket)
+        self.turns.put_back(ticket)
+        job = self.handed[ticket] = self.running.pop(ticket)
+        self.held_tokens -= job.held_tokens
+        self.handed_tokens += job.held_tokens
+        self.kv_tokens -= job.request.prompt_tokens + job.produced
+        self.preemptions += 1
 
     def end_step(self, now_s: float) -> list[Job]:
         """Produces a token for each running request; returns those that have ended."""
         ended = []
-        for job in self.running:
+        for job in self.running.values():
             job.produced += 1
             if job.produced == 1:
                 job.first_token_s = now_s
@@ -140,7 +185,10 @@ class SimEngine:
         self.kv_tokens += len(self.running)
         for job in ended:
             job.end_s = now_s
-            self.running.remove(job)
+            del self.running[job.waiting.ticket]
+            self.turns.end(job.waiting.ticket)
+            self.by_tenant[job.request.tenant] -= 1
+            self.by_tenant += Counter()
             self.held_tokens -= job.held_tokens
             self.kv_tokens -= job.held_tokens
         return ended
@@ -158,6 +206,8 @@ class Platform:
     """Both as in `VtcSettings`."""
     window: int | None = None
     """Requests handed to an engine at a time; None hands over just what can start."""
+    preempts: bool = False
+    """As in the settings of fairness."""
     charge_every_s: float = 0.0
     """How often a gateway reports produced tokens; 0 is at once."""
     pins: Mapping[str, int] = field(default_factory=dict)
@@ -240,6 +290,7 @@ class Simulation:
             every_s * (i + 1) / platform.gateways for i in range(platform.gateways)
         ]
         self._n_unreported = 0
+        self._newcomer: TicketId | None = None
         self._run = Run(self.jobs, self.tenants, 0.0, 0, 0)
 
     def run(self, until_s: float) -> Run:
@@ -260,6 +311,7 @@ class Simulation:
                 self._end_step(self.engines[number], now_s)
             self._report(now_s)
             self._dispatch(now_s)
+            self._newcomer = None
         self._run.gap = self._gap.worst
         self._run.end_s = until_s
         return self._run
@@ -282,10 +334,11 @@ class Simulation:
         job.is_refused = self.order.arrive(job.waiting, now_s) is not None
         if not job.is_refused:
             self._n_waiting[self._index[job.request.tenant]] += 1
+            self._newcomer = job.waiting.ticket
 
     def _end_step(self, engine: SimEngine, now_s: float) -> None:
         engine.busy_until_s = None
-        running = list(engine.running)
+        running = list(engine.running.values())
         ended = engine.end_step(now_s)
         is_late = self.platform.charge_every_s > 0
         for job in running:
@@ -324,7 +377,7 @@ class Simulation:
             job = self.by_ticket[admission.request.ticket]
             engine = self.engines[int(admission.fit.engine_id)]
             job.admitted_s = now_s
-            engine.hand(job)
+            engine.hand(job, admission)
             i = self._index[job.request.tenant]
             self._n_waiting[i] -= 1
             self._service[i] += job.request.prompt_tokens
@@ -332,6 +385,7 @@ class Simulation:
             self._observe()
         for number, engine in enumerate(self.engines):
             if engine.busy_until_s is None:
+                self._tell_counters(engine)
                 step_s = engine.begin_step()
                 if step_s is not None:
                     engine.busy_until_s = now_s + step_s
@@ -349,9 +403,43 @@ class Simulation:
             if pin in (None, number)
             and (engine.could_start(tokens) if window is None else engine.in_flight < window)
         ]
+        if not fits and request.ticket == self._newcomer and self.platform.preempts:
+            express = self._place_beyond(job)
+            if express is not None:
+                return express
         if not fits:
             return Later() if window is None else None
         return Fit(min(fits, key=lambda e: (e.in_flight, e.engine_id)).engine_id)
+
+    def _place_beyond(self, job: Job) -> Fit | None:
+        """As the router does it."""
+        assert isinstance(self.order, Vtc)
+        tenant = job.request.tenant
+        n_waiting = int(self._n_waiting[self._index[tenant]])
+        for engine in self.engines:
+            if engine.in_flight >= self._room_beyond(engine):
+                continue
+            counters = self.order.counters([tenant, *engine.by_tenant])
+            others = [
+                self._holder(other, n, counters[other])
+                for other, n in engine.by_tenant.items()
+                if other != tenant
+            ]
+            newcomer = self._holder(tenant, engine.by_tenant[tenant], counters[tenant])
+            if may_go_beyond(newcomer, n_waiting, others):
+                return Fit(engine.engine_id, is_express=True)
+        return None
+
+    def _room_beyond(self, engine: SimEngine) -> int:
+        room = self.platform.window or len(engine.running)
+        return EngineView(engine.engine_id, True, 0, max(room, 1)).room_beyond
+
+    def _holder(self, tenant: TenantId, n_places: int, counter: int) -> Holder:
+        return Holder(n_places, float(self._weights[self._index[tenant]]), 0, counter)
+
+    def _tell_counters(self, engine: SimEngine) -> None:
+        if isinstance(self.order, Vtc):
+            engine.turns.synchronise(self.order.counters(engine.by_tenant))
 
     def _observe(self) -> None:
         self._gap.observe(self._service / self._weights, self._n_waiting > 0)

@@ -101,14 +101,16 @@ def measure_shares(run: Run, duration_s: float) -> dict[TenantId, float]:
     return {tenant: service / total for tenant, service in got.items()}
 
 
-def list_ttft_s(run: Run, tenants: Sequence[TenantId], duration_s: float) -> Floats:
+def list_ttft_s(
+    run: Run, tenants: Sequence[TenantId], duration_s: float, from_s: float = 0.0
+) -> Floats:
     """Returns the time to first token of the tenants' requests; of one that still waits, so far."""
     return np.array(
         [
             (run.end_s if job.first_token_s is None else job.first_token_s) - job.request.arrival_s
             for job in run.jobs
             if job.request.tenant in tenants
-            and job.request.arrival_s < duration_s
+            and from_s <= job.request.arrival_s < duration_s
             and not job.is_refused
         ]
     )

@@ -2,12 +2,13 @@
 
 For fast tests and for measuring what the platform itself costs. Same interface as
 `deployments.vllm_core.VllmCore`; one contract test runs both. Never a default. Steps take what
-`deployments.echo_pace` says.
+`deployments.echo_pace` says. Who starts and who yields is `serve_app.policy.engine_turns`' choice,
+as in the real engine; there is no prefix cache, so what was preempted is computed again.
 """
 
 import queue
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,9 +28,12 @@ from vllm.v1.outputs import LogprobsLists
 from deployments.echo_adapters import AdapterPace, EchoAdapters, adapter_of
 from deployments.echo_pace import Pace
 from deployments.vllm_core import Emit
-from serve_app.messages import Standing
+from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
+from serve_app.policy.engine_turns import EngineTurns
 
+_News = tuple[EngineCoreRequest, Standing] | list[str] | Mapping[TenantId, int]
+"""A request, ids to abort, or the router's counters."""
 _IMPOSSIBLE = -100.0
 """A log-probability next to none."""
 
@@ -78,9 +82,6 @@ class _Running:
         )
 
 
-_Mail = EngineCoreRequest | list[str] | Callable[[], None] | None
-
-
 class EchoCore:
     """Answers each request with its own prompt until `max_tokens` or one of its stop tokens.
 
@@ -101,9 +102,10 @@ class EchoCore:
         self._emit = emit
         self._pace = pace
         self._adapters = EchoAdapters(adapters)
-        self._mail: queue.SimpleQueue[_Mail] = queue.SimpleQueue()
-        self._waiting: deque[_Running] = deque()
-        self._running: dict[str, _Running] = {}
+        self._mail: queue.SimpleQueue[_News | Callable[[], None] | None] = queue.SimpleQueue()
+        self._turns = EngineTurns()
+        self._waiting: dict[TicketId, _Running] = {}
+        self._running: dict[TicketId, _Running] = {}
         self._max_running = int(config.scheduler_config.max_num_seqs)
         eos = config.model_config.hf_config.eos_token_id
         self._never_said = set(eos) if isinstance(eos, list) else {eos}
@@ -119,11 +121,12 @@ class EchoCore:
         return ("generate",)
 
     def accept(self, request: EngineCoreRequest, standing: Standing) -> None:
-        """Takes a request; it runs as soon as there is room, in the order of arrival."""
-        self._mail.put(request)
+        """Takes a request; it runs when it is its turn."""
+        self._mail.put((request, standing))
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
-        """Needs no counters."""
+        """Takes the router's counters; they hold from the next step on."""
+        self._mail.put(counters)
 
     @property
     def adapter_slots(self) -> int:
@@ -142,6 +145,10 @@ class EchoCore:
     def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
         """Takes as long as loading would; no weights are read."""
         return self._between_steps(lambda: self._adapters.hold(adapter_id))
+
+    def activate_adapter(self, adapter_id: int) -> Future[None]:
+        """Takes as long as a copy to a slot would, if one is free."""
+        return self._between_steps(lambda: self._adapters.activate(adapter_id))
 
     def drop_adapter(self, adapter_id: int) -> Future[None]:
         """Forgets an adapter that no request uses."""
@@ -197,17 +204,31 @@ class EchoCore:
         except queue.Empty:
             return True
 
-    def _take(self, mail: EngineCoreRequest | list[str] | Callable[[], None]) -> None:
-        if not isinstance(mail, EngineCoreRequest | list):
-            mail()
-            return
-        if isinstance(mail, list):
-            for request_id in mail:
-                self._leave(request_id)
-            self._waiting = deque(r for r in self._waiting if r.request.request_id not in mail)
-            return
-        assert mail.sampling_params is not None
-        self._waiting.append(self._prepare(mail, mail.sampling_params))
+    def _take(self, news: _News | Callable[[], None]) -> None:
+        match news:
+            case EngineCoreRequest() as request, Standing() as standing:
+                self._add(request, standing)
+            case list():
+                for request_id in news:
+                    self._end(TicketId(request_id))
+            case Mapping():
+                self._turns.synchronise(news)
+            case _:
+                news()
+
+    def _add(self, request: EngineCoreRequest, standing: Standing) -> None:
+        assert request.sampling_params is not None
+        ticket = TicketId(request.request_id)
+        self._waiting[ticket] = self._prepare(request, request.sampling_params)
+        self._turns.arrive(ticket, standing)
+
+    def _end(self, ticket: TicketId) -> None:
+        if self._waiting.pop(ticket, None) is not None:
+            self._turns.take(ticket)
+        entry = self._running.pop(ticket, None)
+        if entry is not None:
+            self._adapters.end(adapter_of(entry.request))
+        self._turns.end(ticket)
 
     def _prepare(self, request: EngineCoreRequest, params: SamplingParams) -> _Running:
         prompt = request.prompt_token_ids or []
@@ -221,36 +242,53 @@ class EchoCore:
 
     def _begin_step(self) -> float:
         """Fills the batch; returns how many seconds its step takes."""
+        if self._adapters.pace.slots:
+            self._adapters.plan(self._waiting[ticket].request for ticket in self._turns)
+        self._make_room()
         prompt_tokens = 0
         adapters_s = 0.0
-        skipped: deque[_Running] = deque()
-        self._adapters.plan(entry.request for entry in self._waiting)
-        while self._waiting and len(self._running) < self._max_running:
-            entry = self._waiting.popleft()
-            adapter = adapter_of(entry.request)
+        skipped: list[TicketId] = []
+        while len(self._running) < self._max_running and (ticket := self._turns.next()):
+            self._turns.take(ticket)
+            adapter = adapter_of(self._waiting[ticket].request)
             if not self._adapters.may_start(adapter):
-                skipped.append(entry)
+                skipped.append(ticket)
                 continue
             adapters_s += self._adapters.start(adapter)
-            self._running[entry.request.request_id] = entry
+            self._turns.start(ticket)
+            entry = self._running[ticket] = self._waiting.pop(ticket)
             prompt_tokens += entry.held_tokens
-        self._waiting.extendleft(reversed(skipped))
+        for ticket in skipped:
+            self._turns.put_back(ticket)
         if self._pace is None:
             return adapters_s
         kv_tokens = sum(entry.held_tokens for entry in self._running.values())
         return adapters_s + self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
 
-    def _leave(self, request_id: str) -> None:
-        entry = self._running.pop(request_id, None)
-        if entry is not None:
+    def _make_room(self) -> None:
+        """Preempts what has to yield to express requests."""
+        express = [
+            ticket
+            for ticket in self._turns.waiting_express()
+            if self._adapters.may_start(adapter_of(self._waiting[ticket].request))
+        ]
+        for n_places, newcomer in enumerate(express, 1):
+            if len(self._running) + n_places <= self._max_running:
+                continue
+            ticket = self._turns.choose_yielding(newcomer)
+            if ticket is None:
+                return
+            self._turns.give_place(ticket)
+            self._turns.put_back(ticket)
+            entry = self._waiting[ticket] = self._running.pop(ticket)
             self._adapters.end(adapter_of(entry.request))
 
     def _end_step(self) -> None:
         by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
-        for entry in list(self._running.values()):
+        for ticket, entry in list(self._running.items()):
             output = entry.say(1 if self._pace is not None else entry.limit)
             by_client[entry.request.client_index].append(output)
             if output.finished:
-                self._leave(entry.request.request_id)
+                self._end(ticket)
         for client_index, outputs in by_client.items():
             self._emit(client_index, EngineCoreOutputs(outputs=outputs))

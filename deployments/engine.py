@@ -263,7 +263,7 @@ class Engine:
 
     def _make_report(self, is_loaded: bool) -> EngineReport:
         if not is_loaded or self._server is None or self._core is None:
-            return EngineReport(self._engine_id, self._state, self._detail)
+            return EngineReport(self._engine_id, self._state, self._detail, model=self._model.name)
         return EngineReport(
             self._engine_id,
             self._state,
@@ -272,6 +272,7 @@ class Engine:
             config_id=self._config_id,
             max_running=self._core.max_running + _SPARE_REQUESTS,
             load=self.load,
+            model=self._model.name,
             adapters=AdapterReport() if self._gate is None else self._gate.report(),
         )
 

@@ -3,7 +3,10 @@
 The router keeps nearly all that waits; an engine holds a few requests beyond its batch, and more
 when they are longer than its KV space allows. Those few start here in the order of their tenants'
 counters (`serve_app.policy.engine_turns`), and when space runs out the tenant that has got the most
-gives way. Everything else stays vLLM's own (vllm/v1/core/sched/scheduler.py, 0.32).
+gives way. So it does for an express request, one that the router sent although the batch was full:
+before the step is planned, as many are preempted as it needs places and KV blocks, in the way in
+which vLLM preempts all when its prefix cache is reset. Everything else stays vLLM's own
+(vllm/v1/core/sched/scheduler.py, 0.32).
 
 How vLLM uses its waiting queue in one step: it looks at the first (`peek_request`) and then either
 takes it (`pop_request`; its status becomes RUNNING), or skips it (`pop_request`, and at the end of
@@ -11,9 +14,12 @@ the step `prepend_requests`), or stops. A preempted one comes back by `prepend_r
 pop means is known only afterwards, and a request is charged then.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
@@ -92,6 +98,20 @@ class FairQueue(RequestQueue):
             self._turns.take(ticket)
         self._turns.end(ticket)
         self._next = None
+
+    # --- express requests --------------------------------------------------------------------
+
+    def waiting_express(self) -> list[Request]:
+        """Returns the express requests that wait, in the order of their turns."""
+        return [self._requests[ticket] for ticket in self._turns.waiting_express()]
+
+    def choose_yielding(self, newcomer: Request) -> TicketId | None:
+        """Returns which running request gives its place to an express one; None when none can."""
+        return self._turns.choose_yielding(TicketId(newcomer.request_id))
+
+    def give_place(self, ticket: TicketId) -> None:
+        """Takes note that a running request is preempted for an express one."""
+        self._turns.give_place(ticket)
 
     # --- vLLM's interface --------------------------------------------------------------------
 
@@ -189,9 +209,57 @@ class FairTurns(Scheduler):
         if told is not None:
             self.fair_queue.synchronise(told)
         self._slots.plan(self.running, self.fair_queue)
-        output = super().schedule(*args, **kwargs)
+        # Nobody yields to one that could not start, for want of a slot for its adapter.
+        express = [r for r in self.fair_queue.waiting_express() if self._slots.may_start(r)]
+        if express:
+            self._make_room(express)
+        with self._budget_kept(bool(express)):
+            output = super().schedule(*args, **kwargs)
         self.fair_queue.settle(is_step_over=True)
         return output
+
+    def _make_room(self, express: Sequence[Request]) -> None:
+        """Preempts what has to yield so that these can start in the step that comes."""
+        n_blocks = 0
+        for n_places, newcomer in enumerate(express, 1):
+            n_blocks += cdiv(newcomer.num_tokens, self.block_size) + 1
+            while not self._has_room(n_places, n_blocks):
+                ticket = self.fair_queue.choose_yielding(newcomer)
+                if ticket is None or not self._yield_place(ticket):
+                    return
+
+    def _has_room(self, n_places: int, n_blocks: int) -> bool:
+        n_taken = len(self.running) + self.num_waiting_for_streaming_input
+        n_free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        return n_taken + n_places <= self.max_num_active_reqs and n_blocks <= n_free_blocks
+
+    def _yield_place(self, ticket: TicketId) -> bool:
+        request = self.requests[ticket]
+        if request not in self.running or not self._request_blocks_can_be_freed(request):
+            return False
+        self.running.remove(request)
+        self.fair_queue.give_place(ticket)
+        self._preempt_request(
+            request, time.monotonic(), drop_stale_output=self.requires_kv_delivery
+        )
+        return True
+
+    @contextmanager
+    def _budget_kept(self, is_wanted: bool) -> Iterator[None]:
+        """Lets long prompts that are being computed leave a part of the step to express requests.
+
+        vLLM plans what runs first, and one long prompt may take all tokens of many steps.
+        """
+        config = self.scheduler_config
+        before = config.long_prefill_token_threshold
+        if is_wanted:
+            n_prefills = sum(request.is_prefill_chunk for request in self.running)
+            share = self.max_num_scheduled_tokens // (n_prefills + 1)
+            config.long_prefill_token_threshold = min(before or share, share)
+        try:
+            yield
+        finally:
+            config.long_prefill_token_threshold = before
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         return not self._slots.is_closed(request) and super()._handle_blocked_waiting_request(

@@ -12,10 +12,10 @@ from serve_app.telemetry import (
 
 
 class FairnessGauges:
-    """The gauges of one model's router."""
+    """The gauges of one domain's router."""
 
-    def __init__(self, model_name: ModelName, recorder: Recorder) -> None:
-        self._model = {"model": model_name}
+    def __init__(self, domain: ModelName, recorder: Recorder) -> None:
+        self._domain = {"domain": domain}
         self._recorder = recorder
         self._tenants = TenantLabels()
         self._lagging: set[str] = set()
@@ -23,12 +23,12 @@ class FairnessGauges:
 
     def show(self, figures: Figures) -> None:
         """Replaces what was shown; who waits no longer has no lag."""
-        self._recorder.set(SERVICE_GAP, figures.gap, self._model)
-        self._recorder.set(SERVICE_GAP_BOUND, figures.bound, self._model)
+        self._recorder.set(SERVICE_GAP, figures.gap, self._domain)
+        self._recorder.set(SERVICE_GAP_BOUND, figures.bound, self._domain)
         lags = dict.fromkeys(self._lagging, 0.0)
         for tenant, lag in figures.lags.items():
             label = self._tenants.of(tenant)
             lags[label] = max(lags.get(label, 0.0), lag)
         for label, lag in lags.items():
-            self._recorder.set(COUNTER_LAG, lag, self._model | {"tenant": label})
+            self._recorder.set(COUNTER_LAG, lag, self._domain | {"tenant": label})
         self._lagging = {label for label, lag in lags.items() if lag}

@@ -1,4 +1,6 @@
-"""One actor a base model: who waits, which engines there are, who goes where.
+"""One actor a fairness domain: who waits, which engines there are, who goes where.
+
+A domain is a base model with all its adapters, or several models whose tokens count together.
 
 It decides nothing itself: `serve_app.policy` says who is next and on which engine. Its death loses
 nothing: gateways repeat what waits, what runs and what has just ended (`Resume`) to a new router,
@@ -12,22 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
-from deployments.audit_log import AuditLog
 from deployments.fairness_gauges import FairnessGauges
+from deployments.fleet import Fleet
 from deployments.router_state import (
     Keeper,
     RouterState,
     SavedRun,
-    costs_of,
     read_state,
     save_regularly,
 )
-from serve_app.config import FairnessSettings, Settings
-from serve_app.config_store import state_dir_of
+from deployments.turn_order import cost_of, make_audit_log, make_turn_order
+from serve_app.config import Settings
 from serve_app.messages import (
     Alive,
     Counters,
@@ -36,7 +36,6 @@ from serve_app.messages import (
     EngineId,
     EngineMail,
     EngineReport,
-    EngineStatus,
     EngineUnreachable,
     Enqueue,
     FairnessStatus,
@@ -58,13 +57,11 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.admission import QueueView, admit
-from serve_app.policy.fairness import Vtc, VtcSettings
-from serve_app.policy.fairness_audit import Record
-from serve_app.policy.fairness_baselines import ByRequest, OneLine
+from serve_app.policy.express import Holder, may_go_beyond
 from serve_app.policy.fairness_figures import Longest, measure_fairness
-from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
+from serve_app.policy.fairness_options import Share
 from serve_app.policy.queueing import Waiting
-from serve_app.policy.routing import EngineView, choose_engine
+from serve_app.policy.routing import choose_engine, rank_beyond
 from serve_app.policy.turns import Admission, Fit
 from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
@@ -72,24 +69,16 @@ from serve_app.wire import Mailbox
 logger = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
-_SILENT_ENGINE_S = 5.0
-"""An engine without a heartbeat for so long gets nothing more; it sends one every 0.5 s."""
+_DEFAULT_SHARE = Share()
+_NOT_SAID = ModelName("")
 _SILENT_GATEWAY_S = 10.0
-_FORGET_FAILED_S = 60.0
-"""How long a failed engine's reason stays visible."""
-
-
-@dataclass
-class _Engine:
-    report: EngineReport
-    heard_s: float
-    in_flight: set[TicketId] = field(default_factory=set)
-    is_reachable: bool = True
 
 
 @dataclass
 class _Gateway:
     heard_s: float
+    model: ModelName
+    """Which of the router's models this connection is for; empty until it says so."""
     tickets: set[TicketId] = field(default_factory=set)
 
 
@@ -104,42 +93,18 @@ class _Ticket:
     """Those charged so far."""
 
 
-def make_turn_order(
-    fairness: FairnessSettings, audit: Callable[[Record], None] | None = None
-) -> Vtc:
-    """Returns the queue that the settings ask for, empty."""
-    if fairness.policy == "fcfs":
-        return OneLine()
-    if fairness.policy == "round_robin":
-        return ByRequest()
-    predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
-    vtc = VtcSettings(cost=_cost_of(fairness), lifts=fairness.policy == "vtc")
-    return Vtc(vtc, predictor, audit=audit)
-
-
-def _cost_of(fairness: FairnessSettings) -> Cost:
-    return Cost(
-        prompt=fairness.prompt_cost, cached=fairness.cached_cost, output=fairness.output_cost
-    )
-
-
-def _make_audit_log(model_name: ModelName, settings: Settings) -> AuditLog | None:
-    audit = settings.fairness.audit
-    if audit is None:
-        return None
-    folder = Path(audit.folder) if audit.folder else state_dir_of(settings.store) / "audit"
-    return AuditLog(folder, model_name, audit)
-
-
-def _waiting(mail: Enqueue) -> Waiting:
-    return Waiting(mail.ticket, mail.tenant, mail.prompt_tokens, mail.max_tokens)
+def _waiting(mail: Enqueue, model: ModelName) -> Waiting:
+    """A model is a lane: where one of its requests has no engine, none of them has."""
+    return Waiting(mail.ticket, mail.tenant, mail.prompt_tokens, mail.max_tokens, model, model)
 
 
 class Router:
-    """Holds the waiting requests of one base model and hands each to an engine with room.
+    """Holds the waiting requests of one domain and hands each to an engine with room.
+
+    Every gateway has a connection for each model; to the router each is a gateway of its own.
 
     Args:
-        model_name: For log lines.
+        domain: Its name.
         settings: Bounds on waiting and running requests, and what is fair.
         listener: Where gateways and engines connect to.
         now: The monotonic clock.
@@ -149,35 +114,39 @@ class Router:
 
     def __init__(
         self,
-        model_name: ModelName,
+        domain: ModelName,
         settings: Settings,
         listener: Mailbox,
         now: Callable[[], float] = time.monotonic,
         keeper: Keeper | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        self._model_name = model_name
+        self._domain = domain
         self._limits = settings.limits
         self._fairness = settings.fairness
+        self._preempts = settings.fairness.preempts and settings.fairness.policy == "vtc"
         self._listener = listener
         self._now = now
         self._keeper = keeper
-        self._gauges = None if recorder is None else FairnessGauges(model_name, recorder)
-        self._audit = _make_audit_log(model_name, settings)
+        self._gauges = None if recorder is None else FairnessGauges(domain, recorder)
+        self._audit = make_audit_log(domain, settings)
+        self._cost = cost_of(settings, domain)
         self._queue = make_turn_order(
-            settings.fairness, None if self._audit is None else self._audit.add
+            settings.fairness, self._cost, None if self._audit is None else self._audit.add
         )
         self._longest = Longest()
         self._status_of_fairness = FairnessStatus()
-        self._engines: dict[EngineId, _Engine] = {}
+        self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
         self._shares: dict[TenantId, Share] = {}
         self._n_waiting: Counter[TenantId] = Counter()
         """By tenant; those with none are left out."""
-        self._front_ends: dict[str, bytes] = {}
+        self._n_waiting_of: Counter[ModelName] = Counter()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
+        self._newcomer: TicketId | None = None
+        """The request that has just come: it alone may go beyond an engine's room."""
         self._now_s = self._started_s = now()
         self._is_recovering = False
         """Whether some whom the last router knew may yet come back."""
@@ -216,9 +185,7 @@ class Router:
             try:
                 mail = self._decoder.decode(frames[0])
             except msgspec.DecodeError as error:
-                logger.error(
-                    "A message for the router of %s is malformed: %s", self._model_name, error
-                )
+                logger.error("A message for the router of %s is malformed: %s", self._domain, error)
                 continue
             self.handle(sender, mail)
 
@@ -230,7 +197,7 @@ class Router:
     def state(self) -> RouterState:
         """Returns all that gateways and engines cannot tell a successor."""
         return RouterState(
-            costs_of(self._fairness),
+            self._cost,
             self._queue.snapshot(holds_waiting=False),
             {
                 ticket: SavedRun(known.gateway, known.engine_id)
@@ -242,15 +209,15 @@ class Router:
     def _recover(self) -> None:
         """Goes on from where the last router was; gateways then say what has become of it."""
         data = self._keeper.load() if self._keeper is not None else None
-        state = read_state(data, self._fairness)
+        state = read_state(data, self._cost)
         if state is None:
             return
-        logger.info("Going on from the counters of the last router of %s.", self._model_name)
+        logger.info("Going on from the counters of the last router of %s.", self._domain)
         self._is_recovering = True
         self._queue.restore(state.queue)
         for saved in state.queue.tickets:
             run = state.running[saved.ticket]
-            gateway = self._gateways.setdefault(run.gateway, _Gateway(self._now_s))
+            gateway = self._gateways.setdefault(run.gateway, _Gateway(self._now_s, _NOT_SAID))
             gateway.tickets.add(saved.ticket)
             self._tickets[saved.ticket] = _Ticket(
                 run.gateway, saved.tenant, run.engine_id, self._now_s, saved.produced_tokens
@@ -269,11 +236,10 @@ class Router:
         self._publish_status()
 
     def _measure_fairness(self) -> None:
-        window = sum(self._view(engine).room for engine in self._engines.values())
+        views = list(self._fleet.views())
+        window = sum(e.room_beyond if self._preempts else e.room for e in views)
         weights = {tenant: share.weight for tenant, share in self._shares.items()}
-        figures = measure_fairness(
-            self._queue, _cost_of(self._fairness), self._longest, window, weights
-        )
+        figures = measure_fairness(self._queue, self._cost, self._longest, window, weights)
         self._status_of_fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
         if self._gauges is not None:
             self._gauges.show(figures)
@@ -286,25 +252,21 @@ class Router:
                 self._take_report(mail)
                 return
             case FrontEndOffer():
-                self._front_ends = {
-                    config_id: payload
-                    for config_id, payload in self._front_ends.items()
-                    if any(e.report.config_id == config_id for e in self._engines.values())
-                } | {mail.config_id: mail.payload}
+                self._fleet.take_offer(mail)
                 return
             case Progress():
                 self._charge(mail)
                 self._tell_counters(sender)
                 return
             case EngineGone():
-                self._drop_engine(mail.engine_id, "it left")
+                self._fleet.drop(mail.engine_id, "it left")
                 self._publish_status()
                 return
         if sender not in self._gateways and not isinstance(mail, Resume):
             # It was silent for so long that it was forgotten, tickets included.
             self._send(sender, Introduce())
             return
-        gateway = self._gateways.setdefault(sender, _Gateway(self._now_s))
+        gateway = self._gateways.setdefault(sender, _Gateway(self._now_s, _NOT_SAID))
         gateway.heard_s = self._now_s
         match mail:
             case Enqueue():
@@ -315,7 +277,8 @@ class Router:
             case Resume():
                 self._resume(sender, gateway, mail)
             case EngineUnreachable():
-                self._mark_unreachable(mail.engine_id)
+                if self._fleet.mark_unreachable(mail.engine_id):
+                    self._publish_status()
             case FrontEndWanted():
                 self._send_front_end(sender, mail.config_id)
             case Alive():
@@ -327,7 +290,9 @@ class Router:
         if mail.ticket in self._tickets:
             return
         self._add_waiting(sender, mail)
+        self._newcomer = mail.ticket
         self._dispatch()
+        self._newcomer = None
         if self._tickets[mail.ticket].engine_id is not None:
             return
         refusal = admit(self._view_queue(mail.tenant), self._limits)
@@ -340,7 +305,7 @@ class Router:
     def _add_waiting(self, sender: bytes, mail: Enqueue) -> None:
         self._add_ticket(sender, mail, None)
         self._note_share(mail)
-        self._queue.arrive(_waiting(mail), self._now_s)
+        self._queue.arrive(_waiting(mail, self._gateways[sender].model), self._now_s)
 
     def _note_share(self, mail: Enqueue) -> None:
         """Gateways know tenants; a change reaches the queue with the tenant's next request."""
@@ -358,15 +323,18 @@ class Router:
 
     def _add_ticket(self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None) -> None:
         self._tickets[enqueue.ticket] = _Ticket(gateway, enqueue.tenant, engine_id, self._now_s)
-        self._longest = self._longest.with_request(_waiting(enqueue))
-        self._gateways[gateway].tickets.add(enqueue.ticket)
+        known = self._gateways[gateway]
+        self._longest = self._longest.with_request(_waiting(enqueue, known.model))
+        known.tickets.add(enqueue.ticket)
         if engine_id is None:
             self._n_waiting[enqueue.tenant] += 1
+            self._n_waiting_of[known.model] += 1
 
-    def _stop_waiting(self, tenant: TenantId) -> None:
-        self._n_waiting[tenant] -= 1
-        if not self._n_waiting[tenant]:
-            del self._n_waiting[tenant]
+    def _stop_waiting(self, known: _Ticket) -> None:
+        self._n_waiting_of[self._gateways[known.gateway].model] -= 1
+        self._n_waiting[known.tenant] -= 1
+        if not self._n_waiting[known.tenant]:
+            del self._n_waiting[known.tenant]
 
     def _leave(self, mail: Leave) -> None:
         """Ends a ticket and settles what it owes on the gateway's count."""
@@ -375,9 +343,9 @@ class Router:
             return
         self._gateways[known.gateway].tickets.discard(mail.ticket)
         if known.engine_id is None:
-            self._stop_waiting(known.tenant)
-        elif known.engine_id in self._engines:
-            self._engines[known.engine_id].in_flight.discard(mail.ticket)
+            self._stop_waiting(known)
+        else:
+            self._fleet.take_back(known.engine_id, mail.ticket)
         # The engine's last progress may still be on its way; it will find no ticket.
         self._queue.charge(mail.ticket, max(0, mail.completion_tokens - known.completion_tokens))
         if mail.is_finished:
@@ -396,12 +364,12 @@ class Router:
 
     def _tell_counters(self, engine: bytes) -> None:
         """Tells an engine how the tenants stand that have something there."""
-        known = self._engines.get(EngineId(engine.decode()))
+        known = self._fleet.get(EngineId(engine.decode()))
         if known is not None:
-            tenants = {self._tickets[ticket].tenant for ticket in known.in_flight}
-            self._send(engine, Counters(self._queue.counters(tenants)))
+            self._send(engine, Counters(self._queue.counters(known.by_tenant)))
 
     def _resume(self, sender: bytes, gateway: _Gateway, mail: Resume) -> None:
+        gateway.model = mail.model
         for ended in mail.ended:
             self._leave(ended)
         self._drop_unmentioned(gateway, mail)
@@ -411,7 +379,7 @@ class Router:
         for running in mail.running:
             self._adopt(sender, running)
         self._dispatch()
-        self._send(sender, self._status())
+        self._send(sender, self._status(gateway.model))
 
     def _drop_unmentioned(self, gateway: _Gateway, mail: Resume) -> None:
         """Ends what a gateway knows no more, or knows otherwise: a grant may have been lost."""
@@ -429,14 +397,13 @@ class Router:
         if known is None:
             self._add_ticket(sender, enqueue, running.engine_id)
             known = self._tickets[enqueue.ticket]
-        elif known.engine_id != running.engine_id and known.engine_id in self._engines:
-            self._engines[known.engine_id].in_flight.discard(enqueue.ticket)
+        elif known.engine_id != running.engine_id:
+            self._fleet.take_back(known.engine_id, enqueue.ticket)
         known.engine_id = running.engine_id
         known.completion_tokens = max(known.completion_tokens, n_tokens)
         self._note_share(enqueue)
-        self._queue.adopt(_waiting(enqueue), n_tokens, self._now_s)
-        if running.engine_id in self._engines:
-            self._engines[running.engine_id].in_flight.add(enqueue.ticket)
+        self._queue.adopt(_waiting(enqueue, self._gateways[sender].model), n_tokens, self._now_s)
+        self._fleet.hand(running.engine_id, enqueue.ticket, known.tenant)
 
     def _refuse_overdue(self) -> None:
         """Nobody waits for ever: oldest first, as tickets are kept in the order they came."""
@@ -460,68 +427,63 @@ class Router:
             self._grant(admission)
 
     def _place(self, request: Waiting) -> Fit | None:
-        engine_id = choose_engine(self._view(e) for e in self._engines.values())
+        model = ModelName(request.model)
+        engine_id = choose_engine(self._fleet.views(model))
+        if engine_id is None and request.ticket == self._newcomer and self._preempts:
+            return self._place_beyond(request.tenant, model)
         return None if engine_id is None else Fit(engine_id)
 
+    def _place_beyond(self, tenant: TenantId, model: ModelName) -> Fit | None:
+        n_waiting = self._n_waiting[tenant]
+        for engine_id in rank_beyond(self._fleet.views(model)):
+            engine = self._fleet.get(engine_id)
+            assert engine is not None
+            counters = self._queue.counters([tenant, *engine.by_tenant])
+            others = (
+                self._holder(other, n_places, counters[other])
+                for other, n_places in engine.by_tenant.items()
+                if other != tenant
+            )
+            newcomer = self._holder(tenant, engine.by_tenant[tenant], counters[tenant])
+            if may_go_beyond(newcomer, n_waiting, others):
+                return Fit(engine_id, is_express=True)
+        return None
+
+    def _holder(self, tenant: TenantId, n_places: int, counter: int) -> Holder:
+        share = self._shares.get(tenant, _DEFAULT_SHARE)
+        return Holder(n_places, share.weight, share.tier, counter)
+
     def _grant(self, admission: Admission) -> None:
-        ticket, engine = admission.request.ticket, self._engines[admission.fit.engine_id]
+        ticket, engine = admission.request.ticket, self._fleet.get(admission.fit.engine_id)
+        assert engine is not None, "only known engines are placed on"
         known = self._tickets[ticket]
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
-        self._stop_waiting(known.tenant)
-        engine.in_flight.add(ticket)
-        standing = Standing(known.tenant, admission.tier, admission.counter, admission.charged)
+        self._stop_waiting(known)
+        self._fleet.hand(known.engine_id, ticket, known.tenant)
+        standing = Standing(
+            known.tenant,
+            admission.tier,
+            admission.counter,
+            admission.charged,
+            admission.fit.is_express,
+        )
         self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint, standing))
 
-    def _view(self, engine: _Engine) -> EngineView:
-        limit = self._limits.max_running_per_engine or engine.report.max_running
-        return EngineView(
-            engine.report.engine_id,
-            is_ready=engine.report.state == "ready" and engine.is_reachable,
-            in_flight=len(engine.in_flight),
-            room=limit,
-        )
-
-    # --- engines ----------------------------------------------------------------------------
+    # --- who is there -----------------------------------------------------------------------
 
     def _take_report(self, report: EngineReport) -> None:
-        engine = self._engines.get(report.engine_id)
-        if engine is None:
-            engine = self._engines[report.engine_id] = _Engine(report, self._now_s)
-            # A new router learns of running requests before it learns of their engines.
-            engine.in_flight = {
-                ticket for ticket, t in self._tickets.items() if t.engine_id == report.engine_id
-            }
-            is_news = True
-        else:
-            is_news = (report.state, report.detail) != (engine.report.state, engine.report.detail)
-        engine.report = report
-        engine.heard_s = self._now_s
-        engine.is_reachable = True
-        if is_news:
-            logger.info("Engine %s: %s %s", report.engine_id, report.state, report.detail)
+        running = (
+            (ticket, known.tenant)
+            for ticket, known in self._tickets.items()
+            if known.engine_id == report.engine_id
+        )
+        if self._fleet.take_report(report, running, self._now_s):
             self._dispatch()
             self._publish_status()
 
-    def _mark_unreachable(self, engine_id: EngineId) -> None:
-        """Until its next report: if that comes, only the connection had broken."""
-        engine = self._engines.get(engine_id)
-        if engine is not None and engine.is_reachable:
-            logger.warning("Engine %s cannot be reached by a gateway.", engine_id)
-            engine.is_reachable = False
-            self._publish_status()
-
-    def _drop_engine(self, engine_id: EngineId, reason: str) -> None:
-        engine = self._engines.pop(engine_id, None)
-        if engine is not None:
-            logger.info("Engine %s is gone: %s.", engine_id, reason)
-
     def _drop_silent(self) -> None:
-        for engine_id, engine in list(self._engines.items()):
-            silent_s = self._now_s - engine.heard_s
-            keep_s = _FORGET_FAILED_S if engine.report.state == "failed" else _SILENT_ENGINE_S
-            if silent_s > keep_s:
-                self._drop_engine(engine_id, f"nothing heard for {silent_s:.1f} s")
+        self._fleet.drop_silent(self._now_s)
         for identity, gateway in list(self._gateways.items()):
             if self._now_s - gateway.heard_s > _SILENT_GATEWAY_S:
                 for ticket in list(gateway.tickets):
@@ -534,25 +496,21 @@ class Router:
         self._listener.send(receiver, [self._encoder.encode(mail)])
 
     def _publish_status(self) -> None:
-        status = self._status()
-        for identity in self._gateways:
-            self._send(identity, status)
+        statuses = {
+            model: self._status(model) for model in {g.model for g in self._gateways.values()}
+        }
+        for identity, gateway in self._gateways.items():
+            self._send(identity, statuses[gateway.model])
 
-    def _status(self) -> ModelStatus:
-        engines = [
-            EngineStatus(e.report.engine_id, e.report.state, e.report.detail, e.report.load)
-            for e in self._engines.values()
-            if e.is_reachable
-        ]
-        config_ids = [e.report.config_id for e in self._engines.values() if e.report.config_id]
+    def _status(self, model: ModelName) -> ModelStatus:
         return ModelStatus(
-            config_ids[-1] if config_ids else "",
-            engines,
-            len(self._queue),
+            self._fleet.config_id(model),
+            self._fleet.statuses(model),
+            self._n_waiting_of[model],
             self._status_of_fairness,
         )
 
     def _send_front_end(self, gateway: bytes, config_id: str) -> None:
-        payload = self._front_ends.get(config_id)
+        payload = self._fleet.front_end(config_id)
         if payload is not None:
             self._send(gateway, FrontEndPayload(config_id, payload))

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from serve_app.config import FairnessSettings
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import ModelName
+from serve_app.policy.fairness_options import Cost
 from serve_app.policy.fairness_ticket import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ class SavedRun(msgspec.Struct, frozen=True):
 class RouterState(msgspec.Struct, frozen=True):
     """All that gateways and engines cannot tell a new router."""
 
-    costs: tuple[float, float, float]
-    """Of `fairness`. Counters in other units mean nothing."""
+    cost: Cost
+    """What a token costs. Counters in other units mean nothing."""
     queue: Snapshot
     """Without what waits."""
     running: dict[TicketId, SavedRun]
@@ -65,11 +65,11 @@ class StateFile:
 
     Args:
         folder: Made if need be.
-        model_name: Whose router it is.
+        domain: Whose router it is.
     """
 
-    def __init__(self, folder: Path, model_name: ModelName) -> None:
-        self._path = folder / f"{quote(model_name, safe='')}.state"
+    def __init__(self, folder: Path, domain: ModelName) -> None:
+        self._path = folder / f"{quote(domain, safe='')}.state"
 
     def load(self) -> bytes | None:
         """Returns what was saved last, unless that was long ago."""
@@ -118,13 +118,8 @@ async def _save(keeper: Keeper, data: bytes, *, is_failing: bool) -> bool:
     return False
 
 
-def costs_of(fairness: FairnessSettings) -> tuple[float, float, float]:
-    """Returns what a counter's unit depends on."""
-    return fairness.prompt_cost, fairness.cached_cost, fairness.output_cost
-
-
-def read_state(data: bytes | None, fairness: FairnessSettings) -> RouterState | None:
-    """Returns a predecessor's state if these settings can go on from it."""
+def read_state(data: bytes | None, cost: Cost) -> RouterState | None:
+    """Returns a predecessor's state if a router with these costs can go on from it."""
     if data is None:
         return None
     try:
@@ -135,7 +130,7 @@ def read_state(data: bytes | None, fairness: FairnessSettings) -> RouterState | 
     if {saved.ticket for saved in state.queue.tickets} != state.running.keys():
         logger.warning("The last router's counters contradict themselves; all tenants start anew.")
         return None
-    if state.costs != costs_of(fairness):
+    if state.cost != cost:
         logger.info("Costs have changed; all tenants start anew.")
         return None
     return state

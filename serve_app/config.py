@@ -41,7 +41,7 @@ from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.config_store import StoreSettings, Where
 from serve_app.config_tenants import DeclaredTenant, find_tenant_conflict
 from serve_app.errors import ConfigError
-from serve_app.names import PricedNameText
+from serve_app.names import ModelName, PricedNameText
 
 __all__ = [
     "Accelerator",
@@ -71,6 +71,7 @@ __all__ = [
     "StoreSettings",
     "VllmEngine",
     "check_exposure",
+    "cost_factors_of",
     "is_loopback",
     "parse_settings",
 ]
@@ -149,6 +150,10 @@ class FairnessSettings(Section):
     predicts_lengths: bool = True
     """Whether a request is charged for its tenant's average answer when it starts, and corrected
     as it goes. Keeps tenants closer together."""
+    preempts: bool = True
+    """Whether a request whose turn it is takes a running one's place in a full engine, if its
+    tenant holds fewer places than the other, by weight, and has nothing else waiting. So what
+    others send hardly delays a tenant within its share. Each request yields at most once."""
     audit: AuditSettings | None = None
     """Log of decisions. None writes none."""
     policy: Literal["vtc", "fcfs", "lcf", "round_robin"] = "vtc"
@@ -257,6 +262,15 @@ class Settings(Section):
                 "looked at; set auth.kind to keys, or remove the keys"
             )
         return self
+
+
+def cost_factors_of(settings: Settings, domain: ModelName) -> dict[str, float]:
+    """Returns what a token of each model of a fairness domain counts for.
+
+    Empty for a domain of one model: it counts in that model's tokens.
+    """
+    models = [model for model in settings.models if model.domain_name == domain]
+    return {m.name: m.cost_factor for m in models} if len(models) > 1 else {}
 
 
 def parse_settings(args: Mapping[str, Any]) -> Settings:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from serve_app.config_conflicts import find_conflicts
 from serve_app.config_lora import LoraSettings
 from serve_app.config_section import Cpus, Seconds, Section
-from serve_app.names import Form, ModelNameText
+from serve_app.names import Form, ModelName, ModelNameText
 
 PositiveSeconds = Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)]
 StepSeconds = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
@@ -245,6 +245,13 @@ class ModelSettings(Section):
     """Groups of GPUs, possibly on several nodes, that share the layers."""
     replicas: ReplicaSettings = ReplicaSettings()
     """How many engines."""
+    domain: ModelNameText | None = None
+    """Fairness domain. What a tenant gets from one model of a domain counts for its turn on all of
+    them. None means a domain of its own, which has the model's name. A change restarts the
+    model."""
+    cost_factor: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    """What a token of this model counts for, beside those of other models of its domain. A change
+    restarts the router, and tenants start anew."""
     startup_timeout_s: Seconds = 1800.0
     """Seconds after which an engine that does not answer yet is started again."""
     drain_timeout_s: Seconds = 300.0
@@ -258,6 +265,11 @@ class ModelSettings(Section):
         if conflicts:
             raise ValueError("\n      ".join(conflicts))
         return self
+
+    @property
+    def domain_name(self) -> ModelName:
+        """The fairness domain, which has a router of its own."""
+        return ModelName(self.domain or self.name)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ GATEWAY = "gateway"
 LEDGER = "ledger"
 
 
-def router_of(model: ModelName) -> str:
-    """Deployment name of a model's router."""
-    return f"router-{_slug(model)}"
+def router_of(domain: ModelName) -> str:
+    """Deployment name of the router of a fairness domain, usually one model's."""
+    return f"router-{_slug(domain)}"
 
 
 def engine_of(model: ModelName) -> str:

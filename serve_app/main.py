@@ -1,6 +1,6 @@
 """Composition root: settings in, Serve application out. The only `serve.deployment` calls.
 
-    gateway (HTTP) ──► router of each model ──► engines of each model
+    gateway (HTTP) ──► router of each domain ──► engines of each model
                   └──► ledger
 
 `serve deploy config.yaml` calls `build` with the file's `args`. Whatever is wrong with them is
@@ -19,10 +19,11 @@ from ray.serve._private.config import DeploymentConfig
 from ray.serve.deployment import Application, Deployment
 from ray.serve.exceptions import RayServeException
 
-from serve_app.config import Settings, check_exposure, parse_settings
+from serve_app.config import Settings, check_exposure, cost_factors_of, parse_settings
 from serve_app.config_model import CpuAccelerator, ModelSettings
 from serve_app.deployment_names import GATEWAY, LEDGER, engine_of, router_of
 from serve_app.errors import ConfigError
+from serve_app.names import ModelName
 from serve_app.policy.placement import plan_placement
 from serve_app.replicas import EngineReplica, GatewayReplica, LedgerReplica, RouterReplica
 from serve_app.telemetry import version
@@ -50,10 +51,11 @@ def build(args: Mapping[str, Any]) -> Application:
     # Routers need tenants' weights, and no keys.
     for_routers = settings.model_dump(mode="json", exclude={"tenants": {"__all__": {"keys"}}})
     others = [_ledger(settings, shared)]
-    for model in settings.models:
-        router = _router(model, settings, for_routers)
-        # The gateway is bound to the engines too, as Serve deploys only what the ingress reaches.
-        others += [router, _engine(model, settings, router)]
+    domains = dict.fromkeys(model.domain_name for model in settings.models)
+    routers = {domain: _router(domain, settings, for_routers) for domain in domains}
+    # The gateway is bound to the engines too, as Serve deploys only what the ingress reaches.
+    others += routers.values()
+    others += [_engine(model, settings, routers[model.domain_name]) for model in settings.models]
     return _gateway(settings, shared, others)
 
 
@@ -99,17 +101,18 @@ def _ledger(settings: Settings, shared: dict[str, Any]) -> Application:
     return _pinned(deployment, identity).bind()
 
 
-def _router(model: ModelSettings, settings: Settings, shared: dict[str, Any]) -> Application:
+def _router(domain: ModelName, settings: Settings, shared: dict[str, Any]) -> Application:
     deployment = serve.deployment(
-        name=router_of(model.name),
+        name=router_of(domain),
         num_replicas=1,
         ray_actor_options={"num_cpus": settings.router.cpus},
         max_ongoing_requests=_MANY,
         user_config={**shared},
         health_check_period_s=2.0,
     )(RouterReplica)
-    identity = [model.name, settings.fairness.policy]
-    return _pinned(deployment, identity).bind(model.name)
+    factors = cost_factors_of(settings, domain)
+    identity = [domain, settings.fairness.policy, factors]
+    return _pinned(deployment, identity).bind(domain)
 
 
 def _engine(model: ModelSettings, settings: Settings, router: Application) -> Application:
@@ -135,7 +138,9 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
     )(EngineReplica)
     # What else an engine's replica needs is in its own arguments; how many there are, how the
     # gateway renders prompts and who may call does not concern it.
-    spec = model.model_dump(mode="json", exclude={"replicas", "front_end", "aliases"})
+    spec = model.model_dump(
+        mode="json", exclude={"replicas", "front_end", "aliases", "cost_factor"}
+    )
     logging = settings.logging.model_dump(mode="json")
     adapters = settings.adapters.cache.model_dump(mode="json")
     # Which adapters there are does not concern it either: it hears of each with a request.

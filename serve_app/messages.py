@@ -45,6 +45,8 @@ class Standing(msgspec.Struct, frozen=True):
     """The tenant's service when the request was granted, what it was charged included, in units."""
     charged: int
     """What of that is for this request."""
+    is_express: bool = False
+    """Whether the engine was full, and one that runs is to yield its place (`policy.express`)."""
 
 
 class AdapterRef(msgspec.Struct, frozen=True):
@@ -126,6 +128,8 @@ class Resume(msgspec.Struct, frozen=True, tag=True):
     running: list[RunningTicket] = []
     ended: list[Leave] = []
     """The last that had run, repeated: the router may have died before it took note of them."""
+    model: ModelName = ModelName("")
+    """Which of the router's models this connection is for."""
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
@@ -176,6 +180,8 @@ class EngineReport(msgspec.Struct, frozen=True, tag=True):
     max_running: int = 0
     """Requests the engine wants handed over at once, running and waiting."""
     load: EngineLoad = EngineLoad()
+    model: ModelName = ModelName("")
+    """Which of the router's models it serves."""
     adapters: AdapterReport = AdapterReport()
 
 
@@ -244,7 +250,7 @@ class FairnessStatus(msgspec.Struct, frozen=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True, tag=True):
-    """What a router knows of its model, pushed at every change and about once a second."""
+    """What a router knows of a model, pushed at every change and about once a second."""
 
     config_id: str
     """Identifies the front end to use; empty until an engine has been ready."""

@@ -44,11 +44,11 @@ def _find_by(handle: DeploymentHandle[Any]) -> FindRouter:
 
 
 class RouterReplica:
-    """Runs one model's router."""
+    """Runs the router of one fairness domain."""
 
-    async def __init__(self, model_name: ModelName) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, domain: ModelName) -> None:  # type: ignore[misc]  # Serve awaits it
         keep_replica_on_loopback()
-        self._model_name = model_name
+        self._domain = domain
         self._router: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -62,10 +62,10 @@ class RouterReplica:
         set_up_logging(settings.logging)
         if self._router is None:
             self._router = Router(
-                self._model_name,
+                self._domain,
                 settings,
                 Listener(_node_address()),
-                keeper=StateFile(state_dir_of(settings.store) / "router", self._model_name),
+                keeper=StateFile(state_dir_of(settings.store) / "router", self._domain),
                 recorder=RayRecorder(),
             )
             self._task = asyncio.get_running_loop().create_task(self._router.run(), name="router")
@@ -80,7 +80,7 @@ class RouterReplica:
     async def check_health(self) -> None:
         """Raises when the router has stopped, so that Serve replaces it."""
         if self._task is not None and self._task.done():
-            raise InternalError(f"The router of {self._model_name!r} stopped: {self._task}")
+            raise InternalError(f"The router of {self._domain!r} stopped: {self._task}")
 
 
 class LedgerReplica:
@@ -152,7 +152,7 @@ class GatewayReplica:
     """Runs one gateway.
 
     Args:
-        others: The ledger and every model's router, so that Serve knows they belong to this
+        others: The ledger and every domain's router, so that Serve knows they belong to this
             application. They are looked up by name when needed: models come and go without a new
             gateway.
     """
@@ -166,10 +166,10 @@ class GatewayReplica:
         self._gateway = Gateway(_replica_name(), self._find_router_of, self._find_ledger)
         self._build: Callable[[], ASGIApp] = lambda: build_gateway_app(self._gateway)
 
-    def _find_router_of(self, model_name: ModelName) -> FindRouter:
+    def _find_router_of(self, domain: ModelName) -> FindRouter:
         from serve_app.deployment_names import router_of
 
-        return lambda: self._find(router_of(model_name))
+        return lambda: self._find(router_of(domain))
 
     async def _find_ledger(self) -> Endpoint:
         from serve_app.deployment_names import LEDGER

@@ -29,17 +29,17 @@ class Gauge:
 SERVICE_GAP = Gauge(
     "arriero_fairness_service_gap",
     "Greatest difference of service of two tenants that wait, in tokens of cost and weight 1.",
-    ("model",),
+    ("domain",),
 )
 SERVICE_GAP_BOUND = Gauge(
     "arriero_fairness_service_gap_bound",
     "What that difference cannot exceed, by the longest request so far.",
-    ("model",),
+    ("domain",),
 )
 COUNTER_LAG = Gauge(
     "arriero_fairness_counter_lag",
     "How far a waiting tenant is behind the waiting tenant that has got the most service.",
-    ("model", "tenant"),
+    ("domain", "tenant"),
 )
 GAUGES = (SERVICE_GAP, SERVICE_GAP_BOUND, COUNTER_LAG)
 

@@ -56,7 +56,7 @@ class Target:
 
 
 FindRouterOf = Callable[[ModelName], FindRouter]
-"""Returns how to find the router of a model."""
+"""Returns how to find the router of a fairness domain."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Gateway:
 
     Args:
         gateway_id: Unique in the cluster.
-        find_router_of: How to find each model's router.
+        find_router_of: How to find each domain's router.
         find_ledger: How to find the ledger.
     """
 
@@ -320,8 +320,9 @@ class Gateway:
     def _connect(self, settings: ModelSettings) -> _Model:
         client = ModelClient(
             settings.name,
-            self._identity,
-            self._find_router_of(settings.name),
+            # One router may serve several models, each over a connection of its own.
+            self._identity + b"/" + settings.name.encode(),
+            self._find_router_of(settings.domain_name),
             lambda _config_id, payload: self._spawn(self._build_front_end(model, payload)),
         )
         model = _Model(settings, client)

@@ -42,6 +42,7 @@ from serve_app.messages import (
     RunningTicket,
     TicketId,
 )
+from serve_app.names import ModelName
 from serve_app.router_link import FindRouter, RouterLink
 from serve_app.wire import Frames, Link
 
@@ -94,14 +95,14 @@ class ModelClient:
 
     Args:
         name: The base model's name.
-        identity: This gateway's name, unique in the cluster.
+        identity: Of this connection, unique in the cluster.
         find_router: How to find the model's router.
         on_front_end: Called with (config_id, payload) when the engines' configuration is new.
     """
 
     def __init__(
         self,
-        name: str,
+        name: ModelName,
         identity: bytes,
         find_router: FindRouter,
         on_front_end: Callable[[str, bytes], None],
@@ -242,6 +243,7 @@ class ModelClient:
                     if t.engine_id is not None
                 ],
                 ended=list(self._ended),
+                model=self.name,
             )
         )
         # A router that is new may know another configuration than its predecessor did.

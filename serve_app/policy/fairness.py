@@ -28,7 +28,7 @@ Source: Sheng et al., *Fairness in Serving Large Language Models*, OSDI 2024, al
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import TenantId
@@ -96,6 +96,8 @@ class _Choice:
     tier: int
     fit: Fit
     refused: tuple[str, ...]
+    asked: tuple[tuple[int, float], ...] = ()
+    """Tiers in the order in which they were asked, with what each was owed; empty if one waits."""
 
 
 class Vtc:
@@ -322,7 +324,7 @@ class Vtc:
     def _resume(self, ticket: Ticket, fit: Fit, now_s: float) -> Admission:
         del self._resumed[ticket.request.ticket]
         ticket.is_running = True
-        self._tell_admission(ticket, fit, (), now_s, is_resumed=True)
+        self._tell_admission(ticket, fit, (), (), now_s, is_resumed=True)
         return self._admission(ticket, fit, "it had lost its engine", is_resumed=True)
 
     def _admit_new(self, place: Place, now_s: float) -> Admission | None:
@@ -347,6 +349,9 @@ class Vtc:
         tiers = self._floor.order(waiting) if len(waiting) > 1 else waiting
         for index in tiers:
             choice, is_held = self._choose_in_tier(index, place)
+            if choice is not None and len(tiers) > 1:
+                asked = tuple((tier, self._floor.owed(tier)) for tier in tiers)
+                return replace(choice, asked=asked)
             if choice is not None or is_held:
                 return choice
         return None
@@ -410,7 +415,9 @@ class Vtc:
         self._settle(ticket, is_computed=True)
         ticket.account.ahead += ticket.ahead
         tier.drop_idle(self._refundable)
-        self._tell_admission(ticket, choice.fit, choice.refused, now_s, is_resumed=False)
+        self._tell_admission(
+            ticket, choice.fit, choice.refused, choice.asked, now_s, is_resumed=False
+        )
         return ticket
 
     def _end(self, ticket: Ticket, cached_tokens: int, *, is_computed: bool) -> None:
@@ -464,6 +471,8 @@ class Vtc:
             quantum_units=self._quantum,
             burst_units=self._burst,
             max_credit_units=self._max_credit,
+            floor=self._floor.floor,
+            cap_units=self._floor.cap_units,
         )
 
     def _tell_arrival(self, ticket: Ticket, now_s: float) -> Arrived:
@@ -480,7 +489,14 @@ class Vtc:
         )
 
     def _tell_admission(
-        self, ticket: Ticket, fit: Fit, refused: Iterable[str], now_s: float, *, is_resumed: bool
+        self,
+        ticket: Ticket,
+        fit: Fit,
+        refused: Iterable[str],
+        asked: Iterable[tuple[int, float]],
+        now_s: float,
+        *,
+        is_resumed: bool,
     ) -> None:
         if self._audit is None:
             return
@@ -494,6 +510,7 @@ class Vtc:
                 ticket.account.counter,
                 is_resumed,
                 now_s,
+                list(asked),
             )
         )
 

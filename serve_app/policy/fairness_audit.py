@@ -11,7 +11,8 @@ What it checks:
    was within the quantum of it; among equals the smallest id.
 3. A lift leads to the level that the rule says, and never down.
 4. What a ticket has paid when it ends is the price of its tokens, however often it was resumed.
-5. Counters of two tenants that wait without a break differ by no more than the bound.
+5. Where several tiers waited, they were asked in the order of the rule (`fairness_audit_tiers`).
+6. Counters of two tenants that wait without a break differ by no more than the bound.
 """
 
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from serve_app.policy.fairness_audit_tiers import TierCheck
 from serve_app.policy.fairness_ticket import SavedTicket, Snapshot
 
 
@@ -31,6 +33,10 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     """Greatest difference of counters that is allowed; None does not check it."""
     max_credit_units: int | None = None
     now_s: float = 0.0
+    floor: float = 0.1
+    """Least share of a lower tier."""
+    cap_units: float = float("inf")
+    """Service that a tier can be owed."""
 
 
 class Arrived(msgspec.Struct, frozen=True, tag=True):
@@ -62,6 +68,8 @@ class Admitted(msgspec.Struct, frozen=True, tag=True):
     """The tenant's, after the charge."""
     is_resumed: bool
     now_s: float
+    asked: list[tuple[int, float]] = []
+    """Where several tiers waited: in which order they were asked, and what each was owed."""
 
 
 class Charged(msgspec.Struct, frozen=True, tag=True):
@@ -133,6 +141,7 @@ class _Replay:
     expected: set[tuple[int, str]] = field(default_factory=set)
     entries: dict[str, _Entry] = field(default_factory=dict)
     n_arrived: int = 0
+    tiers: TierCheck = field(default_factory=lambda: TierCheck(0.0, float("inf")))
     violations: list[str] = field(default_factory=list)
     where: str = ""
 
@@ -181,6 +190,7 @@ class _Replay:
     def pay(self, entry: _Entry, price: int, counter: int) -> None:
         key = (entry.arrived.tier, entry.arrived.tenant)
         self.counters[key] += price - entry.paid
+        self.tiers.charge(key[0], price - entry.paid)
         entry.paid = price
         if self.counters[key] != counter:
             self.complain(f"counter of {key[1]} is {counter}, expected {self.counters[key]}")
@@ -195,6 +205,7 @@ def replay(records: Iterable[Record]) -> list[str]:
         match record:
             case Opened():
                 state.opened = record
+                state.tiers = TierCheck(record.floor, record.cap_units)
             case Arrived():
                 _check_arrival(state, record)
             case Admitted():
@@ -220,6 +231,7 @@ def replay(records: Iterable[Record]) -> list[str]:
 def _restore(state: _Replay, snapshot: Snapshot) -> None:
     state.counters, state.entries, state.last_leaver = {}, {}, {}
     state.reached = {index: tier.reached for index, tier in snapshot.tiers.items()}
+    state.tiers.restore(*snapshot.tier_credit)
     state.expected = {(i, tenant) for i, t in snapshot.tiers.items() for tenant in t.expected}
     state.n_arrived = snapshot.order
     for index, tier in snapshot.tiers.items():
@@ -289,6 +301,9 @@ def _check_admission(state: _Replay, record: Admitted) -> None:
 
 def _check_turn(state: _Replay, entry: _Entry, record: Admitted) -> None:
     tier, tenant = entry.arrived.tier, entry.arrived.tenant
+    waiting = {other.arrived.tier for other in state.entries.values() if other.state == "waiting"}
+    for text in state.tiers.check(tier, record.asked, waiting):
+        state.complain(text)
     if entry.arrived.lane in record.refused_lanes:
         state.complain(f"lane {entry.arrived.lane!r} had no room")
     rivals = [

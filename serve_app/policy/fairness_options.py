@@ -195,6 +195,20 @@ class TierFloor:
         owed = [tier for tier in tiers[1:] if self._credit[tier] > 0]
         return owed + [tier for tier in tiers if tier not in owed]
 
+    def owed(self, tier: int) -> float:
+        """Returns the units that a tier had earned and not got when `order` was last asked."""
+        return self._credit.get(tier, 0.0)
+
+    @property
+    def floor(self) -> float:
+        """Least share of each lower tier."""
+        return self._floor
+
+    @property
+    def cap_units(self) -> float:
+        """Units that can be earned or owed."""
+        return self._cap
+
     def export(self) -> tuple[dict[int, float], dict[int, int]]:
         """Returns credits, and charges not looked at yet, for a snapshot."""
         return dict(self._credit), dict(self._recent)

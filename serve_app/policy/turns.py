@@ -28,6 +28,8 @@ class Fit:
     """Prompt tokens whose KV blocks that engine is believed to have."""
     is_loaded: bool = True
     """Whether that engine has the request's adapter, or it needs none."""
+    is_express: bool = False
+    """Whether the engine is full, and a running request has to yield its place."""
 
 
 @dataclass(frozen=True, slots=True)

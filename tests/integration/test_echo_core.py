@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from serve_app.messages import Standing
 from serve_app.names import TenantId
 
 _EOS = 2
+_STANDING = Standing(TenantId("a"), tier=0, counter=0, charged=0)
 
 
 class Said:
@@ -29,12 +31,16 @@ class Said:
         )
         self._outputs: queue.SimpleQueue[EngineCoreOutput] = queue.SimpleQueue()
         self.core = EchoCore(config, self._emit, pace)
+        self.n_tokens: Counter[str] = Counter()
+        """Tokens that were read, by request."""
 
     def _emit(self, client: int, outputs: EngineCoreOutputs) -> None:
         for output in outputs.outputs:
             self._outputs.put(output)
 
-    def send(self, name: str, n_prompt: int, **params: Any) -> None:
+    def send(
+        self, name: str, n_prompt: int, *, standing: Standing = _STANDING, **params: Any
+    ) -> None:
         self.core.accept(
             EngineCoreRequest(
                 request_id=name,
@@ -47,22 +53,32 @@ class Said:
                 cache_salt=None,
                 data_parallel_rank=None,
             ),
-            Standing(TenantId("a"), tier=0, counter=0, charged=0),
+            standing,
         )
 
     def read_ends(self, n: int) -> list[EngineCoreOutput]:
         """The last outputs of so many requests."""
         ends: list[EngineCoreOutput] = []
         while len(ends) < n:
-            output = self._outputs.get(timeout=20.0)
+            output = self._read()
             ends += [output] if output.finished else []
         return ends
+
+    def read_first(self, name: str) -> None:
+        """Reads up to the first output of a request."""
+        while self._read().request_id != name:
+            pass
+
+    def _read(self) -> EngineCoreOutput:
+        output = self._outputs.get(timeout=20.0)
+        self.n_tokens[output.request_id] += len(output.new_token_ids)
+        return output
 
     def read_tokens(self) -> tuple[list[int], EngineCoreOutput]:
         """All tokens of the only request, and its last output."""
         tokens: list[int] = []
         while True:
-            output = self._outputs.get(timeout=20.0)
+            output = self._read()
             tokens += output.new_token_ids
             if output.finished:
                 return tokens, output
@@ -125,3 +141,29 @@ def test_stop_token_is_looked_at_from_min_tokens_on() -> None:
         tokens, last = said.read_tokens()
         assert len(tokens) == 6
         assert last.finish_reason == FinishReason.LENGTH
+
+
+def test_express_request_takes_the_place_of_one_that_goes_on_later() -> None:
+    with running(Pace(0.01), max_num_seqs=2) as said:
+        said.send("hog0", 4, standing=hog(100), max_tokens=20)
+        said.send("hog1", 4, standing=hog(200), max_tokens=20)
+        said.read_first("hog1")
+        said.send("a", 4, standing=Standing(TenantId("light"), 0, 5, 5, True), max_tokens=3)
+        names = [end.request_id for end in said.read_ends(3)]
+        assert names == ["a", "hog0", "hog1"], "of who has got most, the youngest yields"
+        assert said.n_tokens == {"hog0": 20, "hog1": 20, "a": 3}
+
+
+def test_waiting_requests_start_by_counters() -> None:
+    with running(Pace(0.01), max_num_seqs=1) as said:
+        said.send("first", 4, standing=hog(100), max_tokens=10)
+        said.read_first("first")
+        said.send("hog1", 4, standing=hog(200), max_tokens=2)
+        said.send("light0", 4, standing=Standing(TenantId("light"), 0, 5, 5), max_tokens=2)
+        said.core.synchronise({TenantId("hog"): 250, TenantId("light"): 6})
+        assert [end.request_id for end in said.read_ends(3)] == ["first", "light0", "hog1"]
+
+
+def hog(counter: int) -> Standing:
+    """Of a tenant that has got much."""
+    return Standing(TenantId("hog"), tier=0, counter=counter, charged=100)

@@ -64,6 +64,7 @@ class Engine:
         args = {
             "max_model_len": 256,
             "max_num_seqs": 8,
+            "max_num_batched_tokens": 64,
             "enforce_eager": True,
             "dtype": "float32",
             "block_size": _BLOCK,
@@ -76,7 +77,14 @@ class Engine:
         self.core.run()
 
     def send(
-        self, name: str, tenant: str, prompt_tokens: int, output_tokens: int, charged: int = 10
+        self,
+        name: str,
+        tenant: str,
+        prompt_tokens: int,
+        output_tokens: int,
+        charged: int = 10,
+        *,
+        is_express: bool = False,
     ) -> None:
         """Grants a request as the router does: charged before it comes here."""
         self.counters[tenant] += charged
@@ -95,7 +103,7 @@ class Engine:
                 cache_salt=None,
                 data_parallel_rank=None,
             ),
-            Standing(TenantId(tenant), 0, self.counters[tenant], charged),
+            Standing(TenantId(tenant), 0, self.counters[tenant], charged, is_express),
         )
 
     def read_until(self, n_started: int = 0, n_ended: int = 0) -> None:
@@ -162,9 +170,44 @@ def check_preemption(engine: Engine) -> None:
         assert engine.tokens[name] == together[name], "preemption changes no greedy answer"
 
 
+def check_express(engine: Engine) -> None:
+    """A full batch makes room for an express request; who yields goes on, with the same answer."""
+    engine.forget()
+    engine.counters |= {"hog": 5000, "busy": 2000, "light": 10}
+    names = [*(f"hog{i}" for i in range(6)), "busy0", "busy1"]
+    for name in names:
+        engine.send(name, name[:-1], 8, 24)
+    engine.read_until(n_started=8)
+    for name in ("light0", "light1"):
+        engine.send(name, "light", 8, 8, is_express=True)
+    engine.read_until(n_ended=2)
+    assert engine.ended == ["light0", "light1"], "they neither waited nor were they preempted"
+    engine.read_until(n_ended=10)
+    assert set(engine.ended[-2:]) == {"hog4", "hog5"}, "the youngest of who has got most yielded"
+    together = dict(engine.tokens)
+    for name in (*names, "light0", "light1"):
+        engine.forget()
+        engine.send(name, name[:-1], 8, 8 if name.startswith("light") else 24)
+        engine.read_until(n_ended=1)
+        assert engine.tokens[name] == together[name]
+
+
+def check_express_beside_long_prompts(engine: Engine) -> None:
+    """Long prompts that are being computed leave a part of each step to an express request."""
+    engine.forget()
+    engine.counters |= {"hog": 5000, "light": 10}
+    for name in ("hog0", "hog1"):
+        engine.send(name, "hog", 180, 4)
+    engine.send("light0", "light", 8, 1, is_express=True)
+    engine.read_until(n_ended=3)
+    assert engine.started[0] == "light0"
+
+
 if __name__ == "__main__":
     engine = Engine(Path(sys.argv[1]))
     check_start(engine)
     check_counters_from_the_router(engine)
     check_preemption(engine)
+    check_express(engine)
+    check_express_beside_long_prompts(engine)
     engine.stop()

@@ -23,12 +23,15 @@ class Router:
         self.tenant_of: dict[TicketId, TenantId] = {}
         self.n_sent = 0
 
-    def grant(self, tenant: TenantId, charged: int, tier: int = 0) -> TicketId:
+    def grant(
+        self, tenant: TenantId, charged: int, tier: int = 0, *, is_express: bool = False
+    ) -> TicketId:
         self.n_sent += 1
         ticket = TicketId(f"{self.n_sent:03}")
         self.tenant_of[ticket] = tenant
         self.counters[tenant] += charged
-        self.turns.arrive(ticket, Standing(tenant, tier, self.counters[tenant], charged))
+        standing = Standing(tenant, tier, self.counters[tenant], charged, is_express)
+        self.turns.arrive(ticket, standing)
         return ticket
 
     def start(self) -> TicketId:
@@ -148,3 +151,43 @@ def test_aborted_request_costs_nothing_and_the_ended_are_forgotten() -> None:
     router.turns.end(kept)
     router.turns.synchronise(router.counters)
     assert router.turns.counter_of(TENANTS[0]) == 0
+
+
+@given(
+    first_counters,
+    st.lists(
+        st.tuples(st.sampled_from(TENANTS), st.integers(0, 50), st.integers(0, 1), st.booleans()),
+        min_size=1,
+        max_size=24,
+    ),
+    st.integers(1, 6),
+)
+def test_yields_once(
+    counters: dict[TenantId, int],
+    requests: list[tuple[TenantId, int, int, bool]],
+    n_places: int,
+) -> None:
+    """An engine of few places, to which some requests are sent as express."""
+    router = Router(counters)
+    turns, running, tiers = router.turns, set[TicketId](), dict[TicketId, int]()
+    has_yielded: set[TicketId] = set()
+    for tenant, charged, tier, is_express in requests:
+        ticket = router.grant(tenant, charged, tier, is_express=is_express)
+        tiers[ticket] = tier
+        for newcomer in turns.waiting_express():
+            yielding = turns.choose_yielding(newcomer) if len(running) == n_places else None
+            if yielding is None:
+                continue
+            assert yielding in running
+            assert yielding not in has_yielded
+            assert tiers[yielding] >= tiers[newcomer]
+            if tiers[yielding] == tiers[newcomer]:
+                got = router.effective()
+                assert got[router.tenant_of[yielding]] >= got[router.tenant_of[newcomer]]
+            turns.give_place(yielding)
+            turns.put_back(yielding)
+            has_yielded.add(yielding)
+            running.discard(yielding)
+            assert turns.next() in turns.waiting_express(), "it is for them that it yields"
+        while len(running) < n_places and len(turns):
+            running.add(router.start())

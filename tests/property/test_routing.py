@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.messages import EngineId
-from serve_app.policy.routing import EngineView, choose_engine
+from serve_app.policy.routing import EngineView, choose_engine, rank_beyond
 
 _ENGINES = st.lists(
     st.builds(
@@ -48,3 +48,12 @@ def test_least_loaded(engines: list[EngineView]) -> None:
 def test_ties_do_not_depend_on_the_order(engines: list[EngineView]) -> None:
     other = list(reversed(engines))
     assert choose_engine(engines) == choose_engine(other)
+
+
+@given(_ENGINES)
+def test_beyond_is_bounded(engines: list[EngineView]) -> None:
+    views = {engine.engine_id: engine for engine in engines}
+    chosen = [views[engine_id] for engine_id in rank_beyond(engines)]
+    assert all(e.is_ready and e.in_flight < e.room + max(1, e.room / 8) for e in chosen)
+    loads = [engine.in_flight / engine.room for engine in chosen]
+    assert loads == sorted(loads), "the least loaded is asked first"

@@ -233,8 +233,8 @@ class LocalPlatform:
             self.start_ledger()
         else:
             self._start_ledger_here()
-        for model in self.settings.models:
-            self.start_router(model.name)
+        for domain in {model.domain_name for model in self.settings.models}:
+            self.start_router(domain)
         for i in range(self._n_gateways):
             self._start_gateway(f"gateway-{i}")
         for model in self.settings.models:
@@ -264,12 +264,12 @@ class LocalPlatform:
         self._n_engines += 1
         engine_id = EngineId(f"engine-{self._n_engines}")
         if self._engines_in_processes:
-            file = self._endpoint_file(model.name)
+            file = self._endpoint_file(model.domain_name)
             self.engine_processes[engine_id] = EngineProcess(
                 model, engine_id, file, self.settings.adapters.cache
             )
             return engine_id
-        find_router, cache = self._find_router_of(model.name), self.settings.adapters.cache
+        find_router, cache = self._find_router_of(model.domain_name), self.settings.adapters.cache
         engine = Engine(model, engine_id, find_router, _HOST, cache)
         await engine.start()
         self.engines[engine_id] = engine

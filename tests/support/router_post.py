@@ -14,7 +14,7 @@ from serve_app.messages import (
     GatewayMail,
     TicketId,
 )
-from serve_app.names import TenantId
+from serve_app.names import ModelName, TenantId
 from serve_app.wire import Frames
 
 
@@ -82,9 +82,16 @@ def enqueue(
     )
 
 
-def report(engine: str, state: EngineState = "ready", max_running: int = 2) -> EngineReport:
+def report(
+    engine: str, state: EngineState = "ready", max_running: int = 2, model: str = ""
+) -> EngineReport:
     """An engine that says how it is."""
     endpoint = Endpoint(f"tcp://{engine}", b"k") if state in ("ready", "draining") else None
     return EngineReport(
-        EngineId(engine), state, endpoint=endpoint, config_id="c", max_running=max_running
+        EngineId(engine),
+        state,
+        endpoint=endpoint,
+        config_id=f"c{model}",
+        max_running=max_running,
+        model=ModelName(model),
     )

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 
 from deployments.router import Router
-from serve_app.config import parse_settings
+from serve_app.config import cost_factors_of, parse_settings
 from serve_app.messages import (
     Alive,
     EngineGone,
@@ -25,7 +25,7 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName
 from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
-from tests.support.settings import write_args
+from tests.support.settings import write_args, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -35,10 +35,11 @@ A, B, ENGINE = b"gateway-a", b"gateway-b", b"engine-1"
 class Desk:
     """A router with its post and its clock."""
 
-    def __init__(self, **limits: float) -> None:
+    def __init__(self, *, preempts: bool = True, **limits: float) -> None:
         self.clock = FakeClock()
         self.post = FakeMailbox()
-        settings = parse_settings(write_args(limits=limits))
+        fairness = {"preempts": preempts}
+        settings = parse_settings(write_args(limits=limits, fairness=fairness))
         self.router = Router(ModelName("tiny"), settings, self.post, self.clock)
         self.connect(A)
 
@@ -277,3 +278,92 @@ def test_changed_limits_let_more_run_at_once() -> None:
     desk.granted()
     desk.router.configure(parse_settings(write_args(limits={"max_running_per_engine": 2})))
     assert desk.granted() == {"t2": "e1"}
+
+
+def test_light_tenant_goes_to_a_full_engine_as_express() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1", max_running=4))
+    for i in range(9):
+        desk.router.handle(A, enqueue(f"loud{i}", "loud"))
+    desk.post.take(A)
+    desk.router.handle(A, enqueue("light0", "light"))
+    (grant,) = (m for m in desk.post.take(A) if isinstance(m, Grant))
+    assert (grant.ticket, grant.standing.is_express) == ("light0", True)
+    # There is room for one beyond, and what comes free next makes good for it.
+    desk.router.handle(A, enqueue("other0", "other"))
+    desk.leave("loud0")
+    assert desk.granted() == {}
+    desk.leave("loud1")
+    assert len(desk.granted()) == 1
+
+
+def test_tenants_of_one_place_each_take_none_from_one_another() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1", max_running=2))
+    for ticket in ("a", "b", "c"):
+        desk.router.handle(A, enqueue(ticket, ticket))
+    assert desk.granted() == {"a": "e1", "b": "e1"}
+
+
+def test_no_place_is_taken_when_the_settings_say_so() -> None:
+    desk = Desk(preempts=False)
+    desk.router.handle(ENGINE, report("e1", max_running=4))
+    for i in range(9):
+        desk.router.handle(A, enqueue(f"loud{i}", "loud"))
+    desk.post.take(A)
+    desk.router.handle(A, enqueue("light0", "light"))
+    assert desk.granted() == {}
+
+
+SMALL, LARGE = ModelName("small"), ModelName("large")
+
+
+def make_domain() -> tuple[Router, FakeMailbox]:
+    """A router of two models: a token of the large one counts for four of the small one's."""
+    models = [
+        write_model(SMALL, domain="shared"),
+        write_model(LARGE, domain="shared", cost_factor=4.0),
+        write_model("alone"),
+    ]
+    settings = parse_settings(write_args(*models, fairness={"predicts_lengths": False}))
+    post = FakeMailbox()
+    router = Router(ModelName("shared"), settings, post, FakeClock())
+    router.handle(A, Resume(model=SMALL))
+    router.handle(B, Resume(model=LARGE))
+    post.take(A), post.take(B)
+    return router, post
+
+
+def test_each_model_of_a_domain_goes_to_its_own_engines() -> None:
+    router, post = make_domain()
+    router.handle(ENGINE, report("s1", max_running=1, model=SMALL))
+    router.handle(B, enqueue("large-1"))
+    router.handle(A, enqueue("small-1"))
+    router.handle(A, enqueue("small-2"))
+    assert granted(post.take(A)) == {"small-1": "s1"}
+    assert granted(post.take(B)) == {}
+    router.handle(b"engine-2", report("l1", max_running=1, model=LARGE))
+    assert granted(post.take(B)) == {"large-1": "l1"}
+    router.look_around()
+    small, large = last_status(post.take(A)), last_status(post.take(B))
+    assert [(e.engine_id, small.waiting) for e in small.engines] == [("s1", 1)]
+    assert [(e.engine_id, large.waiting) for e in large.engines] == [("l1", 0)]
+    assert (small.config_id, large.config_id) == ("csmall", "clarge")
+
+
+def test_what_a_tenant_gets_from_one_model_counts_on_the_other() -> None:
+    router, post = make_domain()
+    for i in range(3):
+        router.handle(A, enqueue(f"a{i}", "team-a"))
+        router.handle(A, enqueue(f"b{i}", "team-b"))
+    # Team a has got 5 * 4 prompt tokens of the large model; team b nothing yet.
+    router.handle(b"engine-2", report("l1", max_running=1, model=LARGE))
+    router.handle(B, enqueue("large-a", "team-a"))
+    assert granted(post.take(B)) == {"large-a": "l1"}
+    router.handle(ENGINE, report("s1", max_running=4, model=SMALL))
+    assert list(granted(post.take(A))) == ["b0", "b1", "b2", "a0"]
+
+
+def test_domain_of_one_model_counts_its_own_tokens() -> None:
+    settings = parse_settings(write_args(write_model("alone", cost_factor=9.0)))
+    assert cost_factors_of(settings, ModelName("alone")) == {}

@@ -25,13 +25,13 @@ class FakeRecorder:
 
     def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
         assert set(labels) == set(gauge.labels)
-        assert labels["model"] == "tiny"
+        assert labels["domain"] == "tiny"
         self.values[gauge.name, labels.get("tenant", "")] = value
 
 
 def make_router() -> tuple[Router, FakeMailbox, FakeRecorder]:
     post, recorder = FakeMailbox(), FakeRecorder()
-    settings = parse_settings(write_args(fairness={"predicts_lengths": False}))
+    settings = parse_settings(write_args(fairness={"predicts_lengths": False, "preempts": False}))
     router = Router(ModelName("tiny"), settings, post, FakeClock(), recorder=recorder)
     router.handle(A, Resume())
     router.handle(ENGINE, report("e1", max_running=2))
