@@ -45,6 +45,9 @@ class AdapterCache:
     Args:
         folder: Made if it is not there. Must be on a local file system, for its locks.
         max_bytes: Most that all files in it take together.
+
+    Raises:
+        AdapterAwayError: The folder cannot be made.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -54,8 +57,15 @@ class AdapterCache:
         self._staging = folder / "staging"
         self._sizes: dict[str, int] = {}
         """Of whole adapters, which never change; kept to spare asking the disk each time."""
-        for each in (self._ready, self._staging):
-            each.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            for each in (self._ready, self._staging):
+                each.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise AdapterAwayError(
+                f"The folder {str(folder)!r} (adapters.cache.path) cannot be made on this node: "
+                f"{error.strerror}.",
+                _RETRY_AFTER_S,
+            ) from None
 
     def hold(self, key: str) -> Hold | None:
         """Takes hold of an adapter; None where it is not here."""

@@ -1,8 +1,8 @@
 """Loads adapters into host memory on a worker, without giving them a slot of the batch.
 
-vLLM's `add_lora` always activates: as a prefetch it takes a slot, and may take one in use. Here the
-two are apart. `hold_adapter` reads, casts and packs between steps; vLLM itself takes a slot in the
-step that runs the adapter's first request, and that costs one copy.
+vLLM's `add_lora` always activates: as a prefetch it takes a slot, and may take one in use. Here
+the two are apart: `hold_adapter` reads, casts and packs between two steps, `activate_adapter`
+copies to a slot between two others. Where none was free, vLLM does it in the step that needs it.
 
 A worker extension: vLLM mixes this class into its worker (`worker_extension_cls`), in every process
 that has one. Imports vLLM.
@@ -14,6 +14,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.request import LoRARequest
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 
 class AdapterExtension:
@@ -36,14 +37,14 @@ class AdapterExtension:
         _check_sizes(adapters, lora)
         adapters.add_adapter(lora)
 
+    def activate_adapter(self, adapter_id: int) -> None:
+        """Copies an adapter that is held to a slot, in the place of the longest unused one."""
+        with gpu_sync_allowed():
+            self.model_runner.lora_manager._adapter_manager.activate_adapter(adapter_id)
+
     def drop_adapter(self, adapter_id: int) -> bool:
         """Forgets an adapter, in its slot and in host memory; says whether it was there."""
         return bool(self.model_runner.lora_manager.remove_adapter(adapter_id))
-
-    def list_active_adapters(self) -> list[int]:
-        """Adapters in slots."""
-        adapters: LoRAModelManager = self.model_runner.lora_manager._adapter_manager
-        return [adapter_id for adapter_id in adapters.lora_index_to_id if adapter_id is not None]
 
 
 def _check_sizes(adapters: LoRAModelManager, lora: LoRAModel) -> None:

@@ -19,6 +19,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 
 from deployments.adapter_tier import Adapter, AdapterFiles, AdapterTier
 from deployments.engine_server import Core
+from serve_app.errors import ClientError
 from serve_app.messages import AdapterRef, AdapterReport, Standing
 from serve_app.names import TenantId
 
@@ -159,8 +160,10 @@ class AdapterGate:
             raise
         except TimeoutError:
             self._fail(request, f"it was not loaded within {self._timeout_s:g} s")
-        except Exception as error:
+        except ClientError as error:
             self._fail(request, str(error))
+        except Exception:  # Was logged; what it says may be of places that are not the client's.
+            self._fail(request, "this is not the request's fault; send it again later")
         finally:
             self._waiting.pop(request.request_id, None)
 

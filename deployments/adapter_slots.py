@@ -21,6 +21,8 @@ class SlotTurns:
         lora = config.lora_config
         self._slots = None if lora is None else AdapterSlots(lora.max_loras)
         self._closed: set[int] = set()
+        self._running: set[int] = set()
+        self._n_slots = 0 if lora is None else int(lora.max_loras)
 
     def plan(self, running: Iterable[Request], waiting: Iterable[Request]) -> None:
         """Decides for one step. `waiting` is in the order of turns."""
@@ -28,6 +30,15 @@ class SlotTurns:
             counts = Counter(a for request in running if (a := _adapter_of(request)) is not None)
             wanted = (a for request in waiting if (a := _adapter_of(request)) is not None)
             self._closed = self._slots.plan(counts, wanted)
+            self._running = set(counts)
+
+    def may_start(self, request: Request) -> bool:
+        """Whether there is a slot for a request's adapter when the step is planned."""
+        adapter = _adapter_of(request)
+        if adapter is None:
+            return True
+        has_slot = adapter in self._running or len(self._running) < self._n_slots
+        return has_slot and adapter not in self._closed
 
     def is_closed(self, request: Request) -> bool:
         """Whether a request must not start in this step."""

@@ -80,7 +80,6 @@ class AdapterStore:
             if key in self._holds:
                 return self._hold_again(key)
             brought = await self._share(ref.place, lambda: self._bring(ref.source, ref.version))
-            self._check_rank(brought.facts)
             if brought.key in self._holds:
                 return self._hold_again(brought.key)
             hold = self._cache.hold(brought.key)
@@ -108,9 +107,7 @@ class AdapterStore:
             AdapterRefusedError: There is no such adapter, or it cannot be served.
             AdapterAwayError: It cannot be brought here now.
         """
-        brought = await self._share(f"{source}#", lambda: self._bring(source, ""))
-        self._check_rank(brought.facts)
-        return brought.facts
+        return (await self._share(f"{source}#", lambda: self._bring(source, ""))).facts
 
     async def look(self, source: str) -> str:
         """Returns the mark of what a source has now; another one means another version.
@@ -144,13 +141,15 @@ class AdapterStore:
         self._holds[key] = (hold, count + 1)
         return hold.path
 
-    def _check_rank(self, facts: AdapterFacts) -> None:
+    def _check_rank(self, brought: Brought) -> Brought:
         """An engine with a higher bound may have brought it to this node."""
-        if facts.rank > self._max_rank:
+        rank = brought.facts.rank
+        if rank > self._max_rank:
             raise AdapterRefusedError(
-                f"Its rank is {facts.rank} while the engine takes at most {self._max_rank}; "
+                f"Its rank is {rank} while the engine takes at most {self._max_rank}; "
                 "train it with a lower rank, or raise the model's adapters.max_rank."
             )
+        return brought
 
     async def _share(self, what: str, work: Callable[[], Awaitable[Brought]]) -> Brought:
         """One fetch for all who wait. One that stops waiting does not end it for the others."""
@@ -185,11 +184,11 @@ class AdapterStore:
             hold.release()
             outcome = await self._workers.do(Verify(key))
             if isinstance(outcome, Brought):
-                return outcome
+                return self._check_rank(outcome)
         job: Job = Bring(source, version, self._shape, self._max_rank)
         outcome = await self._workers.do(job)
         if isinstance(outcome, Brought):
-            return outcome
+            return self._check_rank(outcome)
         raise _failure_of(outcome)
 
 

@@ -161,8 +161,16 @@ class AdapterTier:
             await self._make_room(adapter.tenant)
             hold = self._core.hold_adapter(adapter.ref.id, str(adapter.folder))
             await asyncio.wrap_future(hold)
-        adapter.is_held = True
+            adapter.is_held = True
+            if adapter.requests:
+                await self._activate(adapter)
         adapter.load_s = time.monotonic() - began_s
+
+    async def _activate(self, adapter: Adapter) -> None:
+        try:
+            await asyncio.wrap_future(self._core.activate_adapter(adapter.ref.id))
+        except Exception as error:  # The step that needs it will try again.
+            logger.warning("Adapter %s has no slot yet: %s", adapter.ref.name, error)
 
     def _settle_load(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
         adapter.loading = None

@@ -105,10 +105,12 @@ class AdapterWorker:
                 f"(SHA-256 {raw.version[:12]}).",
                 5.0,
             )
-        adapter = check_adapter(raw, job.shape, job.max_rank)
         key = key_of(raw.version, job.shape)
-        facts = self._publish(key, adapter)
-        return Brought(key, facts)
+        known = self._verify(key)  # Perhaps from another source, or brought by another process.
+        if isinstance(known, Brought):
+            return Brought(key, msgspec.structs.replace(known.facts, mark=raw.mark))
+        adapter = check_adapter(raw, job.shape, job.max_rank)
+        return Brought(key, self._publish(key, adapter))
 
     def _publish(self, key: str, adapter: CheckedAdapter) -> AdapterFacts:
         # Converted before a byte is written: what is refused never takes room from others.

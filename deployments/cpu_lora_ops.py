@@ -17,7 +17,7 @@ the same:
 `install` puts both in the place of vLLM's; it is for CPUs only. Imports vLLM.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, partialmethod
 from typing import Any
@@ -95,19 +95,19 @@ class _Slice:
 
     a: Tensor
     b: Tensor
-    _ranks: dict[int, int] = field(default_factory=dict)
+    ranks: dict[int, int] = field(default_factory=dict)
+    """Rows of A in use, by slot, where they are known."""
     _packed: _Packed | None = None
 
     def rank_of(self, slot: int) -> int:
         """Returns how many rows of A are in use, 0 where the adapter leaves this slice alone."""
-        if slot not in self._ranks:
+        if slot not in self.ranks:
             used = self.a[slot, 0].any(dim=1).nonzero()
-            self._ranks[slot] = int(used[-1]) + 1 if used.numel() else 0
-        return self._ranks[slot]
+            self.ranks[slot] = int(used[-1]) + 1 if used.numel() else 0
+        return self.ranks[slot]
 
     def forget(self, slot: int) -> None:
         """Takes note that another adapter is in a slot now."""
-        self._ranks.pop(slot, None)
         if self._packed is not None and slot in self._packed.slots:
             self._packed = None
 
@@ -172,6 +172,8 @@ class CpuPunica(PunicaWrapperCPU):
         self._batch = self._sampled = Batch(torch.empty(0, dtype=torch.long))
         self._slices: dict[int, _Slice] = {}
         """By the address of A's stack, which lives as long as the model."""
+        self._ranks: dict[int, dict[int, int]] = {}
+        """Of each of these, by slot."""
 
     def update_metadata(self, mapping: LoRAMapping, *args: Any, **kwargs: Any) -> None:
         """Takes a step's rows."""
@@ -179,8 +181,17 @@ class CpuPunica(PunicaWrapperCPU):
         self._batch = Batch(self.token_lora_indices)
         self._sampled = Batch(self.sampler_indices)
 
-    def forget(self, slot: int) -> None:
-        """Takes note that another adapter is in a slot now."""
+    def learn(self, slot: int, ranks: Mapping[int, int]) -> None:
+        """Takes note that another adapter is in a slot now.
+
+        Args:
+            slot: Which.
+            ranks: Its rank by the address of A's stack. One that is missing is looked up in A.
+        """
+        for known in self._ranks.values():
+            known.pop(slot, None)
+        for address, rank in ranks.items():
+            self._ranks.setdefault(address, {})[slot] = rank
         for part in self._slices.values():
             part.forget(slot)
 
@@ -227,7 +238,8 @@ class CpuPunica(PunicaWrapperCPU):
     def _slice_of(self, a: Tensor, b: Tensor) -> _Slice:
         part = self._slices.get(a.data_ptr())
         if part is None:
-            part = self._slices[a.data_ptr()] = _Slice(a, b)
+            ranks = self._ranks.setdefault(a.data_ptr(), {})
+            part = self._slices[a.data_ptr()] = _Slice(a, b, ranks)
         return part
 
 
@@ -265,9 +277,29 @@ def _watch_slots(manager: Any, activate: Callable[..., bool], lora_id: int) -> b
     is_new = activate(manager, lora_id)
     if is_new:
         slot = manager.lora_index_to_id.index(lora_id)
+        ranks = _ranks_of(manager, lora_id)
         for punica in manager.punica_wrapper_mapping.values():
-            punica.forget(slot)
+            punica.learn(slot, ranks)
     return is_new
+
+
+def _ranks_of(manager: Any, lora_id: int) -> dict[int, int]:
+    """An adapter's rank in each slice of each layer, by the address of A's stack.
+
+    Known from what was copied: to look for the last row in use would take as long as the copy.
+    """
+    lora = manager.get_adapter(lora_id)
+    ranks = {}
+    for name, module in manager.modules.items():
+        stacks = getattr(module, "lora_a_stacked", ())
+        stacks = stacks if isinstance(stacks, tuple | list) else (stacks,)
+        weights = manager._get_lora_layer_weights(lora, name)
+        parts = [None] * len(stacks) if weights is None else weights.lora_a
+        parts = parts if isinstance(parts, list) else [parts] * len(stacks)
+        if len(parts) == len(stacks):
+            for stack, part in zip(stacks, parts, strict=True):
+                ranks[stack.data_ptr()] = 0 if part is None else int(part.shape[0])
+    return ranks
 
 
 def install() -> None:

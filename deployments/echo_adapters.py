@@ -43,6 +43,11 @@ class EchoAdapters:
         time.sleep(self.pace.load_s)
         self._held.add(adapter_id)
 
+    def activate(self, adapter_id: int) -> None:
+        """Gives an adapter a slot, if no request needs them all."""
+        if len(self._running) < self.pace.slots:
+            time.sleep(self._put_in_slot(adapter_id))
+
     def drop(self, adapter_id: int) -> None:
         """Forgets an adapter."""
         self._held.discard(adapter_id)
@@ -66,11 +71,15 @@ class EchoAdapters:
             return 0.0
         assert adapter_id in self._held, "a request comes when its adapter is held"
         self._running[adapter_id] += 1
+        return self._put_in_slot(adapter_id)
+
+    def _put_in_slot(self, adapter_id: int) -> float:
         is_new = adapter_id not in self._in_slots
         self._in_slots[adapter_id] = None
         self._in_slots.move_to_end(adapter_id)
         while len(self._in_slots) > self.pace.slots:
-            unused = next(a for a in self._in_slots if a not in self._running)
+            used = {*self._running, adapter_id}
+            unused = next(a for a in self._in_slots if a not in used)
             del self._in_slots[unused]
         return self.pace.activate_s if is_new else 0.0
 

@@ -149,6 +149,10 @@ class EchoCore:
         """Takes as long as loading would; no weights are read."""
         return self._between_steps(lambda: self._adapters.hold(adapter_id))
 
+    def activate_adapter(self, adapter_id: int) -> Future[None]:
+        """Takes as long as a copy to a slot would, if one is free."""
+        return self._between_steps(lambda: self._adapters.activate(adapter_id))
+
     def drop_adapter(self, adapter_id: int) -> Future[None]:
         """Forgets an adapter that no request uses."""
         return self._between_steps(lambda: self._adapters.drop(adapter_id))
@@ -243,12 +247,12 @@ class EchoCore:
 
     def _begin_step(self) -> float:
         """Fills the batch; returns how many seconds its step takes."""
+        if self._adapters.pace.slots:
+            self._adapters.plan(self._waiting[ticket].request for ticket in self._turns)
         self._make_room()
         prompt_tokens = 0
         adapters_s = 0.0
         skipped: list[TicketId] = []
-        if self._adapters.pace.slots:
-            self._adapters.plan(self._waiting[ticket].request for ticket in self._turns)
         while len(self._running) < self._max_running and (ticket := self._turns.next()):
             self._turns.take(ticket)
             adapter = adapter_of(self._waiting[ticket].request)
@@ -268,7 +272,12 @@ class EchoCore:
 
     def _make_room(self) -> None:
         """Preempts what has to yield to express requests."""
-        for n_places, newcomer in enumerate(self._turns.waiting_express(), 1):
+        express = [
+            ticket
+            for ticket in self._turns.waiting_express()
+            if self._adapters.may_start(adapter_of(self._waiting[ticket].request))
+        ]
+        for n_places, newcomer in enumerate(express, 1):
             if len(self._running) + n_places <= self._max_running:
                 continue
             ticket = self._turns.choose_yielding(newcomer)

@@ -88,6 +88,13 @@ class Core(Intake, Protocol):
         A request with an adapter may be accepted from then on, until it is dropped.
         """
 
+    def activate_adapter(self, adapter_id: int) -> Future[None]:
+        """Copies a held adapter to a slot between two steps, if one is free.
+
+        Not needed: else the step does it that runs the adapter's first request. But others would
+        feel both at once.
+        """
+
     def drop_adapter(self, adapter_id: int) -> Future[None]:
         """Forgets an adapter that no request uses."""
 

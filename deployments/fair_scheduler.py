@@ -209,7 +209,8 @@ class FairTurns(Scheduler):
         if told is not None:
             self.fair_queue.synchronise(told)
         self._slots.plan(self.running, self.fair_queue)
-        express = self.fair_queue.waiting_express()
+        # Nobody yields to one that could not start, for want of a slot for its adapter.
+        express = [r for r in self.fair_queue.waiting_express() if self._slots.may_start(r)]
         if express:
             self._make_room(express)
         with self._budget_kept(bool(express)):

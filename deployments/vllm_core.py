@@ -213,6 +213,15 @@ class VllmCore(EngineCoreProc):
         """Loads an adapter into host memory between two steps, without taking a slot."""
         return self._between_steps(lambda: self._tell_workers("hold_adapter", adapter_id, path))
 
+    def activate_adapter(self, adapter_id: int) -> Future[None]:
+        """Copies a held adapter to a slot between two steps, if no request needs them all."""
+
+        def activate() -> None:
+            if len(self.active_adapters()) < self.adapter_slots:
+                self._tell_workers("activate_adapter", adapter_id)
+
+        return self._between_steps(activate)
+
     def drop_adapter(self, adapter_id: int) -> Future[None]:
         """Forgets an adapter that no request uses, wherever it is."""
         return self._between_steps(lambda: self._tell_workers("drop_adapter", adapter_id))

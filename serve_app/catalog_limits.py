@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 
 from serve_app.catalog import Catalog
-from serve_app.config_limits import LimitSpec, PriceSpec
+from serve_app.config_limits import LimitSpec, PriceSpec, find_price
 from serve_app.config_tenants import Budgets, Limits, TenantSettings
 from serve_app.names import ModelName
 from serve_app.policy.leases import Scope
 
 _NONE = LimitSpec()
-_FREE = PriceSpec()
 
 
 class CatalogLimits:
@@ -20,8 +19,8 @@ class CatalogLimits:
     """
 
     def __init__(self, catalog: Catalog) -> None:
-        self.prices: Mapping[ModelName, PriceSpec] = {}
-        """By base model; a model that is not listed is free."""
+        self.prices: Mapping[str, PriceSpec] = {}
+        """By base model, or `model:adapter`; a model that is not listed is free."""
         self._catalog = catalog
         self._made: dict[tuple[int, int], tuple[Limits, Budgets | None, LimitSpec]] = {}
         """What was made of limits and budgets, by their identities, which it keeps in use."""
@@ -33,9 +32,9 @@ class CatalogLimits:
         tenant = self._catalog.tenant(scope.tenant)
         return _NONE if tenant is None else self._limits_in(tenant.settings, scope.model)
 
-    def price_of(self, model: ModelName) -> PriceSpec:
-        """Returns what a model's tokens cost."""
-        return self.prices.get(model, _FREE)
+    def price_of(self, model: ModelName, adapter: str = "") -> PriceSpec:
+        """Returns what tokens of a model, or of its adapter of this full name, cost."""
+        return find_price(self.prices, model, adapter)
 
     def forget(self) -> None:
         """Drops what was made of limits that may not hold any more."""

@@ -41,7 +41,7 @@ from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.config_store import StoreSettings, Where
 from serve_app.config_tenants import DeclaredTenant, find_tenant_conflict
 from serve_app.errors import ConfigError
-from serve_app.names import ModelName, ModelNameText
+from serve_app.names import ModelName, PricedNameText
 
 __all__ = [
     "Accelerator",
@@ -208,8 +208,9 @@ class Settings(Section):
     """Who is next when requests wait."""
     ledger: LedgerSettings = LedgerSettings()
     """The actor that holds tenants and keys to their limits and budgets."""
-    prices: dict[ModelNameText, PriceSpec] = Field(default_factory=dict)
-    """What tokens cost, by base model. A model that is not listed is free."""
+    prices: dict[PricedNameText, PriceSpec] = Field(default_factory=dict)
+    """What tokens cost, by base model or `model:adapter`. An adapter that is not listed costs what
+    its base model does, and a model that is not listed is free."""
     auth: AuthSettings = AuthOff()
     """Whether requests need keys."""
     tenants: Annotated[tuple[DeclaredTenant, ...], Field(strict=False)] = ()
@@ -247,7 +248,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _check_prices(self) -> Self:
         known = [model.name for model in self.models]
-        unknown = next((name for name in self.prices if name not in known), None)
+        unknown = next((n for n in self.prices if n.partition(":")[0] not in known), None)
         if unknown is not None:
             raise ValueError(
                 f"prices has {unknown!r}, and models has {', '.join(known)}; name one of these "

@@ -1,5 +1,6 @@
 """How limits are kept: what binds one tenant or key, what tokens cost, how the ledger counts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +29,20 @@ class PriceSpec(Section):
         """Return what tokens cost."""
         prompt = prompt_tokens * self.usd_per_million_prompt_tokens
         return (prompt + completion_tokens * self.usd_per_million_completion_tokens) / 1e6
+
+
+_FREE = PriceSpec()
+
+
+def find_price(prices: Mapping[str, PriceSpec], model: str, adapter: str) -> PriceSpec:
+    """Return what tokens cost: the adapter's own price, or its base model's, or nothing.
+
+    Args:
+        prices: By base model, or by `model:adapter`.
+        model: The base model's name.
+        adapter: The adapter's full name; empty is the base model itself.
+    """
+    return prices.get(adapter) or prices.get(model) or _FREE
 
 
 class LedgerSettings(Section):

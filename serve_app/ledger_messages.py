@@ -40,6 +40,8 @@ class Reserve(msgspec.Struct, frozen=True, tag=True):
     """The most tokens that each of its completions may have."""
     is_max_tokens_given: bool = True
     """Whether the client said so; if not, a limit lowers it instead of refusing it."""
+    adapter: str = ""
+    """Full name of the adapter that it uses, by which it is priced; empty is none."""
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -70,6 +70,17 @@ NamePrefixText = Annotated[
 ]
 
 
+PricedNameText = Annotated[
+    str,
+    AfterValidator(
+        Form(
+            rf"[A-Za-z0-9][A-Za-z0-9._/-]{{0,127}}(:{_ADAPTER})?",
+            "a base model, or one of its adapters as model:adapter",
+        )
+    ),
+]
+
+
 def is_adapter_name(text: str) -> bool:
     """Return whether an adapter may be called so."""
     return re.fullmatch(_ADAPTER, text) is not None

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -34,23 +33,6 @@ _MAX_RESOLVING = 32
 
 
 @dataclass(frozen=True)
-class AdapterChoice:
-    """The adapter that a request uses.
-
-    Attributes:
-        asked: What the request calls it.
-        ref: The version that it gets.
-    """
-
-    asked: str
-    ref: AdapterRef
-
-
-current_adapter: ContextVar[AdapterChoice | None] = ContextVar("current_adapter", default=None)
-"""The adapter of the HTTP request that the present task works for."""
-
-
-@dataclass(frozen=True)
 class AdapterBase:
     """What a base model's adapters must fit.
 
@@ -63,12 +45,6 @@ class AdapterBase:
     shape: ModelShape | None
     max_rank: int
     kind: str
-
-
-def may_use(caller: Caller, adapter: Adapter) -> bool:
-    """Whether a tenant may use an adapter."""
-    is_its_own = adapter.owner is None or adapter.owner == caller.tenant_id
-    return is_its_own and caller.tenant.may_use(*adapter.names)
 
 
 @dataclass
@@ -148,14 +124,18 @@ class GatewayAdapters:
             task.add_done_callback(lambda done: self._end(place, done))
         return await wait_shared(task)
 
+    async def learn_anew(self, adapter: Adapter) -> AdapterVersion:
+        """As `learn`, though it may have failed a moment ago: somebody says that it was mended."""
+        self._store_of(adapter).forget_failure(adapter.source)
+        return await self.learn(adapter)
+
     async def examine(self, adapter: Adapter) -> dict[str, Any]:
         """Fetches and checks an adapter that is to be registered; returns what was found.
 
         Returns:
             What `AdapterRepository.note_version` takes. Raises as `learn`.
         """
-        store = self._store_of(adapter)
-        store.forget_failure(adapter.source)
+        self._store_of(adapter).forget_failure(adapter.source)
         return await self._examine(adapter)
 
     async def close(self) -> None:

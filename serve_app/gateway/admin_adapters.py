@@ -87,8 +87,7 @@ class _Routes:
         """Fetches an adapter again: requests from now on get what is at its source now."""
         adapter = await self._find(name)
         try:
-            await self._adapters.examine(adapter)
-            await self._adapters.learn(adapter)
+            await self._adapters.learn_anew(adapter)
         except (AdapterRefusedError, AdapterAwayError) as error:
             _answer(error)
         return self._view(adapter)

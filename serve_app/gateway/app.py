@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
 from serve_app.config_tenants import Scope as KeyScope
-from serve_app.gateway.adapters import AdapterChoice, current_adapter
+from serve_app.gateway.adapter_choice import AdapterChoice, current_adapter
 from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
@@ -168,9 +168,13 @@ class Dispatch:
         current_adapter.set(None)
         if adapter is not None and seen.model is not None:
             current_adapter.set(await self._choose(adapter, seen.model, meter))
-        price = self._gateway.price_of(front_end.model_name)
-        meter.begin(front_end.model_name, price, is_max_tokens_given=seen.is_max_tokens_given)
-        meter.adapter = adapter.name if adapter is not None else ""
+        adapter_name = adapter.name if adapter is not None else ""
+        meter.begin(
+            front_end.model_name,
+            self._gateway.price_of(front_end.model_name, adapter_name),
+            is_max_tokens_given=seen.is_max_tokens_given,
+            adapter=adapter_name,
+        )
         retry_after_s = self._gateway.settings.limits.retry_after_s
         answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
         # The front end is an application of its own; it must not see this one's routing.

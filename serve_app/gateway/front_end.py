@@ -24,7 +24,8 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from deployments.model_source import fetch_model
 from serve_app.config_model import FrontEndSettings, ModelSettings
-from serve_app.gateway.adapters import AdapterBase, current_adapter
+from serve_app.gateway.adapter_choice import current_adapter
+from serve_app.gateway.adapters import AdapterBase
 from serve_app.gateway.engine_client import RemoteEngineClient
 from serve_app.gateway.error_body import from_validation, render
 from serve_app.gateway.model_client import ModelClient

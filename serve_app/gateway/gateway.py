@@ -15,12 +15,13 @@ from typing import Any
 from serve_app.adapter_registry import Adapter
 from serve_app.catalog import Caller
 from serve_app.config import Settings
-from serve_app.config_limits import LedgerSettings, PriceSpec
+from serve_app.config_limits import LedgerSettings, PriceSpec, find_price
 from serve_app.config_model import ModelSettings
 from serve_app.config_tenants import Scope
 from serve_app.errors import AdapterRefusedError, InternalError
 from serve_app.gateway.accounts import Accounts
-from serve_app.gateway.adapters import AdapterChoice, GatewayAdapters, may_use
+from serve_app.gateway.adapter_choice import AdapterChoice, may_use
+from serve_app.gateway.adapters import GatewayAdapters
 from serve_app.gateway.auth import check_scope
 from serve_app.gateway.deadline import read_timeout
 from serve_app.gateway.error_body import ApiError
@@ -39,8 +40,6 @@ from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
 
 logger = logging.getLogger(__name__)
-
-_FREE = PriceSpec()
 
 
 @dataclass(frozen=True)
@@ -163,9 +162,9 @@ class Gateway:
         timeout_s = read_timeout(headers, self.settings.gateway.request_timeout_s)
         return Meter(caller, self._ledger, timeout_s)
 
-    def price_of(self, model: ModelName) -> PriceSpec:
-        """Returns what a base model's tokens cost."""
-        return self.settings.prices.get(model, _FREE)
+    def price_of(self, model: ModelName, adapter: str) -> PriceSpec:
+        """Returns what tokens of a base model, or of its adapter of this full name, cost."""
+        return find_price(self.settings.prices, model, adapter)
 
     def find_target(self, model_name: str | None, path: str, caller: Caller) -> Target:
         """Returns what answers a request.

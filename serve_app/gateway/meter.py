@@ -121,6 +121,7 @@ class Turn:
             prompt_tokens=sum(g.prompt_tokens for g in self.generations),
             max_tokens=tuple(n for g in self.generations for n in g.max_tokens),
             is_max_tokens_given=meter.is_max_tokens_given,
+            adapter=meter.adapter,
         )
         try:
             answer = await meter.ledger.reserve(ask, self.usage)
@@ -171,9 +172,9 @@ class Meter:
             None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         )
         """By the event loop's clock."""
-        self.model = ModelName("")
         self.adapter = ""
         """Which adapter of the model; empty is the model itself."""
+        self.model = ModelName("")
         """The base model; empty until the body is read."""
         self.is_limited = caller.has_limits_on(self.model)
         """Whether the ledger has to consent."""
@@ -195,9 +196,11 @@ class Meter:
         """The key that was used; empty where keys are off."""
         return self.caller.key.id if self.caller.key is not None else KeyId("")
 
-    def begin(self, model: ModelName, price: PriceSpec, *, is_max_tokens_given: bool) -> None:
+    def begin(
+        self, model: ModelName, price: PriceSpec, *, is_max_tokens_given: bool, adapter: str = ""
+    ) -> None:
         """Learns what the body says."""
-        self.model = model
+        self.model, self.adapter = model, adapter
         self.is_limited = self.caller.has_limits_on(model)
         self.is_max_tokens_given = is_max_tokens_given
         self._price = price

@@ -42,7 +42,7 @@ class LimitSource(Protocol):
     def limits_of(self, scope: Scope) -> LimitSpec:
         """Returns a scope's limits; all None where it has none."""
 
-    def price_of(self, model: ModelName) -> PriceSpec:
+    def price_of(self, model: ModelName, adapter: str = "") -> PriceSpec:
         """Returns what a model's tokens cost."""
 
 
@@ -143,7 +143,7 @@ class Limiter:
     # --- what a request asks for ------------------------------------------------------------
 
     def _plan(self, ask: Reserve, now: Moment) -> Lease:
-        price = self._source.price_of(ask.model)
+        price = self._source.price_of(ask.model, ask.adapter)
         lease = Lease(
             ask,
             NOTHING,

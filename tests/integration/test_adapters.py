@@ -75,6 +75,10 @@ def platform(
             "recheck_s": RECHECK_S,
             "cache": {"path": str(folder / "cache"), "workers": 2},
         },
+        prices={
+            "tiny": {"usd_per_million_prompt_tokens": 1.0},
+            "tiny:sql": {"usd_per_million_prompt_tokens": 100.0},
+        },
         store={"state_dir": str(folder / "state"), "usage_batch_s": 0.05},
     )
     with LocalPlatform(settings, folder, n_gateways=2) as platform:
@@ -216,13 +220,21 @@ def test_tenant_that_makes_up_names_leaves_others_their_turn(platform: LocalPlat
     assert 404 in {answer.status_code for answer in answers}
 
 
-def test_usage_is_recorded_with_the_adapter(platform: LocalPlatform, admin: httpx.Client) -> None:
-    assert ask(platform, "tiny:team-a00002", OTHER.text).status_code == 200
+def test_usage_is_recorded_with_the_adapter_and_its_price(
+    platform: LocalPlatform, admin: httpx.Client
+) -> None:
+    for name in ("tiny:team-a00002", "tiny:sql"):
+        assert ask(platform, name, OTHER.text).status_code == 200
 
-    def rows() -> Any:
-        return admin.get("/admin/usage", params={"tenant": "other", "by": "adapter"}).json()["data"]
+    def rows() -> dict[str, Any]:
+        query = {"tenant": "other", "by": "adapter"}
+        found = admin.get("/admin/usage", params=query).json()["data"]
+        return {row["adapter"]: row for row in found}
 
-    wait_until(lambda: any(row["adapter"] == "tiny:team-a00002" for row in rows()), 10.0, "used")
+    wait_until(lambda: {"tiny:team-a00002", "tiny:sql"} <= rows().keys(), 10.0, "used")
+    cheap, dear = rows()["tiny:team-a00002"], rows()["tiny:sql"]
+    assert cheap["cost_usd"] == pytest.approx(cheap["prompt_tokens"] * 1e-6)
+    assert dear["cost_usd"] == pytest.approx(dear["prompt_tokens"] * 1e-4)
 
 
 def test_adapter_of_another_tenant_is_like_one_that_does_not_exist(

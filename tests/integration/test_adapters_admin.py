@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from serve_app import cli
 from serve_app.keys import make_key
@@ -34,7 +36,7 @@ def platform(
     tiny_model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalPlatform]:
     folder = tmp_path_factory.mktemp("platform")
-    settings = make_settings(
+    platform_settings = make_settings(
         write_echo(tiny_model, tokens_per_s=20.0, adapters={}, aliases=["tiny-alias"]),
         write_echo(tiny_model, "plain"),
         auth={"kind": "keys"},
@@ -51,7 +53,7 @@ def platform(
         },
         store={"state_dir": str(folder / "state")},
     )
-    with LocalPlatform(settings, folder, n_gateways=2) as platform:
+    with LocalPlatform(platform_settings, folder, n_gateways=2) as platform:
         yield platform
 
 
@@ -205,6 +207,30 @@ def test_adapter_that_cannot_be_registered_is_refused(
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"] == param, error
+
+
+odd = st.sampled_from(
+    ["", "tiny", "tiny:x", "..", "/", "/etc", "/dev/zero", "\x00", "a" * 3000, "s3://", "hf://a/b@..",
+     "file:///proc/self/mem", "\ud7ff", None, 1, True, [], ["x", "x"], [None], {"a": 1}]
+)  # fmt: skip
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    body=st.dictionaries(
+        st.sampled_from(
+            ["name", "base", "source", "tenant", "aliases", "lora_name", "lora_path", "x"]
+        ),
+        odd,
+    ),
+    path=st.sampled_from(["/admin/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"]),
+)
+def test_no_form_makes_a_5xx(admin: httpx.Client, body: dict[str, Any], path: str) -> None:
+    answer = admin.post(path, json=body)
+    assert 400 <= answer.status_code < 500, (body, answer.text)
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_declared_adapter_is_not_removed_here(admin: httpx.Client) -> None:

@@ -173,6 +173,7 @@ def check_contract(run: Run, adapters: list[Path]) -> None:
     run.accept("base", max_tokens=40)
     for adapter_id in (1, 2, 3):
         run.core.hold_adapter(adapter_id, str(adapters[adapter_id - 1])).result(30.0)
+        run.core.activate_adapter(adapter_id).result(30.0)
     for name, adapter_id in (("l1", 1), ("l2", 2), ("l3", 3), ("l1b", 1)):
         run.accept(name, max_tokens=5, adapter=adapter_id)
     for name in ("l1", "l2", "l3", "l1b", "base"):

@@ -115,7 +115,7 @@ def test_unknown_path_and_method_have_the_error_body(echo_platform: LocalPlatfor
     read_error(wrong)
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/load", "/v1/load_lora_adapter", "/server_info"])
+@pytest.mark.parametrize("path", ["/metrics", "/load", "/server_info"])
 def test_vllm_routes_that_are_not_for_clients_are_404(
     echo_platform: LocalPlatform, path: str
 ) -> None:
@@ -189,3 +189,10 @@ def test_right_key_in_anthropics_header_is_served(keyed_platform: LocalPlatform)
 @pytest.mark.parametrize("path", ["/health", "/ready", "/version"])
 def test_state_needs_no_key(keyed_platform: LocalPlatform, path: str) -> None:
     assert httpx.get(keyed_platform.url + path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+def test_nobody_changes_adapters_while_keys_are_off(
+    echo_platform: LocalPlatform, path: str
+) -> None:
+    assert post(echo_platform.url, path, {"lora_name": "x"}).status_code == 403

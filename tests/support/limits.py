@@ -24,7 +24,7 @@ class TableOfLimits:
         """Returns a scope's limits."""
         return self.limits.get(scope, LimitSpec())
 
-    def price_of(self, model: ModelName) -> PriceSpec:
+    def price_of(self, model: ModelName, adapter: str = "") -> PriceSpec:
         """Returns what a model's tokens cost."""
         return self.prices.get(model, PriceSpec())
 

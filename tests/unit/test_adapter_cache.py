@@ -79,6 +79,12 @@ def test_bound_is_kept_and_what_is_held_stays(steps: list[tuple[str, int, int]])
         shutil.rmtree(folder)
 
 
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AdapterAwayError, match=r"adapters.cache.path.*Not a directory"):
+        AdapterCache(tmp_path / "file/cache", MAX_BYTES)
+
+
 def test_longest_unused_goes_first(tmp_path: Path) -> None:
     cache = AdapterCache(tmp_path, MAX_BYTES)
     for name in "abc":

@@ -90,6 +90,12 @@ class FakeCore(EchoCore):
         done.set_result(None)
         return done
 
+    def activate_adapter(self, adapter_id: int) -> Future[None]:
+        assert adapter_id in self.held
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
     def drop_adapter(self, adapter_id: int) -> Future[None]:
         using = [r.lora_request for r in self.accepted.values() if r.lora_request is not None]
         assert adapter_id not in {lora.lora_int_id for lora in using}, "it is in use"
@@ -204,7 +210,8 @@ async def test_failure_in_the_core_gives_the_files_back(tmp_path: Path) -> None:
     stand.core.hold_adapter = lambda adapter_id, path: refused  # type: ignore[method-assign]
     stand.send("bad", adapter=1)
     await stand.until("bad")
-    assert "q_proj is for 8 inputs" in str(stand.outputs["bad"].stop_reason)
+    assert "not the request's fault" in str(stand.outputs["bad"].stop_reason)
+    assert stand.gate.report().failures == {1: "q_proj is for 8 inputs"}
     assert stand.files.holds == {1: 0}
 
 

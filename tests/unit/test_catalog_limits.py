@@ -85,3 +85,7 @@ def test_model_without_a_price_is_free() -> None:
     source.prices = {LLAMA: PriceSpec(usd_per_million_completion_tokens=3.0)}
     assert source.price_of(LLAMA).cost_usd(1000, 2000) == 0.006
     assert source.price_of(ModelName("other")).cost_usd(1000, 2000) == 0.0
+    dear = PriceSpec(usd_per_million_prompt_tokens=7.0)
+    source.prices = {**source.prices, f"{LLAMA}:sql": dear}
+    assert source.price_of(LLAMA, f"{LLAMA}:sql") == dear
+    assert source.price_of(LLAMA, f"{LLAMA}:chat") == source.price_of(LLAMA) != dear

@@ -137,8 +137,14 @@ def test_new_adapter_in_a_slot_replaces_the_old(rows: list[int]) -> None:
     x = torch.randn(len(rows), _INPUTS)
     check_rows(before, rows, x, run_layer(punica, before, x))
 
+    # What the adapter has: five rows in the first slice, nothing in the second.
+    weights = SimpleNamespace(lora_a=[after.a[0][2, 0, :5], None])
     manager = SimpleNamespace(
-        lora_index_to_id=[11, 12, 13, 14, 15], punica_wrapper_mapping={"language_model": punica}
+        lora_index_to_id=[11, 12, 13, 14, 15],
+        punica_wrapper_mapping={"language_model": punica},
+        modules={"qkv_proj": SimpleNamespace(lora_a_stacked=before.a)},
+        get_adapter=lambda lora_id: lora_id,
+        _get_lora_layer_weights=lambda lora, name: weights,
     )
 
     def activate(manager: SimpleNamespace, lora_id: int) -> bool:
