@@ -185,8 +185,10 @@ class Engine:
 
     def _has_core_work(self) -> bool:
         """Whether the core is to step; it is not while requests only wait for adapters."""
+        if self._server is None or self._failure is not None:
+            return False
         n_waiting = 0 if self._gate is None else self._gate.n_waiting
-        return self._is_busy() and self._server.count_requests() > n_waiting
+        return self._server.count_requests() > n_waiting
 
     # --- the core's thread ------------------------------------------------------------------
 
