@@ -48,6 +48,8 @@ class Scene:
     """One with three engines, if that was started."""
     pair: Target | None
     """Two models of one domain, by lane, if they were started."""
+    adapted: Target | None
+    """A model with adapters, by lane, if that was started."""
     settle: Callable[[], None]
     """Waits until nothing of an earlier scene is left."""
     seed: int = 1
@@ -197,6 +199,19 @@ def check_pinned(scene: Scene) -> None:
     scene.note("pinned: difference from a half", abs(share - 0.5), most=0.02)
 
 
+def check_adapters(scene: Scene) -> None:
+    """All prompts on one adapter, or on fifty: neither gets more than half, or less."""
+    if scene.adapted is None:
+        return
+    lanes = sorted(scene.adapted.models)
+    for name, used in (("one adapter", lanes[:1]), ("fifty adapters", lanes)):
+        honest = [replace(request, lane=lanes[0]) for request in _flow(HONEST, 2)]
+        more = [replace(r, lane=used[i % len(used)]) for i, r in enumerate(_flow(CHEAT, 4))]
+        run = scene.send((honest, more), target=scene.adapted)
+        share = find_share(run, CHEAT, _WARM_S, _END_S)
+        scene.note(f"cheats: share with all on {name}", share, most=0.52)
+
+
 CHECKS: Mapping[str, Callable[[Scene], None]] = {
     "cheats": check_cheats,
     "away": check_away,
@@ -205,4 +220,5 @@ CHECKS: Mapping[str, Callable[[Scene], None]] = {
     "gateways": check_gateways,
     "engines": check_engines,
     "pinned": check_pinned,
+    "adapters": check_adapters,
 }

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 from bench.report import say
@@ -26,13 +27,18 @@ from bench.systems import (
     wait_ready,
 )
 from deployments.echo_pace import Pace
+from serve_app.embedded_model import prepare_embedded_model
 from serve_app.keys import FreshKey, make_key
 from serve_app.names import TenantId
+from tests.support.adapters import make_family
 
 THREE = "three-engines"
 """Name of the model that has three engines, together as quick as the other's one."""
 PAIR = ("pair-0", "pair-1")
 """Names of two models in one fairness domain, together as quick as the other's one."""
+ADAPTED = "adapted"
+"""Name of a model with one engine that takes adapters."""
+N_ADAPTERS = 50
 BATCH = 20
 """Requests in a batch: what the paper's engine holds of 256/256."""
 SPARE = 4
@@ -84,6 +90,8 @@ class FairPlatform:
     keys: Keys
     n_gateways: int
     policy: str = "vtc"
+    adapters: Path | None = None
+    """Folder with the family of adapters of ADAPTED, if that is among the models."""
     gateways: list[str] = field(default_factory=list)
     """Every gateway's own address, once it runs."""
 
@@ -135,8 +143,16 @@ class FairPlatform:
                 tenants=list(self.keys.declared),
                 limits=_LIMITS,
                 fairness={"policy": self.policy},
+                **self._describe_adapters(),
             )
         ]
+
+    def _describe_adapters(self) -> dict[str, Any]:
+        if self.adapters is None:
+            return {}
+        cache = self.adapters.with_name("cache")
+        family = {"base": ADAPTED, "source": str(self.adapters)}
+        return {"adapters": {"families": [family], "cache": {"path": str(cache)}}}
 
     def _wait_for_gateways(self) -> None:
         """Waits until every gateway answers for every model."""
@@ -188,6 +204,18 @@ def describe_pair(engine: EngineModel, speed: float) -> list[dict[str, Any]]:
     model = describe_echo(engine, speed, 2)
     alone = {"replicas": {"min": 1, "max": 1}, "domain": "pair"}
     return [model | alone | {"name": name} for name in PAIR]
+
+
+def describe_adapted(engine: EngineModel, speed: float) -> dict[str, Any]:
+    """Returns a model entry as the first one's, with room for every adapter in one batch."""
+    entry = describe_echo(engine, speed, 1)
+    return entry | {"name": ADAPTED, "adapters": {"slots": N_ADAPTERS, "max_rank": 8}}
+
+
+def write_adapters(folder: Path) -> list[str]:
+    """Writes adapters for ADAPTED; returns their names as clients write them."""
+    names = make_family(folder, prepare_embedded_model(), N_ADAPTERS, ranks=[8])
+    return [f"{ADAPTED}:{name}" for name in names]
 
 
 def describe_vllm() -> dict[str, Any]:

@@ -16,8 +16,10 @@ A cap on requests a minute is compared in `bench.simulate` only: minutes cannot 
 import argparse
 import json
 import random
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,10 +31,12 @@ from bench.fair_platform import (
     THREE,
     FairPlatform,
     Keys,
+    describe_adapted,
     describe_echo,
     describe_pair,
     describe_vllm,
     make_keys,
+    write_adapters,
 )
 from bench.fair_runs import Target, measure_capacity, send
 from bench.report import describe_run, say
@@ -59,7 +63,8 @@ def main() -> int:
     prepare_embedded_model(progress=say)
     chosen = options.only or (_QUICK if options.quick else [*(w.name for w in WORKLOADS), *CHECKS])
     keys = _make_keys()
-    platform = _make_platform(options, keys, chosen)
+    folder = Path(tempfile.mkdtemp(prefix="arriero-bench-"))
+    platform = _make_platform(options, keys, chosen, folder)
     try:
         platform.start()
         figures = _run(platform, keys, chosen, options)
@@ -68,6 +73,7 @@ def main() -> int:
         return 1
     finally:
         platform.stop()
+        shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps({"bench": "fairness", "quick": options.quick, "figures": figures}))
     return 0
 
@@ -119,7 +125,9 @@ def _name_for(tenant: TenantId, workload: Workload, policy: str) -> TenantId:
     return TenantId(f"{policy}-{workload.name.replace('/', '-').replace(' ', '-')}-{tenant}")
 
 
-def _make_platform(options: argparse.Namespace, keys: Keys, chosen: Sequence[str]) -> FairPlatform:
+def _make_platform(
+    options: argparse.Namespace, keys: Keys, chosen: Sequence[str], folder: Path
+) -> FairPlatform:
     engine = EngineModel()
     is_echo = options.engine == "echo"
     models = [describe_echo(engine, options.speed, 1) if is_echo else describe_vllm()]
@@ -128,7 +136,11 @@ def _make_platform(options: argparse.Namespace, keys: Keys, chosen: Sequence[str
     if "pinned" in chosen and is_echo:
         models += describe_pair(engine, options.speed)
     n_gateways = 4 if {"gateways", "engines"} & set(chosen) else 2
-    return FairPlatform(models, keys, n_gateways)
+    platform = FairPlatform(models, keys, n_gateways)
+    if "adapters" in chosen and is_echo:
+        models.append(describe_adapted(engine, options.speed))
+        platform = FairPlatform(models, keys, n_gateways, adapters=folder / "adapters")
+    return platform
 
 
 def _run(
@@ -139,7 +151,7 @@ def _run(
     policies = options.policies or (_QUICK_POLICIES if options.quick else POLICIES)
     results: dict[str, dict[str, Result]] = {workload.name: {} for workload in workloads}
     runs: dict[str, dict[str, Run]] = {workload.name: {} for workload in workloads}
-    scene = Scene(target, None, None, platform.wait_until_idle, options.seed)
+    scene = Scene(target, None, None, None, platform.wait_until_idle, options.seed)
     for policy in policies if workloads else ("vtc",):
         platform.set_policy(policy)
         here = replace(target, gateways=platform.gateways)
@@ -195,6 +207,9 @@ def _check(
         scene.three = _aim(platform, keys, THREE, options)
     if "pinned" in chosen and options.engine == "echo":
         scene.pair = replace(scene.one, n_engines=2, models={name: name for name in PAIR})
+    if platform.adapters is not None:
+        names = write_adapters(platform.adapters)
+        scene.adapted = replace(scene.one, models={name: name for name in names})
     for name, check in CHECKS.items():
         if name in chosen:
             check(scene)

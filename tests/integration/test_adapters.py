@@ -14,7 +14,7 @@ import pytest
 
 from deployments.adapter_workers import AdapterWorkers
 from serve_app.keys import make_key
-from serve_app.messages import AdapterRef, Standing
+from serve_app.messages import AdapterRef
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.adapters import CONFIG, WEIGHTS, make_adapter, make_family
 from tests.support.platform import LocalPlatform, wait_until
@@ -102,14 +102,14 @@ def seen(platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch) -> list[Adapt
         assert core is not None
         accept = core.accept
 
-        def watch(request: Any, standing: Standing, accept: Any = accept) -> None:
+        def watch(request: Any, *rest: Any, accept: Any = accept) -> None:
             lora = request.lora_request
             refs.append(
                 AdapterRef.at(lora.lora_path, id=lora.lora_int_id, name=lora.lora_name, base="tiny")
                 if lora is not None
                 else None
             )
-            accept(request, standing)
+            accept(request, *rest)
 
         monkeypatch.setattr(core, "accept", watch)
     return refs
