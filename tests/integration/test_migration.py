@@ -106,6 +106,7 @@ def test_engine_killed_mid_stream_changes_no_event_of_any_api(
         assert max(stream.longest_gap_s() for stream in streams) < 1.0
 
 
+@pytest.mark.slow
 def test_request_goes_on_after_each_of_several_deaths(tiny_model: Path, tmp_path: Path) -> None:
     with platform_of(tiny_model, tmp_path, n_engines=4) as platform:
         stream = Stream(platform.url, body(max_tokens=200, n=2, logprobs=1))
@@ -136,6 +137,7 @@ def test_requests_of_the_last_engine_wait_for_the_next_one(
         assert answer.result().json()["choices"][0]["text"] == "One two" * 30
 
 
+@pytest.mark.slow
 def test_stop_string_across_the_seam_ends_the_answer(tiny_model: Path, tmp_path: Path) -> None:
     # One token a word: the string begins on the engine that dies and ends on the next.
     words = " ".join(f"w{i}" for i in range(40))
@@ -182,6 +184,7 @@ def test_usage_of_a_moved_request_is_counted_and_recorded_once(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_requests_of_a_stopped_process_move_and_its_late_words_are_ignored(
     tiny_model: Path, tmp_path: Path
@@ -216,6 +219,7 @@ def test_engine_that_leaves_moves_what_cannot_end_in_time(tiny_model: Path, tmp_
         assert max(stream.longest_gap_s() for stream in streams) < 0.8
 
 
+@pytest.mark.slow
 def test_request_whose_engines_die_one_by_one_is_stopped_and_others_are_not(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -244,6 +248,7 @@ def test_request_whose_engines_die_one_by_one_is_stopped_and_others_are_not(
         assert good.usage.completion_tokens == 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_router_that_dies_while_requests_wait_to_go_on_costs_nothing(
     tiny_model: Path, tmp_path: Path
