@@ -92,6 +92,7 @@ class Link:
         identity: Names this end to the listener; unique among its links.
         on_message: Called with each message's frames, in order.
         on_lost: Called once when the peer is gone. The link is closed by then.
+        silent_s: After so long without a sign of life from the peer's process it is gone.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Link:
         identity: bytes,
         on_message: Callable[[list[zmq.Frame]], None],
         on_lost: Callable[[], Awaitable[None] | None],
+        silent_s: float = 10.0,
     ) -> None:
         self._on_message = on_message
         self._on_lost = on_lost
@@ -114,8 +116,9 @@ class Link:
             self._socket.setsockopt(zmq.IPV6, 1)
         # A listener that is gone never comes back under the same address and key.
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)
+        # Answered by a thread of ZeroMQ's own: an interpreter that is busy is no reason.
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, int(200 * silent_s))
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(1000 * silent_s))
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 5_000)
         self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
         self._socket.curve_serverkey = endpoint.key

@@ -52,6 +52,9 @@ from serve_app.wire import Link
 logger = logging.getLogger(__name__)
 
 _ALIVE_EVERY_S = 1.0
+_SILENT_ENGINE_S = 2.0
+"""A killed process closes its connections last, after giving back its memory, which may take
+seconds; it falls silent first."""
 _ENDED_REPEATED = 4096
 """Ended tickets that a new router is told of; far more than end while there is none."""
 _STATUS_OF_REFUSAL = {
@@ -237,7 +240,11 @@ class ModelClient:
 
     def _connect(self, engine_id: EngineId, endpoint: Endpoint) -> Link:
         link = Link(
-            endpoint, self._identity, self._read_outputs, lambda: self._lose_engine(engine_id)
+            endpoint,
+            self._identity,
+            self._read_outputs,
+            lambda: self._lose_engine(engine_id),
+            silent_s=_SILENT_ENGINE_S,
         )
         link.send([BEGIN])
         return link
@@ -248,7 +255,7 @@ class ModelClient:
         for output in outputs.outputs:
             if output.finished:
                 self._finish(output)
-        for sink in self._sinks:
+        for sink in self._sinks if outputs.outputs else ():
             sink.take(outputs)
 
     def _accept(self, output: EngineCoreOutput) -> bool:

@@ -34,6 +34,8 @@ _MODEL = ModelName("tiny")
 _N_ENGINES = 3
 _N_STREAMS = 6
 _SERVES_AGAIN_S = 30.0
+_MANY_DEATHS = {"max_engine_deaths": 1000, "max_engine_deaths_in_a_row": 1000}
+"""All engines may die at once here: a request then meets several that are dead already."""
 
 
 class Storm:
@@ -109,7 +111,7 @@ class Storm:
         self._platform.wait_until(self._is_whole, _SERVES_AGAIN_S, "whole again")
         answer = post(self._platform.url, "/v1/completions", _make_request("x y", 2, stream=False))
         assert answer.status_code == 200, answer.text
-        assert not self._errors, self._errors
+        assert not self._errors, "; ".join(self._errors)
         assert all(thread.is_alive() for thread in self._threads)
 
     def _is_whole(self) -> bool:
@@ -123,7 +125,7 @@ class Storm:
             thread.join(120.0)
             assert not thread.is_alive(), "a stream does not end"
         self._platform.wait_until(lambda: self._platform.count_running() == 0, 20.0, "idle")
-        assert not self._errors, self._errors
+        assert not self._errors, "; ".join(self._errors)
         assert self.n_answers > 0
 
     # --- load -------------------------------------------------------------------------------
@@ -146,6 +148,10 @@ class Storm:
     def _ask(self, words: str, n_tokens: int, pause_s: float) -> None:
         request = _make_request(words, n_tokens) | {"return_token_ids": True}
         stream = Stream(self._platform.url, request, pause_s=pause_s)
+        events = stream.finish(120.0)
+        assert events[-1:] == ["[DONE]"], f"{stream.status}: {events[-1:]}"
+        errors = [event for event in events if '"error"' in event]
+        assert not errors, errors
         choices = [choice for event in stream.events() for choice in event["choices"]]
         found = [token for choice in choices for token in choice["token_ids"] or ()]
         prompt = next(c["prompt_token_ids"] for c in choices if c.get("prompt_token_ids"))
@@ -169,7 +175,7 @@ def storm_over(folder: Path, seed: int) -> Iterator[Storm]:
     )
     with LocalPlatform(
         # Whoever draws the events may hit one request many times.
-        parse_settings(write_args(model, limits={"max_engine_deaths": 1000})),
+        parse_settings(write_args(model, limits=_MANY_DEATHS)),
         folder,
         engines_in_processes=True,
         routers_in_processes=True,
