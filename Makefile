@@ -14,7 +14,7 @@ VENV := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
-	bench-fairness
+	bench-fairness bench-spot
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -65,6 +65,9 @@ bench-simulate: env-dev ## Simulate the paper's workloads under every order (ARG
 
 bench-fairness: env-dev ## Measure fairness of the running platform (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.fairness $(ARGS)
+
+bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
+	@$(VENV)/python -m bench.spot $(ARGS)
 
 constraints: env ## Resolve the pinned versions anew
 	@$(VENV)/python -m cluster.pins
