@@ -1,6 +1,6 @@
 """Replays public spot traces: what does availability cost under each placement policy?
 
-    python -m bench.spot --traces FOLDER             ten windows of 24 h a trace; 10 minutes
+    python -m bench.spot --traces FOLDER             ten windows of 24 h a trace; 15 minutes
     python -m bench.spot --traces FOLDER --quick     two windows
     python -m bench.spot --traces FOLDER --plots bench/plots
 
@@ -41,6 +41,8 @@ GOALS = {120.0: 0.999, 600.0: 0.995}
 NOTICES_S = {"aws": 120.0, "gcp": 30.0}
 WHOLE = (0.0, 1.0)
 HELD_OUT = {"AWS1": (0.5, 1.0), "AWS2": (0.5, 1.0), "AWS3": (0.5, 1.0), "GCP1": WHOLE}
+
+PARTS = {"whole": dict.fromkeys(TRACES, WHOLE), "held-out": HELD_OUT}
 
 Maker = Callable[[Setting, Sequence[Offer], int], Placement]
 
@@ -182,11 +184,13 @@ def judge(results: Results, has_notice: bool, prefix: str) -> dict[str, Figure]:
 
 
 def _list_jobs(folder: Path, n_windows: int, parts: Mapping[str, tuple[float, float]]) -> list[Job]:
-    policies = list(POLICIES) if parts == dict.fromkeys(TRACES, WHOLE) else ["SpotHedge", "Arriero"]
+    """The held-out windows are run without notices and for two policies, as they take long."""
+    is_whole = parts is not HELD_OUT
+    policies = list(POLICIES) if is_whole else ["SpotHedge", "Arriero"]
     return [
         Job(folder / trace, policy, start_up_s, has_notice, parts[trace], window, n_windows)
         for trace, start_up_s, window in itertools.product(TRACES, GOALS, range(n_windows))
-        for has_notice in (False, True)
+        for has_notice in ((False, True) if is_whole else (False,))
         for policy in policies
         if not has_notice or policy in ("SpotHedge", "Arriero")
     ]
@@ -199,17 +203,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--traces", type=Path, required=True, help="folder of the traces")
     parser.add_argument("--quick", action="store_true", help="two windows instead of ten")
     parser.add_argument("--plots", type=Path, help="folder for the plot")
+    parser.add_argument("--part", choices=["both", *PARTS], default="both", help="of the traces")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(argv)
     n_windows = 2 if options.quick else 10
     figures: dict[str, Figure] = {}
-    for prefix, parts in (("", dict.fromkeys(TRACES, WHOLE)), ("held out, ", HELD_OUT)):
+    for prefix, parts in PARTS.items():
+        if options.part not in ("both", prefix):
+            continue
         jobs = _list_jobs(options.traces, n_windows, parts)
         results = run_jobs(jobs, options.processes)
-        print_results(f"{prefix or 'all '}windows", results)
-        for has_notice in (False, True):
-            figures |= judge(results, has_notice, prefix)
-        if options.plots and not prefix:
+        print_results(f"Windows: {prefix}", results)
+        for has_notice in sorted({job.has_notice for job in jobs}):
+            figures |= judge(results, has_notice, f"{prefix}, ")
+        if options.plots and prefix == "whole":
             say(f"drew {draw(results, options.plots)}")
     print("\n" + describe_run(f"python -m bench.spot {' '.join(argv or sys.argv[1:])}"))
     print_figures("spot", figures, is_quick=options.quick)
