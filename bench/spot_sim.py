@@ -1,0 +1,244 @@
+"""Replays spot availability traces against a placement policy.
+
+A trace says for each zone how many spot nodes it would give at a time. What a policy sees is what a
+controller would: its own nodes, which launches failed, which nodes were taken. Every launch takes
+`start_up_s` until its node serves; a node that its zone has no room for goes at once, without
+notice, the newest first. On-demand nodes always come and stay.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cluster.policy.fleet import (
+    Happening,
+    Launched,
+    Node,
+    NodeId,
+    Offer,
+    Plan,
+    Reclaimed,
+    Refused,
+    ZoneId,
+)
+
+_MOST_ROUNDS = 12
+"""Of launches in one tick."""
+
+
+class Placement(Protocol):
+    """What the simulator asks; `SpotPlacement` and its rivals answer."""
+
+    def observe(self, happenings: Sequence[Happening], now_s: float) -> None:
+        """Hears what has happened since the last call."""
+
+    def plan(self, nodes: Sequence[Node], now_s: float) -> Plan:
+        """Says what to do."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Room for spot nodes by zone, one number each `gap_s`."""
+
+    name: str
+    gap_s: float
+    rooms: Mapping[ZoneId, Sequence[int]]
+
+    @property
+    def duration_s(self) -> float:
+        """As long as every zone is known."""
+        return min(map(len, self.rooms.values())) * self.gap_s
+
+    def room(self, zone: ZoneId, at_s: float) -> int:
+        """Nodes that the zone gives then."""
+        return self.rooms[zone][int(at_s // self.gap_s)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a replay is run with. Prices are in spot nodes' hours."""
+
+    target: int = 3
+    start_up_s: float = 120.0
+    tick_s: float = 30.0
+    window_s: float = 86_400.0
+    notices_s: Mapping[str, float] = field(default_factory=dict)
+    """Notice of a reclaim that each cloud gives; none where it is not named."""
+    spot_usd_per_h: float = 1.0
+    on_demand_usd_per_h: float = 3.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One window under one policy.
+
+    Attributes:
+        availability: Share of time in which the target's nodes served, from the end of the first
+            start-up on: before it no policy can have any.
+        availability_all: The same from the beginning on.
+        cost: Divided by that of the target's nodes on demand.
+        shortage: Node-seconds missing, divided by those wanted: requests that are late or lost
+            when load is just what the target can serve.
+        reclaims: Spot nodes taken.
+        launches: That succeeded.
+        on_demand: Share of the cost.
+    """
+
+    availability: float
+    availability_all: float
+    cost: float
+    shortage: float
+    reclaims: int
+    launches: int
+    on_demand: float
+
+
+def load_trace(folder: Path) -> Trace:
+    """Reads a folder with a file for each zone."""
+    rooms: dict[ZoneId, list[int]] = {}
+    gap_s = 0.0
+    for file in sorted(folder.glob("*.json")):
+        content = json.loads(file.read_text())
+        gap_s = float(content["metadata"]["gap_seconds"])
+        rooms[ZoneId(file.stem.split("_")[0])] = content["data"]
+    if not rooms:
+        raise SystemExit(f"error: {folder} holds no traces (*.json)")
+    return Trace(folder.name, gap_s, rooms)
+
+
+def list_offers(trace: Trace, setting: Setting) -> list[Offer]:
+    """Every zone's offer; all ask the same, as the traces say nothing of prices."""
+    return [
+        Offer(
+            zone,
+            "gcp" if zone[-2] == "-" else "aws",
+            zone.rsplit("-", 1)[0] if zone[-2] == "-" else zone[:-1],
+            setting.spot_usd_per_h,
+            setting.on_demand_usd_per_h,
+        )
+        for zone in trace.rooms
+    ]
+
+
+class Replay:
+    """One window of a trace under one policy."""
+
+    def __init__(
+        self, trace: Trace, policy: Placement, setting: Setting, offset_s: float, seed: int = 0
+    ) -> None:
+        self._trace, self._policy, self._setting = trace, policy, setting
+        self._offset_s = offset_s
+        self._nodes: list[Node] = []
+        self._leaving: list[tuple[Node, float]] = []
+        self._clouds = {offer.zone: offer.cloud for offer in list_offers(trace, setting)}
+        self._made = 0
+        self._happenings: list[Happening] = []
+        self._costs: Counter[str] = Counter()
+        self._reclaims = self._missing = 0
+        self._served = self._served_late = 0
+
+    def run(self) -> Outcome:
+        """Runs the window to its end."""
+        setting = self._setting
+        n_ticks = round(setting.window_s / setting.tick_s)
+        first = round(setting.start_up_s / setting.tick_s)
+        for tick in range(n_ticks):
+            now_s = tick * setting.tick_s
+            self._take(now_s)
+            self._leaving = [(node, at_s) for node, at_s in self._leaving if at_s > now_s]
+            self._mark_ready(now_s)
+            self._ask(now_s)
+            self._count(tick >= first)
+        whole = setting.target * n_ticks
+        spot, on_demand = self._costs["spot"], self._costs["on-demand"]
+        return Outcome(
+            self._served_late / (n_ticks - first),
+            self._served / n_ticks,
+            (spot + on_demand) / (whole * setting.on_demand_usd_per_h),
+            self._missing / (setting.target * (n_ticks - first)),
+            self._reclaims,
+            self._made,
+            on_demand / (spot + on_demand or 1.0),
+        )
+
+    def _take(self, now_s: float) -> None:
+        held = Counter(node.zone for node in self._nodes if node.market == "spot")
+        for zone, n_held in held.items():
+            n_taken = n_held - self._room(zone, now_s)
+            if n_taken <= 0:
+                continue
+            mine = [n for n in self._nodes if n.zone == zone and n.market == "spot"]
+            newest = sorted(mine, key=lambda node: -node.started_s)[:n_taken]
+            self._nodes = [node for node in self._nodes if node not in newest]
+            at_s = now_s + self._notice_s(zone)
+            self._leaving += [(node, at_s) for node in newest]
+            self._reclaims += n_taken
+            self._happenings.append(Reclaimed(zone, n_taken, n_held))
+
+    def _notice_s(self, zone: ZoneId) -> float:
+        return self._setting.notices_s.get(self._clouds[zone], 0.0)
+
+    def _room(self, zone: ZoneId, now_s: float) -> int:
+        """A zone that has given notice gives no new nodes either."""
+        at_s = self._offset_s + now_s
+        end_s = self._trace.duration_s - 1.0
+        later_s = min(at_s + self._notice_s(zone), end_s)
+        return min(self._trace.room(zone, at_s), self._trace.room(zone, later_s))
+
+    def _mark_ready(self, now_s: float) -> None:
+        for i, node in enumerate(self._nodes):
+            if not node.is_ready and now_s - node.started_s >= self._setting.start_up_s:
+                self._nodes[i] = Node(node.id, node.zone, node.market, node.started_s, True)
+
+    def _ask(self, now_s: float) -> None:
+        """Asks until a plan has nothing more to try: a cloud refuses within seconds."""
+        for _ in range(_MOST_ROUNDS):
+            self._policy.observe(tuple(self._happenings), now_s)
+            self._happenings.clear()
+            plan = self._policy.plan(tuple(self._nodes), now_s)
+            self._do(plan, now_s)
+            if not plan.launches:
+                break
+
+    def _do(self, plan: Plan, now_s: float) -> None:
+        ended = {end.node for end in plan.ends}
+        self._nodes = [node for node in self._nodes if node.id not in ended]
+        for launch in plan.launches:
+            held = sum(n.zone == launch.zone and n.market == "spot" for n in self._nodes)
+            room = self._room(launch.zone, now_s)
+            if launch.market == "spot" and held >= room:
+                self._happenings.append(Refused(launch.zone, "spot"))
+                continue
+            self._made += 1
+            name = NodeId(f"n{self._made}")
+            self._nodes.append(Node(name, launch.zone, launch.market, now_s, False))
+            self._happenings.append(Launched(launch.zone, launch.market))
+
+    def _count(self, is_late: bool) -> None:
+        setting = self._setting
+        paid = self._nodes + [node for node, _ in self._leaving]
+        n_ready = sum(node.is_ready for node in paid)
+        served = n_ready >= setting.target
+        self._served += served
+        if is_late:
+            self._served_late += served
+            self._missing += max(0, setting.target - n_ready)
+        for node in paid:
+            price = setting.spot_usd_per_h if node.market == "spot" else setting.on_demand_usd_per_h
+            self._costs[node.market] += price  # type: ignore[assignment]
+
+
+def choose_offsets(
+    trace: Trace, setting: Setting, n: int, part: tuple[float, float]
+) -> list[float]:
+    """Returns where windows begin, drawn from a part of the trace."""
+    begin, end = (trace.duration_s * share for share in part)
+    last = end - setting.window_s
+    if last < begin:
+        raise SystemExit(f"error: {trace.name} is too short for windows of {setting.window_s} s")
+    rng = random.Random(f"{trace.name} {part}")
+    return [begin + rng.random() * (last - begin) for _ in range(n)]

@@ -1,0 +1,73 @@
+"""Every file under sky/, parsed by SkyPilot and planned by its optimiser."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.sky_environment import ROOT, ensure_sky, make_home, plan_files
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+FILES = sorted((ROOT / "sky").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Any]], str]:
+    ensure_sky()
+    plans, output = plan_files(FILES, make_home(tmp_path_factory.mktemp("sky-home")))
+    return dict(zip([file.stem for file in FILES], plans, strict=True)), output
+
+
+def test_all_files_of_the_platform_are_there() -> None:
+    assert [file.stem for file in FILES] == ["cell", "dev-cpu", "service", "workers"]
+
+
+def test_optimiser_prints_a_plan_for_every_file(
+    planned: tuple[dict[str, dict[str, Any]], str],
+) -> None:
+    plans, output = planned
+    assert set(plans) == {file.stem for file in FILES}
+    assert output.count("CHOSEN") == len(FILES)
+
+
+@pytest.mark.parametrize("name", ["cell", "workers", "service"])
+def test_gpu_files_take_the_cheapest_spot_node(
+    planned: tuple[dict[str, dict[str, Any]], str], name: str
+) -> None:
+    plan = planned[0][name]
+    assert plan["use_spot"]
+    assert plan["accelerators"] == {"A100-80GB": 8}
+    assert plan["usd_per_h"] == 8.0  # us-west-2 in the test's catalogue
+
+
+def test_cell_may_be_of_many_kinds_and_opens_one_port(
+    planned: tuple[dict[str, dict[str, Any]], str],
+) -> None:
+    plan = planned[0]["cell"]
+    assert plan["choices"] >= 10
+    assert plan["ports"] == ["8000"]
+
+
+def test_service_is_probed_where_the_platform_says_that_it_is_ready(
+    planned: tuple[dict[str, dict[str, Any]], str],
+) -> None:
+    plan = planned[0]["service"]
+    assert plan["readiness_path"] == "/ready"
+    assert plan["spot_placer"] == "dynamic_fallback"
+
+
+def test_trial_machine_costs_cents_and_opens_no_port(
+    planned: tuple[dict[str, dict[str, Any]], str],
+) -> None:
+    plans = planned[0]
+    assert plans["dev-cpu"]["use_spot"]
+    assert plans["dev-cpu"]["usd_per_h"] < 0.1
+    assert plans["dev-cpu"]["ports"] is None
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_no_secret_has_a_value_in_a_file(file: Path) -> None:
+    secrets = yaml.safe_load(file.read_text()).get("secrets", {})
+    assert all(not value for value in secrets.values())
