@@ -390,6 +390,8 @@ def _read_usage(body: bytearray, ask: Ask) -> dict[str, int]:
         _check_reason(whole["choices"][0]["finish_reason"], ask.reason)
         return _usage_of(whole)
     events = bytes(body).strip().replace(b"\r\n", b"\n").split(_EVENT_END)
+    # Who waits long gets comments, lest a proxy cut the stream.
+    events = [event for event in events if not event.startswith(b":")]
     if events[-1] != _DONE:
         raise ValueError("the stream has no [DONE] at its end")
     last = [json.loads(event.removeprefix(b"data: ")) for event in events[-4:-1]]
