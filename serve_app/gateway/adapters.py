@@ -28,8 +28,9 @@ from serve_app.store.adapters import AdapterRepository
 
 logger = logging.getLogger(__name__)
 
-_MAX_RESOLVING = 32
-"""Adapters that one tenant may have looked up at a time; names can be made up without end."""
+_MAX_RESOLVING = 1024
+"""Requests of one tenant that may wait for adapters' first look-up: whoever begins with hundreds at
+once only waits, and made-up names, of which there is no end, take no more than that."""
 
 
 @dataclass(frozen=True)
