@@ -135,18 +135,7 @@ def print_results(title: str, results: Results) -> None:
                 f"{mean(o.on_demand for o in outcomes):.2f}",
             ]
         )
-    head = [
-        "policy",
-        "available",
-        "spread",
-        "with ramp",
-        "cost",
-        "spread",
-        "late",
-        "reclaims",
-        "on demand",
-    ]
-    print_table(title, head, rows)
+    print_table(title, _HEAD, rows)
 
 
 _HEAD = (
