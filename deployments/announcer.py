@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from deployments.autoscaler import Autoscaler
 from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import Fleet
 from deployments.ticket_book import TicketBook
@@ -20,6 +21,7 @@ class Announcer:
         cost: What it charges.
         fleet: The engines.
         tickets: The requests, and the gateways that are told.
+        autoscaler: Says how many engines there are to be.
         send: Sends a gateway a status.
         preempts: Whether engines take requests beyond their room.
         gauges: Shows the same to operators; None where nobody collects them.
@@ -31,6 +33,7 @@ class Announcer:
         cost: Cost,
         fleet: Fleet,
         tickets: TicketBook,
+        autoscaler: Autoscaler,
         send: Callable[[bytes, ModelStatus], None],
         *,
         preempts: bool,
@@ -40,6 +43,7 @@ class Announcer:
         self._cost = cost
         self._fleet = fleet
         self._tickets = tickets
+        self._autoscaler = autoscaler
         self._send = send
         self._preempts = preempts
         self._gauges = gauges
@@ -73,4 +77,5 @@ class Announcer:
             self._fleet.statuses(model),
             self._tickets.n_waiting_of(model),
             self._fairness,
+            self._autoscaler.status(model),
         )

@@ -17,6 +17,7 @@ from typing import Literal
 import msgspec
 
 from deployments.announcer import Announcer
+from deployments.autoscaler import Autoscaler, Board
 from deployments.dispatcher import Dispatcher
 from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import SLEPT_S, Fleet, KnownEngine
@@ -53,6 +54,7 @@ from serve_app.messages import (
     Resume,
     RouterMail,
     TicketId,
+    Wake,
 )
 from serve_app.names import ModelName
 from serve_app.policy.admission import Refusal, admit
@@ -77,6 +79,7 @@ class Router:
         now: The monotonic clock.
         keeper: Keeps the counters for the next router; None leaves that with nothing to go on from.
         recorder: Takes metrics.
+        board: Where it is written how many engines are wanted; None leaves as many as there are.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Router:
         now: Callable[[], float] = time.monotonic,
         keeper: Keeper | None = None,
         recorder: Recorder | None = None,
+        board: Board | None = None,
     ) -> None:
         self._domain = domain
         self._limits = settings.limits
@@ -113,11 +117,14 @@ class Router:
             lambda: self._limits.max_engine_deaths_in_a_row,
             preempts=preempts,
         )
+        models = [model for model in settings.models if model.domain_name == domain]
+        self._autoscaler = Autoscaler(models, self._cost, self._fleet, self._tickets, board)
         self._announcer = Announcer(
             self._queue,
             self._cost,
             self._fleet,
             self._tickets,
+            self._autoscaler,
             self._send,
             preempts=preempts,
             gauges=None if recorder is None else FairnessGauges(domain, recorder),
@@ -140,6 +147,7 @@ class Router:
         Costs and prediction are fixed when a router starts: a counter means nothing in other units.
         """
         self._limits = settings.limits
+        self._autoscaler.configure(m for m in settings.models if m.domain_name == self._domain)
         self._dispatcher.dispatch(self._now_s)
 
     async def run(self) -> None:
@@ -147,6 +155,7 @@ class Router:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._receive_mail())
             tasks.create_task(self._look_around_regularly())
+            tasks.create_task(self._autoscaler.publish_regularly())
             if self._keeper is not None:
                 tasks.create_task(save_regularly(self._keeper, self.state))
             if self._audit is not None:
@@ -199,6 +208,7 @@ class Router:
             self._drop_silent()
         self._dispatcher.dispatch(self._now_s)
         self._refuse_overdue()
+        self._autoscaler.look(self._now_s)
         self._announcer.measure_fairness()
         self._announcer.publish()
 
@@ -232,6 +242,7 @@ class Router:
                 self._tickets.adopt(sender, mail.run, self._now_s)
                 self._dispatcher.dispatch(self._now_s)
             case Leave():
+                self._autoscaler.note_end(mail)
                 self._tickets.leave(mail)
                 self._dispatcher.dispatch(self._now_s)
             case Resume():
@@ -241,6 +252,8 @@ class Router:
             case EngineUnreachable():
                 if self._fleet.mark_unreachable(mail.engine_id):
                     self._announcer.publish()
+            case Wake():
+                self._autoscaler.note_wake(self._tickets.gateways[sender].model, self._now_s)
             case FrontEndWanted():
                 self._send_front_end(sender, mail.config_id)
             case Alive():
@@ -252,6 +265,7 @@ class Router:
         if mail.ticket in self._tickets:
             return
         self._tickets.arrive(sender, mail, self._now_s)
+        self._autoscaler.note_arrival(self._tickets[mail.ticket])
         self._dispatcher.dispatch_newcomer(mail.ticket, self._now_s)
         if self._tickets[mail.ticket].engine_id is not None:
             return
@@ -261,13 +275,12 @@ class Router:
 
     def _refuse_overdue(self) -> None:
         """Nobody waits for ever."""
-        limit_s = self._limits.max_wait_s
-        for ticket, _, waited_s in self._tickets.waiting_longer_than(limit_s, self._now_s):
-            reason = (
-                f"No engine had room for {waited_s:.0f} s; limits.max_wait_s is {limit_s:g} s. "
-                "Try again later."
-            )
-            self._refuse(ticket, "overdue", Refusal(reason, self._limits.retry_after_s))
+        most_s = self._limits.max_wait_s
+        shortest_s = self._autoscaler.shortest_patience_s(most_s)
+        for ticket, known, _ in self._tickets.waiting_longer_than(shortest_s, self._now_s):
+            overdue = self._autoscaler.find_overdue(known, self._now_s, most_s)
+            if overdue is not None:
+                self._refuse(ticket, "overdue", Refusal(overdue, self._limits.retry_after_s))
 
     def _refuse(
         self, ticket: TicketId, kind: Literal["crowded", "overdue"], refusal: Refusal
@@ -277,6 +290,7 @@ class Router:
         self._send(gateway, Refuse(ticket, kind, refusal.reason, refusal.retry_after_s))
 
     def _charge(self, engine_id: EngineId, progress: Progress) -> None:
+        self._autoscaler.note_progress(engine_id, progress, self._now_s)
         self._tickets.charge(engine_id, progress)
         engine = self._fleet.get(engine_id)
         if engine is not None and any(map(engine.acquit, progress.tokens)):

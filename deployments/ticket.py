@@ -38,6 +38,8 @@ class Ticket:
     """Engines in a row that died under it and gave it no token."""
     has_run: bool = False
     """Whether an engine has had it: it has paid for its prompt."""
+    prompt_tokens: int = 0
+    max_tokens: int = 0
 
     @property
     def handed(self) -> Handed:

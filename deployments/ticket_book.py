@@ -59,6 +59,14 @@ class TicketBook:
 
     # --- what others may see ----------------------------------------------------------------
 
+    def find(self, ticket: TicketId) -> Ticket | None:
+        """Returns a ticket, if it is known."""
+        return self._tickets.get(ticket)
+
+    def tickets_of(self, model: ModelName) -> Iterator[Ticket]:
+        """Yields what waits and runs of a model."""
+        return (known for known in self._tickets.values() if known.model == model)
+
     def n_waiting(self, tenant: TenantId) -> int:
         """Returns how many requests of a tenant wait."""
         return self._n_waiting[tenant]
@@ -204,6 +212,7 @@ class TicketBook:
     ) -> Ticket:
         owner = self.gateways[gateway]
         known = Ticket(gateway, enqueue.tenant, engine_id, now_s, owner.model, enqueue.adapter)
+        known.prompt_tokens, known.max_tokens = enqueue.prompt_tokens, enqueue.max_tokens
         self._tickets[enqueue.ticket] = known
         owner.tickets.add(enqueue.ticket)
         self.longest = self.longest.with_request(_waiting(enqueue, owner.model))

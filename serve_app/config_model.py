@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from serve_app.config_conflicts import find_conflicts
 from serve_app.config_lora import LoraSettings
+from serve_app.config_scaling import ScalingSettings
 from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.names import Form, ModelName, ModelNameText
 
@@ -203,23 +204,29 @@ Accelerator = Annotated[CpuAccelerator | GpuAccelerator, Field(discriminator="ki
 class ReplicaSettings(Section):
     """How many engines serve a model."""
 
-    min: Annotated[int, Field(le=1024)] = 1
-    """Engines that always run. At least 1."""
-    max: Annotated[int, Field(le=1024)] = 1
-    """Engines that may run under load."""
-
-    @field_validator("min", "max")
-    @classmethod
-    def _check_at_least_one(cls, value: int) -> int:
-        if value < 1:
-            raise ValueError("must be at least 1; scaling to zero is not supported yet, write 1")
-        return value
+    min: Annotated[int, Field(ge=0, le=1024)] = 1
+    """Engines that always run. 0 lets the model sleep while nobody wants it: the first request
+    wakes it, and waits."""
+    max: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Engines that may run under load. `autoscaling` says when."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
         if self.min > self.max:
             raise ValueError(f"min is {self.min} while max is {self.max}; raise max or lower min")
         return self
+
+
+class RolloutSettings(Section):
+    """How engines of changed settings replace those that run.
+
+    New engines start first; an old one drains when a new one is ready. Where new engines cannot
+    be started, the change is given up: the old ones go on, and `/ready` and `serve status` say why.
+    """
+
+    surge_percent: Annotated[int, Field(ge=0, le=100)] = 100
+    """Engines that may run beyond the usual number meanwhile, in percent of it, rounded up. They
+    wait for devices to be free. 0 stops old engines first, for where there are none to spare."""
 
 
 class ModelSettings(Section):
@@ -245,6 +252,10 @@ class ModelSettings(Section):
     """Groups of GPUs, possibly on several nodes, that share the layers."""
     replicas: ReplicaSettings = ReplicaSettings()
     """How many engines."""
+    autoscaling: ScalingSettings = ScalingSettings()
+    """When there are more engines, and when fewer."""
+    rollout: RolloutSettings = RolloutSettings()
+    """How a change of the engines' settings is rolled out."""
     domain: ModelNameText | None = None
     """Fairness domain. What a tenant gets from one model of a domain counts for its turn on all of
     them. None means a domain of its own, which has the model's name. A change restarts the

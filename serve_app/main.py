@@ -16,6 +16,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve._private.config import DeploymentConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.deployment import Application, Deployment
 from ray.serve.exceptions import RayServeException
 
@@ -31,6 +32,8 @@ from serve_app.telemetry import version
 APP_NAME = "arriero"
 
 _SHUTDOWN_SLACK_S = 10.0
+_START_TRIES = 3
+"""After so many failures in a row a new version of a model's engines is given up."""
 _MANY = 1_000_000
 """Requests travel past Serve's own queues; its bound on them must not bind."""
 
@@ -124,7 +127,9 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
     }
     deployment = serve.deployment(
         name=engine_of(model.name),
-        num_replicas=model.replicas.min,
+        **_numbers_of(model),
+        max_surge_percent=model.rollout.surge_percent,
+        max_constructor_retry_count=_START_TRIES,
         ray_actor_options={
             "num_cpus": placement.num_cpus,
             "num_gpus": placement.num_gpus,
@@ -139,13 +144,35 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
     # What else an engine's replica needs is in its own arguments; how many there are, how the
     # gateway renders prompts and who may call does not concern it.
     spec = model.model_dump(
-        mode="json", exclude={"replicas", "front_end", "aliases", "cost_factor"}
+        mode="json",
+        exclude={"replicas", "autoscaling", "rollout", "front_end", "aliases", "cost_factor"},
     )
     logging = settings.logging.model_dump(mode="json")
     adapters = settings.adapters.cache.model_dump(mode="json")
     # Which adapters there are does not concern it either: it hears of each with a request.
     identity = [spec, adapters] if model.adapters is not None else spec
     return _pinned(deployment, identity).bind(spec, logging, adapters, router)
+
+
+def _numbers_of(model: ModelSettings) -> dict[str, Any]:
+    """How many engines: a number, or two and a policy that Serve asks."""
+    least, most = model.replicas.min, model.replicas.max
+    if least == most:
+        return {"num_replicas": least}
+    policy = AutoscalingPolicy(
+        policy_function="serve_app.engine_scaler:EngineScaler",
+        policy_kwargs={"model": model.name},
+    )
+    # Its own delays and factors come on top of what the policy says, so they are none.
+    numbers = AutoscalingConfig(
+        min_replicas=least,
+        max_replicas=most,
+        upscale_delay_s=0.0,
+        downscale_delay_s=0.0,
+        downscale_to_zero_delay_s=0.0,
+        policy=policy,
+    )
+    return {"autoscaling_config": numbers}
 
 
 class _PinnedConfig(DeploymentConfig):

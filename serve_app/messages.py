@@ -162,6 +162,13 @@ class EngineUnreachable(msgspec.Struct, frozen=True, tag=True):
     engine_id: EngineId
 
 
+class Wake(msgspec.Struct, frozen=True, tag=True):
+    """Somebody waits for a sleeping model with a request that no engine has said how to read.
+
+    Repeated every second while that is so.
+    """
+
+
 class FrontEndWanted(msgspec.Struct, frozen=True, tag=True):
     """A gateway asks for what it needs to parse requests for this model."""
 
@@ -277,6 +284,15 @@ class FairnessStatus(msgspec.Struct, frozen=True):
     tenants_waiting: int = 0
 
 
+class ScalingStatus(msgspec.Struct, frozen=True):
+    """How many engines a model is to have."""
+
+    wanted: int
+    reason: str
+    start_s: float
+    """What an engine took to start, last time; 0 is not known."""
+
+
 class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     """What a router knows of a model, pushed at every change and about once a second."""
 
@@ -285,6 +301,8 @@ class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     engines: list[EngineStatus]
     waiting: int
     fairness: FairnessStatus = FairnessStatus()
+    scaling: ScalingStatus | None = None
+    """None where the number of engines is fixed."""
 
 
 class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):
@@ -324,6 +342,7 @@ RouterMail = (
     | Resume
     | Alive
     | EngineUnreachable
+    | Wake
     | FrontEndWanted
     | EngineReport
     | FrontEndOffer

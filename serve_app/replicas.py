@@ -56,6 +56,7 @@ class RouterReplica:
         """Takes new limits; makes the router the first time."""
         from deployments.router import Router
         from deployments.router_state import StateFile
+        from serve_app.engine_scaler import RayBoard
         from serve_app.telemetry import RayRecorder
 
         settings = Settings.model_validate(user_config)
@@ -67,6 +68,7 @@ class RouterReplica:
                 Listener(_node_address()),
                 keeper=StateFile(state_dir_of(settings.store) / "router", self._domain),
                 recorder=RayRecorder(),
+                board=RayBoard(),
             )
             self._task = asyncio.get_running_loop().create_task(self._router.run(), name="router")
         else:

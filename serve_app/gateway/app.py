@@ -39,7 +39,7 @@ from serve_app.gateway.body import (
 )
 from serve_app.gateway.deadline import late_error
 from serve_app.gateway.error_body import ApiError, from_validation, render
-from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.gateway import Gateway, Target
 from serve_app.gateway.limit_answers import limit_headers
 from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
@@ -161,10 +161,9 @@ class Dispatch:
         """Runs one request (ASGI)."""
         body = await read_body(scope, receive, self._gateway.settings.gateway.max_body_bytes)
         seen = peek(body)
-        caller = current_caller.get()
-        target = self._gateway.find_target(seen.model, scope["path"], caller)
-        front_end, adapter = target.front_end, target.adapter
         meter = current_meter.get()
+        target = await self._find_target(seen.model, scope["path"], meter)
+        front_end, adapter = target.front_end, target.adapter
         current_adapter.set(None)
         if adapter is not None and seen.model is not None:
             current_adapter.set(await self._choose(adapter, seen.model, meter))
@@ -188,6 +187,13 @@ class Dispatch:
             record = meter.close(answer.outcome)
             if record is not None:
                 self._gateway.accounts.recorder.record(record)
+
+    async def _find_target(self, model_name: str | None, path: str, meter: Meter) -> Target:
+        try:
+            async with asyncio.timeout_at(meter.deadline_s):
+                return await self._gateway.find_target(model_name, path, meter.caller)
+        except TimeoutError as error:
+            raise late_error(meter) from error
 
     async def _choose(self, adapter: Adapter, asked: str, meter: Meter) -> AdapterChoice:
         try:

@@ -5,6 +5,7 @@ deployment.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ from serve_app.gateway.model_cards import (
     view_status,
 )
 from serve_app.gateway.model_client import ModelClient
+from serve_app.gateway.model_state import ModelState, describe
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
@@ -166,8 +168,8 @@ class Gateway:
         """Returns what tokens of a base model, or of its adapter of this full name, cost."""
         return find_price(self.settings.prices, model, adapter)
 
-    def find_target(self, model_name: str | None, path: str, caller: Caller) -> Target:
-        """Returns what answers a request.
+    async def find_target(self, model_name: str | None, path: str, caller: Caller) -> Target:
+        """Returns what answers a request. Wakes a model that sleeps, and may wait for that.
 
         Raises:
             ApiError: 400 no model named though there are several, or it cannot do this; 404 there
@@ -177,9 +179,9 @@ class Gateway:
         base, adapter = self._resolve(model_name, caller)
         model = self._models[base]
         self.accounts.check_room()
-        front_end = model.front_end
-        if front_end is None or not model.client.is_ready:
+        if not _describe(model).takes_requests:
             raise self._not_ready(model)
+        front_end = model.front_end or await self._wait_for_front_end(model)
         if path not in front_end.paths:
             raise ApiError(
                 400,
@@ -188,6 +190,16 @@ class Gateway:
                 code="unsupported_endpoint",
             )
         return Target(front_end, adapter)
+
+    async def _wait_for_front_end(self, model: _Model) -> FrontEnd:
+        """Only an engine can say how requests for a model that sleeps are read."""
+        with model.client.calling(), contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(model.settings.autoscaling.wake_timeout_s):
+                while model.front_end is None and _describe(model).takes_requests:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+        if model.front_end is None:
+            raise self._not_ready(model)
+        return model.front_end
 
     async def choose_adapter(self, adapter: Adapter, asked: str, caller: Caller) -> AdapterChoice:
         """Returns the version of an adapter that a request gets. May fetch it.
@@ -238,11 +250,12 @@ class Gateway:
         )
 
     def _not_ready(self, model: _Model) -> ApiError:
-        state, detail = _describe(model)
+        known = _describe(model)
         return ApiError(
             503,
-            f"The model {model.settings.name!r} is not ready ({state}"
-            f"{': ' + detail if detail else ''}). Try again shortly; /ready shows its progress.",
+            f"The model {model.settings.name!r} is not ready ({known.state}"
+            f"{': ' + known.detail if known.detail else ''}). Try again shortly; /ready shows its "
+            "progress.",
             param="model",
             code="model_not_ready",
             retry_after_s=max(5.0, self.settings.limits.retry_after_s),
@@ -254,8 +267,8 @@ class Gateway:
         """State of every model, for `/ready`."""
         models = {}
         for name, model in self._models.items():
-            state, detail = _describe(model)
-            known = {"ready": state == "ready", "state": state, "detail": detail}
+            state = _describe(model)
+            known = {"ready": state.takes_requests, "state": state.state, "detail": state.detail}
             models[name] = known | view_status(model.client.status)
         store = self.accounts.state
         return {
@@ -370,15 +383,8 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
 
-def _describe(model: _Model) -> tuple[str, str]:
-    """One word and one sentence on how a model stands."""
-    engines = model.client.status.engines
+def _describe(model: _Model) -> ModelState:
     if model.problem:
-        return "failed", model.problem
-    if any(engine.state == "ready" for engine in engines):
-        return ("ready", "") if model.front_end else ("loading", "building its front end")
-    for state in ("loading", "failed", "draining"):
-        for engine in engines:
-            if engine.state == state:
-                return state, engine.detail
-    return "loading", "no engine has reported yet"
+        return ModelState("failed", model.problem)
+    has_front_end = model.front_end is not None
+    return describe(model.settings, model.client.status, has_front_end=has_front_end)

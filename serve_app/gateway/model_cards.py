@@ -52,8 +52,10 @@ def make_adapter_cards(
 
 def view_status(status: ModelStatus) -> dict[str, Any]:
     """Return what a router knows of its model, for `/ready`."""
+    scaling = status.scaling
     return {
         "waiting": status.waiting,
+        "scaling": scaling and {"wanted": scaling.wanted, "reason": scaling.reason},
         "fairness": {
             "gap": round(status.fairness.gap, 1),
             "bound": round(status.fairness.bound, 1),

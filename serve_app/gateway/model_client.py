@@ -10,9 +10,10 @@ as messages, so that a client which goes away while it is queued is simply withd
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
 import msgspec
@@ -43,6 +44,7 @@ from serve_app.messages import (
     Requeue,
     Resume,
     TicketId,
+    Wake,
 )
 from serve_app.names import ModelName
 from serve_app.policy.suspicion import may_go_on
@@ -98,11 +100,8 @@ class ModelClient:
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._router = RouterLink(find_router, identity, self._read_mail, self._resume)
         self._alive_task: asyncio.Task[None] | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether some engine serves at this moment."""
-        return any(engine.state == "ready" for engine in self.status.engines)
+        self._n_calling = 0
+        """Requests that wait until an engine says how they are read."""
 
     def start(self) -> None:
         """Begins to connect, in the background."""
@@ -116,6 +115,16 @@ class ModelClient:
         self._router.close()
         for link in self._engines.values():
             link.close()
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """Keeps the router waking the model's engines, for a request that cannot be sent yet."""
+        self._n_calling += 1
+        self._router.send(Wake())
+        try:
+            yield
+        finally:
+            self._n_calling -= 1
 
     def add_sink(self, sink: Sink) -> None:
         """Delivers outputs to one more front end; an older one keeps its running requests."""
@@ -172,7 +181,7 @@ class ModelClient:
     async def _stay_alive(self) -> None:
         while True:
             await asyncio.sleep(_ALIVE_EVERY_S)
-            self._router.send(Alive())
+            self._router.send(Wake() if self._n_calling else Alive())
             for link in self._engines.values():
                 link.send([ALIVE])
             self._hang_up_unused()

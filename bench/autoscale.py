@@ -1,0 +1,198 @@
+"""Compare our scaling of engines with Ray Serve's: first tokens in time, and engine-seconds.
+
+Simulated: a step, a ramp and a day, with engines that take 30 s and 120 s to start, each policy at
+several settings of what it aims at. A setting that nobody would choose is no rival: at every
+attainment that Serve's policy reaches with any of its settings, the cheapest of them counts.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.scale_policies import Fixed, Ours, ServeRequests
+from bench.scale_sim import Day, Outcome, Policy
+from bench.scale_traces import TRACES, Trace
+from bench.sim_engine import EngineModel
+from serve_app.config_scaling import ScalingSettings
+
+_LEAST, _MOST = 1, 16
+_TTFT_S = 2.0
+_STARTS_S = (30.0, 120.0)
+_LOADS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_PER_ENGINE = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0)
+"""Requests; 2 is Serve's default. An engine holds about 20."""
+_DELAYS = {"serve": (30.0, 600.0), "serve-quick": (0.0, 120.0)}
+"""Serve's own delays up and down, and such as ours has."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One policy and what it aims at."""
+
+    policy: str
+    aim: float
+
+    def make(self) -> Policy:
+        """Returns the policy, new."""
+        if self.policy == "ours":
+            return Ours(ScalingSettings(load=self.aim, ttft_target_s=_TTFT_S), _LEAST, _MOST)
+        up_s, down_s = _DELAYS[self.policy]
+        return ServeRequests(self.aim, _LEAST, _MOST, up_s, down_s)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one setting came to on one trace."""
+
+    trace: str
+    start_s: float
+    setting: Setting
+    seed: int
+    attainment: float
+    engine_h: float
+    ttft_p50_s: float
+    ttft_p99_s: float
+    timeline: tuple[tuple[float, int, int], ...]
+
+
+def measure_rps(model: EngineModel) -> float:
+    """Returns requests a second that one engine ends when it always has more of them."""
+    trace = Trace("full", lambda _: 1.0, 1200.0)
+    requests = trace.requests(0, 5.0)
+    outcome = Day(requests, model, Fixed(1), 0.0, _TTFT_S).run(trace.duration_s)
+    return len(outcome.ttft_s) / trace.duration_s
+
+
+def simulate(task: tuple[Trace, float, Setting, int, float]) -> Result:
+    """Plays one trace under one setting."""
+    trace, start_s, setting, seed, rps = task
+    requests = trace.requests(seed, rps)
+    outcome = Day(requests, EngineModel(), setting.make(), start_s, _TTFT_S).run(trace.duration_s)
+    return _result(trace, start_s, setting, seed, outcome)
+
+
+def _result(trace: Trace, start_s: float, setting: Setting, seed: int, o: Outcome) -> Result:
+    return Result(
+        trace.name,
+        start_s,
+        setting,
+        seed,
+        o.attainment(_TTFT_S),
+        o.engine_s / 3600,
+        o.percentile_s(0.5),
+        o.percentile_s(0.99),
+        tuple(o.timeline),
+    )
+
+
+def compare(results: Sequence[Result], rivals: Iterable[str]) -> list[dict[str, float | str]]:
+    """Returns, for each of our settings, the cheapest rival setting that is as often in time.
+
+    A rival that reaches less than every one of ours is compared by its best attainment.
+    """
+    found: list[dict[str, float | str]] = []
+    others = [r for r in results if r.setting.policy in set(rivals)]
+    for ours in (r for r in results if r.setting.policy == "ours"):
+        equal = [r for r in others if r.attainment >= ours.attainment]
+        best = min(equal, key=lambda r: r.engine_h) if equal else None
+        found.append(
+            {
+                "load": ours.setting.aim,
+                "attainment": round(ours.attainment, 4),
+                "engine_h": round(ours.engine_h, 2),
+                "rival": f"{best.setting.policy} {best.setting.aim:g}" if best else "none",
+                "ratio": round(ours.engine_h / best.engine_h, 3) if best else 0.0,
+            }
+        )
+    return found
+
+
+def print_results(results: Sequence[Result]) -> None:
+    """Prints all settings of one trace, the dearest first, and the comparison."""
+    first = results[0]
+    print(f"\n{first.trace}, an engine starts in {first.start_s:g} s, seed {first.seed}")
+    print(f"  {'policy':12} {'aim':>5} {'in time':>8} {'engine-h':>9} {'p50 s':>7} {'p99 s':>8}")
+    for r in sorted(results, key=lambda r: (r.setting.policy, r.setting.aim)):
+        print(
+            f"  {r.setting.policy:12} {r.setting.aim:5g} {r.attainment:8.4f} {r.engine_h:9.2f} "
+            f"{r.ttft_p50_s:7.2f} {r.ttft_p99_s:8.2f}"
+        )
+    for rivals in (("serve",), ("serve", "serve-quick")):
+        print(
+            f"  engine-hours over those of the cheapest of {' and '.join(rivals)} as often in time"
+        )
+        for row in compare(results, rivals):
+            print(
+                f"    load {row['load']:<4} in time {row['attainment']:<7} {row['engine_h']:>8} h; "
+                f"rival: {row['rival']:16} ratio {row['ratio']}"
+            )
+    sys.stdout.flush()
+
+
+def list_settings(*, is_quick: bool) -> list[Setting]:
+    """Returns what is compared."""
+    loads = _LOADS[::2] if is_quick else _LOADS
+    per_engine = _PER_ENGINE[::3] if is_quick else _PER_ENGINE
+    settings = [Setting("ours", load) for load in loads]
+    return settings + [Setting(name, aim) for name in _DELAYS for aim in per_engine]
+
+
+def summarize(results: Sequence[Result]) -> Mapping[str, object]:
+    """Returns the figures that RESULTS.md names."""
+    keys = sorted({(r.trace, r.start_s, r.seed) for r in results})
+    groups = {key: [r for r in results if (r.trace, r.start_s, r.seed) == key] for key in keys}
+    return {
+        f"{trace}/{start_s:g}s/{seed}": {
+            "serve": compare(group, ["serve"]),
+            "any": compare(group, list(_DELAYS)),
+        }
+        for (trace, start_s, seed), group in groups.items()
+    }
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer settings, and no day")
+    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--only", action="append", choices=[trace.name for trace in TRACES])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--plots", type=Path, help="folder for SVG files")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    args = parse_arguments(sys.argv[1:])
+    names = args.only or [t.name for t in TRACES if not (args.quick and t.duration_s > 10_000)]
+    rps = measure_rps(EngineModel())
+    print(f"One engine ends {rps:.2f} requests/s.")
+    settings = list_settings(is_quick=args.quick)
+    results: list[Result] = []
+    with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
+        for trace in (trace for trace in TRACES if trace.name in names):
+            for start_s in _STARTS_S:
+                for seed in args.seed or [1]:
+                    tasks = [(trace.name, start_s, setting, seed, rps) for setting in settings]
+                    group = pool.map(_simulate_named, tasks, chunksize=1)
+                    print_results(group)
+                    results += group
+    if args.plots:
+        from bench.scale_plot import draw
+
+        print(f"  {draw(results, args.plots)}")
+    print(json.dumps({"bench": "autoscale", "figures": summarize(results)}))
+
+
+def _simulate_named(task: tuple[str, float, Setting, int, float]) -> Result:
+    """A trace's course is code, which does not travel between processes; its name does."""
+    name, *rest = task
+    trace = next(trace for trace in TRACES if trace.name == name)
+    return simulate((trace, *rest))  # type: ignore[arg-type]  # mypy loses the unpacked types
+
+
+if __name__ == "__main__":
+    main()
