@@ -15,7 +15,7 @@ VENV := .venv/bin
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-lora-ops bench-adapter-routing bench-adapter-stall \
-	bench-migration bench-spot chaos
+	bench-migration bench-spot bench-autoscale chaos
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -84,6 +84,9 @@ chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --
 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)
+
+bench-autoscale: env-dev ## Compare scaling with Ray Serve's own, simulated (ARGS=--quick for less)
+	@$(VENV)/python -m bench.autoscale $(ARGS)
 
 constraints: env ## Resolve the pinned versions anew
 	@$(VENV)/python -m cluster.pins

@@ -7,6 +7,7 @@ clock is the simulation's.
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID
@@ -95,10 +96,6 @@ class ServeRequests:
             current_time=look.now_s,
             config=config,
         )
-        real = autoscaling_policy.time
-        autoscaling_policy.time = SimpleNamespace(time=lambda: look.now_s)  # type: ignore[assignment]
-        try:
+        with patch.object(autoscaling_policy, "time", SimpleNamespace(time=lambda: look.now_s)):
             wanted, self._state = self._policy(context)
-        finally:
-            autoscaling_policy.time = real
         return min(max(int(wanted), config.min_replicas), config.max_replicas)

@@ -49,6 +49,8 @@ class _Scaled:
     meter: DemandMeter
     wake_timeout_s: float
     wanted: Wanted
+    is_new: bool = False
+    """Whether no engine of it was ever ready: until then nobody can read requests for it."""
     start_s: float = 0.0
     asked_s: list[float] = field(default_factory=list)
     """When engines were asked for that have not come yet."""
@@ -100,7 +102,7 @@ class Autoscaler:
             meter = DemandMeter(self._cost, settings.ttft_target_s)
             scaler = Scaler(settings, least, most, engines)
             wanted = Wanted(engines, "as before" if before is not None else "for a start")
-            return _Scaled(scaler, meter, settings.wake_timeout_s, wanted)
+            return _Scaled(scaler, meter, settings.wake_timeout_s, wanted, before is None)
         known.scaler.settings, known.scaler.least, known.scaler.most = settings, least, most
         known.meter.ttft_target_s = settings.ttft_target_s
         known.wake_timeout_s = settings.wake_timeout_s
@@ -155,7 +157,7 @@ class Autoscaler:
     def _look_at(self, name: ModelName, model: _Scaled, now_s: float) -> Look:
         ready = [(self._fleet.view(e), e.report.load.kv_usage) for e in self._ready(name)]
         look = model.meter.look(now_s, self._tickets.tickets_of(name), ready, model.start_s)
-        is_called = now_s - model.woken_s < _WAKE_LASTS_S
+        is_called = model.is_new or now_s - model.woken_s < _WAKE_LASTS_S
         return replace(look, n_requests=look.n_requests + 1) if is_called else look
 
     def _ready(self, name: ModelName) -> Iterator[KnownEngine]:
@@ -166,6 +168,7 @@ class Autoscaler:
         for _ in ready - model.ready:
             if model.asked_s and now_s - (asked_s := model.asked_s.pop(0)) < _LONGEST_START_S:
                 model.start_s = now_s - asked_s
+        model.is_new &= not ready
         if not ready:
             model.awake_since_s = None
         elif model.awake_since_s is None:

@@ -23,6 +23,7 @@ from deployments.hang_watch import HangWatch
 from deployments.model_source import fetch_model
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_model import ModelSettings
+from serve_app.dialect import dialect_of_model, make_config_id
 from serve_app.errors import EngineDeadError, EngineStartError
 from serve_app.messages import (
     AdapterReport,
@@ -56,6 +57,9 @@ _PROGRESS_S = 0.1
 _SPARE_REQUESTS = 4
 """Requests handed to an engine beyond its batch, so that a place never waits for a round trip."""
 _FAREWELL_S = 0.2
+_CALM_S = 2.0
+"""Without requests, before an engine that drains is done: what gateways have read for it alone, as
+its successors have another tokenizer, may still be on its way."""
 _MOVE_S = 2.0
 """Before the end of a drain, for what still runs to go elsewhere. It takes far less."""
 
@@ -155,7 +159,7 @@ class Engine:
         """Takes nothing new, finishes what it can in this time and lets the rest move."""
         self._set_state("draining", "")
         now_s = time.monotonic()
-        await self._wait_until_idle(now_s + timeout_s - min(_MOVE_S, timeout_s / 2))
+        await self._wait_until_idle(now_s + timeout_s - min(_MOVE_S, timeout_s / 2), _CALM_S)
         if self._heartbeat is not None:
             self._heartbeat.cancel()  # The next report would bring it back.
         self._router.send(EngineGone(self._engine_id))
@@ -174,8 +178,13 @@ class Engine:
         await asyncio.sleep(_FAREWELL_S)
         self._router.close()
 
-    async def _wait_until_idle(self, until_s: float) -> None:
-        while time.monotonic() < until_s and self._is_busy():  # noqa: ASYNC110 - another thread's
+    async def _wait_until_idle(self, until_s: float, calm_s: float = 0.0) -> None:
+        busy_s = time.monotonic()
+        while (now_s := time.monotonic()) < until_s:
+            if self._is_busy():
+                busy_s = now_s
+            elif now_s - busy_s >= calm_s:
+                return
             await asyncio.sleep(0.05)
 
     def _is_busy(self) -> bool:
@@ -224,9 +233,10 @@ class Engine:
         core = build_core(self._model, config, emit)
         offered.model_config.max_model_len = config.model_config.max_model_len
         offered.cache_config = config.cache_config
-        self._front_end = cloudpickle.dumps((offered, core.tasks))
+        self._front_end = cloudpickle.dumps((offered, core.tasks, self._model.source))
         fingerprint = self._model.model_dump_json() + str(config.model_config.max_model_len)
-        self._config_id = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+        self._config_id = make_config_id(dialect_of_model(self._model), digest)
         self._core = core
         self._server.core = core
         if self._gate is not None:

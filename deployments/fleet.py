@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.dialect import dialect_of
 from serve_app.messages import (
     AdapterReport,
     EngineId,
@@ -31,7 +32,9 @@ may still wait to be read."""
 _FORGET_ASKED_S = 60.0
 """An adapter that has neither come nor failed by then may be asked for again."""
 _FORGET_FAILED_S = 60.0
-"""How long a failed engine's reason stays visible."""
+"""How long the reason stays visible for which an engine died."""
+_FORGET_UNSTARTED_S = 86_400.0
+"""The same, if it could not even start. It goes when another one starts."""
 
 
 @dataclass
@@ -51,8 +54,36 @@ class KnownEngine:
     asked_s: dict[int, float] = field(default_factory=dict)
     """Adapters that it was asked to prepare and has not said to have, and when."""
     is_reachable: bool = True
+    has_served: bool = False
+    """Whether it was ever ready."""
     on_probation: TicketId | None = None
     """A suspect of killing engines that has not got a token here yet: nobody else may come."""
+
+    @property
+    def dialect(self) -> str:
+        """What it understands; empty before it has said so."""
+        return dialect_of(self.report.config_id)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes what comes."""
+        return self.report.state == "ready" and self.is_reachable
+
+    def serves(self, model: ModelName, dialect: str) -> bool:
+        """Whether it runs requests for a model in a dialect; an empty one is any."""
+        return self.report.model == model and dialect in ("", self.dialect)
+
+    @property
+    def is_unstarted(self) -> bool:
+        """Whether it failed before it ever served."""
+        return self.report.state == "failed" and not self.has_served
+
+    @property
+    def keep_s(self) -> float:
+        """How long it stays known after its last word."""
+        if self.is_unstarted:
+            return _FORGET_UNSTARTED_S
+        return _FORGET_FAILED_S if self.report.state == "failed" else _SILENT_ENGINE_S
 
     def hand(self, ticket: TicketId, handed: "Handed") -> None:
         """Counts a request as handed to it. Known ones are left as they are."""
@@ -81,6 +112,7 @@ class KnownEngine:
     def take_report(self, report: EngineReport, now_s: float) -> None:
         """Takes what it says of itself."""
         self.report, self.heard_s, self.is_reachable = report, now_s, True
+        self.has_served |= report.state == "ready"
         adapters = report.adapters
         self.in_memory, self.on_disk = frozenset(adapters.in_memory), frozenset(adapters.on_disk)
         self.asked_s = {
@@ -165,11 +197,18 @@ class Fleet:
             is_news = True
         else:
             is_news = (report.state, report.detail) != (engine.report.state, engine.report.detail)
+        if is_news and report.state == "ready":
+            self._forget_unstarted(report.model)
         if is_news:
             logger.info("Engine %s: %s %s", report.engine_id, report.state, report.detail)
         is_news |= _have_moved(report.adapters, engine.report.adapters)
         engine.take_report(report, now_s)
         return is_news
+
+    def _forget_unstarted(self, model: ModelName) -> None:
+        for engine_id, engine in list(self._engines.items()):
+            if engine.report.model == model and engine.is_unstarted:
+                self.drop(engine_id, "others start")
 
     def take_offer(self, offer: FrontEndOffer) -> None:
         """Keeps a front end; forgets those that no engine uses any more."""
@@ -209,8 +248,7 @@ class Fleet:
         """Forgets engines that have said nothing for long, and yields what was known of them."""
         for engine_id, engine in list(self._engines.items()):
             silent_s = now_s - engine.heard_s
-            keep_s = _FORGET_FAILED_S if engine.report.state == "failed" else _SILENT_ENGINE_S
-            if silent_s > keep_s:
+            if silent_s > engine.keep_s:
                 self.drop(engine_id, f"nothing heard for {silent_s:.1f} s")
                 yield engine
 
@@ -218,22 +256,42 @@ class Fleet:
 
     def view(self, engine: KnownEngine) -> EngineView:
         """Returns an engine as routing sees it."""
+        takes = engine.report.state == "ready" or self._is_last_of_its_dialect(engine)
         return EngineView(
             engine.report.engine_id,
-            is_ready=engine.report.state == "ready"
-            and engine.is_reachable
-            and engine.on_probation is None,
+            is_ready=takes and engine.is_reachable and engine.on_probation is None,
             in_flight=len(engine.in_flight),
             room=self._limit() or engine.report.max_running,
         )
 
-    def views(self, model: ModelName | None = None) -> Iterator[EngineView]:
-        """Yields the engines of a model as routing sees them, or all."""
-        return (self.view(e) for e in self if model is None or e.report.model == model)
+    def _is_last_of_its_dialect(self, engine: KnownEngine) -> bool:
+        """Whether an engine that drains is needed for requests that its successors cannot read."""
+        if engine.report.state != "draining" or not engine.dialect:
+            return False
+        ready = {e.dialect for e in self if e.is_ready and e.report.model == engine.report.model}
+        return bool(ready) and engine.dialect not in ready
 
-    def adapter_views(self, model: ModelName) -> list[AdapterEngine]:
+    def dialects(self) -> dict[ModelName, frozenset[str]]:
+        """Returns what each model's engines understand, of models of which one is ready."""
+        found: dict[ModelName, set[str]] = {}
+        for engine in self:
+            if engine.report.state in ("ready", "draining"):
+                found.setdefault(engine.report.model, set()).add(engine.dialect)
+        ready = {engine.report.model for engine in self if engine.is_ready}
+        return {model: frozenset(known) for model, known in found.items() if model in ready}
+
+    def views(self, model: ModelName | None = None, dialect: str = "") -> Iterator[EngineView]:
+        """Yields the engines of a model as routing sees them, or all.
+
+        Args:
+            model: None is every model.
+            dialect: Only of engines that understand it; empty is any.
+        """
+        return (self.view(e) for e in self if model is None or e.serves(model, dialect))
+
+    def adapter_views(self, model: ModelName, dialect: str = "") -> list[AdapterEngine]:
         """Returns the engines of a model as the placement of adapters sees them."""
-        return [self._view_adapters(engine) for engine in self if engine.report.model == model]
+        return [self._view_adapters(engine) for engine in self if engine.serves(model, dialect)]
 
     def _view_adapters(self, engine: KnownEngine) -> AdapterEngine:
         view = self.view(engine)

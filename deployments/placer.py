@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from deployments.fleet import Fleet, KnownEngine
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId
-from serve_app.policy.adapters import choose_place, choose_preparation
+from serve_app.policy.adapters import AdapterEngine, choose_place, choose_preparation
 from serve_app.policy.express import Holder, may_go_beyond
 from serve_app.policy.fairness_options import Share
 from serve_app.policy.routing import choose_engine, rank_beyond
@@ -24,6 +24,8 @@ class Wish:
     tenant: TenantId
     model: ModelName
     adapter: AdapterRef | None = None
+    dialect: str = ""
+    """Of its tokens; empty is any."""
 
 
 class Placer:
@@ -55,7 +57,7 @@ class Placer:
         """Returns an engine with room; None when the request has to wait."""
         if wish.adapter is not None:
             return self._place_with(wish, wish.adapter)
-        engine_id = choose_engine(self._fleet.views(wish.model))
+        engine_id = choose_engine(self._fleet.views(wish.model, wish.dialect))
         return None if engine_id is None else Fit(engine_id)
 
     def place_beyond(self, wish: Wish, n_waiting: int) -> Fit | None:
@@ -65,7 +67,7 @@ class Placer:
             wish: The request.
             n_waiting: Requests of its tenant that wait, itself included.
         """
-        for engine_id in rank_beyond(self._fleet.views(wish.model)):
+        for engine_id in rank_beyond(self._fleet.views(wish.model, wish.dialect)):
             engine = self._known(engine_id)
             if wish.adapter is not None and wish.adapter.id not in engine.by_adapter:
                 continue  # It would want a slot, too.
@@ -77,13 +79,13 @@ class Placer:
         """Has an adapter loaded while its request waits for its turn."""
         if wish.adapter is None:
             return
-        engine_id = choose_preparation(self._fleet.adapter_views(wish.model), wish.adapter.id)
+        engine_id = choose_preparation(self._adapter_views(wish), wish.adapter.id)
         if engine_id is not None:
             self._prepare(self._known(engine_id), wish.tenant, wish.adapter)
 
     def _place_with(self, wish: Wish, adapter: AdapterRef) -> Fit | None:
         """Where no engine has the adapter, one is asked to load it, and the request waits."""
-        place = choose_place(self._fleet.adapter_views(wish.model), adapter.id)
+        place = choose_place(self._adapter_views(wish), adapter.id)
         if place is None:
             return None
         engine = self._known(place.engine_id)
@@ -91,6 +93,9 @@ class Placer:
             return Fit(place.engine_id)  # The engine tells the client why it failed.
         self._prepare(engine, wish.tenant, adapter)
         return None
+
+    def _adapter_views(self, wish: Wish) -> list[AdapterEngine]:
+        return self._fleet.adapter_views(wish.model, wish.dialect)
 
     def _prepare(self, engine: KnownEngine, tenant: TenantId, adapter: AdapterRef) -> None:
         if adapter.id not in engine.asked_s:

@@ -65,6 +65,8 @@ logger = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
 _SILENT_GATEWAY_S = 10.0
+_SETTLED_S = 5.0
+"""A router that is new hears of engines and requests in any order."""
 
 
 class Router:
@@ -117,7 +119,7 @@ class Router:
             lambda: self._limits.max_engine_deaths_in_a_row,
             preempts=preempts,
         )
-        models = [model for model in settings.models if model.domain_name == domain]
+        models = [model for model in settings.versions if model.domain_name == domain]
         self._autoscaler = Autoscaler(models, self._cost, self._fleet, self._tickets, board)
         self._announcer = Announcer(
             self._queue,
@@ -147,7 +149,9 @@ class Router:
         Costs and prediction are fixed when a router starts: a counter means nothing in other units.
         """
         self._limits = settings.limits
-        self._autoscaler.configure(m for m in settings.models if m.domain_name == self._domain)
+        self._autoscaler.configure(
+            model for model in settings.versions if model.domain_name == self._domain
+        )
         self._dispatcher.dispatch(self._now_s)
 
     async def run(self) -> None:
@@ -208,6 +212,7 @@ class Router:
             self._drop_silent()
         self._dispatcher.dispatch(self._now_s)
         self._refuse_overdue()
+        self._refuse_outdated()
         self._autoscaler.look(self._now_s)
         self._announcer.measure_fairness()
         self._announcer.publish()
@@ -282,8 +287,15 @@ class Router:
             if overdue is not None:
                 self._refuse(ticket, "overdue", Refusal(overdue, self._limits.retry_after_s))
 
+    def _refuse_outdated(self) -> None:
+        """What was read for a model that has been replaced by another has nowhere to go."""
+        before_s = self._now_s - _SETTLED_S
+        reason = "The model was replaced by another version while the request waited. Try again."
+        for ticket, _ in self._tickets.waiting_strangers(self._fleet.dialects(), before_s):
+            self._refuse(ticket, "outdated", Refusal(reason, self._limits.retry_after_s))
+
     def _refuse(
-        self, ticket: TicketId, kind: Literal["crowded", "overdue"], refusal: Refusal
+        self, ticket: TicketId, kind: Literal["crowded", "overdue", "outdated"], refusal: Refusal
     ) -> None:
         gateway = self._tickets[ticket].gateway
         self._tickets.leave(Leave(ticket))

@@ -40,6 +40,7 @@ class Ticket:
     """Whether an engine has had it: it has paid for its prompt."""
     prompt_tokens: int = 0
     max_tokens: int = 0
+    dialect: str = ""
 
     @property
     def handed(self) -> Handed:

@@ -5,7 +5,7 @@ them or in none. It sends nothing and chooses nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from deployments.fleet import Fleet, Handed
 from deployments.router_state import RouterState, SavedRun
@@ -103,6 +103,16 @@ class TicketBook:
                 return  # Tickets are kept in the order they came.
             if known.engine_id is None:
                 yield ticket, known, waited_s
+
+    def waiting_strangers(
+        self, models: Mapping[ModelName, frozenset[str]], since_s: float
+    ) -> Iterator[tuple[TicketId, Ticket]]:
+        """Yields who has waited since then, and none of the dialects of its model is its own."""
+        for ticket, known in list(self._tickets.items()):
+            spoken = models.get(known.model)
+            is_stranger = spoken and known.dialect and known.dialect not in spoken
+            if is_stranger and known.engine_id is None and known.since_s <= since_s:
+                yield ticket, known
 
     # --- gateways ---------------------------------------------------------------------------
 
@@ -213,6 +223,7 @@ class TicketBook:
         owner = self.gateways[gateway]
         known = Ticket(gateway, enqueue.tenant, engine_id, now_s, owner.model, enqueue.adapter)
         known.prompt_tokens, known.max_tokens = enqueue.prompt_tokens, enqueue.max_tokens
+        known.dialect = enqueue.dialect
         self._tickets[enqueue.ticket] = known
         owner.tickets.add(enqueue.ticket)
         self.longest = self.longest.with_request(_waiting(enqueue, owner.model))
@@ -282,5 +293,7 @@ class TicketBook:
 
 def _waiting(mail: Enqueue, model: ModelName) -> Waiting:
     """A model with an adapter is a lane: where one of its requests has no engine, none has."""
-    lane = model if mail.adapter is None else f"{model}#{mail.adapter.id}"
+    lane = f"{model}@{mail.dialect}"
+    if mail.adapter is not None:
+        lane += f"#{mail.adapter.id}"
     return Waiting(mail.ticket, mail.tenant, mail.prompt_tokens, mail.max_tokens, lane, model)

@@ -228,13 +228,19 @@ class Settings(Section):
             return {**value, "kind": "off"}
         return value
 
+    @property
+    def versions(self) -> tuple[ModelSettings, ...]:
+        """All that has engines of its own: the models, and the canaries of some."""
+        canaries = [model.canary_version for model in self.models]
+        return (*self.models, *(canary for canary in canaries if canary is not None))
+
     @model_validator(mode="after")
     def _check_names_differ(self) -> Self:
-        counts = Counter(name for model in self.models for name in model.names)
+        counts = Counter(name for model in self.versions for name in model.names)
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ValueError(
-                f"{_places_of(twice[0], self.models)} are both {twice[0]!r}; "
+                f"{_places_of(twice[0], self.versions)} are both {twice[0]!r}; "
                 "a name or alias belongs to one model, rename or remove the others"
             )
         return self
@@ -275,7 +281,9 @@ def cost_factors_of(settings: Settings, domain: ModelName) -> dict[str, float]:
     Empty for a domain of one model: it counts in that model's tokens.
     """
     models = [model for model in settings.models if model.domain_name == domain]
-    return {m.name: m.cost_factor for m in models} if len(models) > 1 else {}
+    if len(models) == 1:
+        return {}
+    return {m.name: m.cost_factor for m in settings.versions if m.domain_name == domain}
 
 
 def parse_settings(args: Mapping[str, Any]) -> Settings:

@@ -10,6 +10,7 @@ from serve_app.config_scaling import ScalingSettings
 from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.names import Form, ModelName, ModelNameText
 
+CANARY_SUFFIX = "/canary"
 PositiveSeconds = Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)]
 StepSeconds = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
 ParallelSize = Annotated[int, Field(ge=1, le=1024)]
@@ -229,6 +230,26 @@ class RolloutSettings(Section):
     wait for devices to be free. 0 stops old engines first, for where there are none to spare."""
 
 
+class CanarySettings(Section):
+    """Another version of a model, on engines of its own, that gets a part of the requests.
+
+    What is not said here is as in the model. Clients see one model; answers of this version say
+    so in the header `x-model-version`. Requests with an adapter stay with the model itself, and
+    where no engine of this version is ready all do.
+    """
+
+    percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    """Part of the requests that this version gets."""
+    source: Source | None = None
+    """Where its weights and tokenizer come from. None means the model's."""
+    engine: Engine | None = None
+    """What computes it. None means the model's."""
+    accelerator: Accelerator | None = None
+    """What one of its engines computes on. None means the model's."""
+    replicas: ReplicaSettings = ReplicaSettings()
+    """How many engines it has."""
+
+
 class ModelSettings(Section):
     """One base model and its engines."""
 
@@ -256,6 +277,8 @@ class ModelSettings(Section):
     """When there are more engines, and when fewer."""
     rollout: RolloutSettings = RolloutSettings()
     """How a change of the engines' settings is rolled out."""
+    canary: CanarySettings | None = None
+    """Another version that is tried on a part of the requests. None tries none."""
     domain: ModelNameText | None = None
     """Fairness domain. What a tenant gets from one model of a domain counts for its turn on all of
     them. None means a domain of its own, which has the model's name. A change restarts the
@@ -275,6 +298,8 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         conflicts = find_conflicts(self)
+        if self.canary_version is not None:
+            conflicts += [f"canary: {text}" for text in find_conflicts(self.canary_version)]
         if conflicts:
             raise ValueError("\n      ".join(conflicts))
         return self
@@ -283,6 +308,17 @@ class ModelSettings(Section):
     def domain_name(self) -> ModelName:
         """The fairness domain, which has a router of its own."""
         return ModelName(self.domain or self.name)
+
+    @property
+    def canary_version(self) -> "ModelSettings | None":
+        """The canary as a model of its own: same fairness domain, other engines, another name."""
+        if self.canary is None:
+            return None
+        own = {field: getattr(self.canary, field) for field in ("source", "engine", "accelerator")}
+        changes = {field: value for field, value in own.items() if value is not None}
+        fixed = {"name": f"{self.name}{CANARY_SUFFIX}", "domain": self.domain_name, "aliases": ()}
+        fixed |= {"canary": None, "adapters": None, "replicas": self.canary.replicas}
+        return self.model_copy(update=changes | fixed)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,16 +15,18 @@ def summarize(file: ServeFile) -> str:
     """Return the file's models and what they ask of Ray, as a table and a few lines."""
     settings = file.settings
     edge = settings.gateway.replicas * settings.gateway.cpus
-    edge += len(settings.models) * settings.router.cpus + settings.ledger.cpus
+    edge += (
+        len({m.domain_name for m in settings.models}) * settings.router.cpus + settings.ledger.cpus
+    )
     return "\n".join(
         [
             f"{file.path} is valid.",
             "",
-            *format_table([_HEADER, *(_describe_model(model) for model in settings.models)]),
+            *format_table([_HEADER, *(_describe_model(model) for model in settings.versions)]),
             "",
             *_describe_adapters(settings.models),
             f"Gateways, routers and ledger: {edge:g} CPU.",
-            f"In all: {_describe_total(settings.models, edge)}.",
+            f"In all: {_describe_total(settings.versions, edge)}.",
             *_describe_registry(settings.adapters),
             f"Address: http://{file.host}:{file.port}   Keys: {settings.auth.kind}",
         ]

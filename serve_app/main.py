@@ -34,6 +34,10 @@ APP_NAME = "arriero"
 _SHUTDOWN_SLACK_S = 10.0
 _START_TRIES = 3
 """After so many failures in a row a new version of a model's engines is given up."""
+_NOT_THE_ENGINES = {
+    *("replicas", "autoscaling", "rollout", "canary", "front_end", "aliases", "cost_factor")
+}
+"""Settings of a model that its running engines need not know."""
 _MANY = 1_000_000
 """Requests travel past Serve's own queues; its bound on them must not bind."""
 
@@ -58,7 +62,7 @@ def build(args: Mapping[str, Any]) -> Application:
     routers = {domain: _router(domain, settings, for_routers) for domain in domains}
     # The gateway is bound to the engines too, as Serve deploys only what the ingress reaches.
     others += routers.values()
-    others += [_engine(model, settings, routers[model.domain_name]) for model in settings.models]
+    others += [_engine(model, settings, routers[model.domain_name]) for model in settings.versions]
     return _gateway(settings, shared, others)
 
 
@@ -145,7 +149,7 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
     # gateway renders prompts and who may call does not concern it.
     spec = model.model_dump(
         mode="json",
-        exclude={"replicas", "autoscaling", "rollout", "front_end", "aliases", "cost_factor"},
+        exclude=_NOT_THE_ENGINES,
     )
     logging = settings.logging.model_dump(mode="json")
     adapters = settings.adapters.cache.model_dump(mode="json")
@@ -159,7 +163,7 @@ def _numbers_of(model: ModelSettings) -> dict[str, Any]:
     least, most = model.replicas.min, model.replicas.max
     if least == most:
         return {"num_replicas": least}
-    policy = AutoscalingPolicy(
+    policy = AutoscalingPolicy(  # type: ignore[no-untyped-call]  # Ray's
         policy_function="serve_app.engine_scaler:EngineScaler",
         policy_kwargs={"model": model.name},
     )

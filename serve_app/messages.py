@@ -110,6 +110,8 @@ class Enqueue(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int
     adapter: AdapterRef | None = None
     """What it runs with; None is the base model alone."""
+    dialect: str = ""
+    """Engines that it may run on (`serve_app.dialect`); empty is any of the model's."""
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
@@ -255,8 +257,8 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
     """This ticket will not be served."""
 
     ticket: TicketId
-    kind: Literal["crowded", "overdue"]
-    """Too many wait already, or it has waited too long itself."""
+    kind: Literal["crowded", "overdue", "outdated"]
+    """Too many wait already, it has waited too long itself, or its model has become another."""
     reason: str
     retry_after_s: float
 

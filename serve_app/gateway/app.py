@@ -164,6 +164,7 @@ class Dispatch:
         meter = current_meter.get()
         target = await self._find_target(seen.model, scope["path"], meter)
         front_end, adapter = target.front_end, target.adapter
+        meter.version = target.version
         current_adapter.set(None)
         if adapter is not None and seen.model is not None:
             current_adapter.set(await self._choose(adapter, seen.model, meter))
@@ -259,6 +260,8 @@ class _Answered:
             self._has_begun = True
             headers = [h for h in message["headers"] if h[0].lower() != b"x-request-id"]
             headers.append((b"x-request-id", self._request_id))
+            if self.meter is not None and self.meter.version:
+                headers.append((b"x-model-version", self.meter.version.encode()))
             if self.meter is not None and self.meter.is_limited:
                 headers += await _limit_headers(self.meter)
             message = {**message, "headers": headers}

@@ -124,8 +124,13 @@ class RemoteEngineClient(AsyncLLM):
     """AsyncLLM without an engine of its own. Must be made on the event loop that uses it."""
 
     def __init__(
-        self, config: VllmConfig, tasks: tuple[SupportedTask, ...], client: ModelClient
+        self,
+        config: VllmConfig,
+        tasks: tuple[SupportedTask, ...],
+        client: ModelClient,
+        dialect: str = "",
     ) -> None:
+        self.dialect = dialect
         self.vllm_config = config
         self.model_config = config.model_config
         self.scheduler_config = config.scheduler_config

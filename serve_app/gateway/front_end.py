@@ -23,7 +23,7 @@ from vllm.tasks import SupportedTask
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from deployments.model_source import fetch_model
-from serve_app.config_model import FrontEndSettings, ModelSettings
+from serve_app.config_model import FrontEndSettings, ModelSettings, Source
 from serve_app.gateway.adapter_choice import current_adapter
 from serve_app.gateway.adapters import AdapterBase
 from serve_app.gateway.engine_client import RemoteEngineClient
@@ -99,7 +99,12 @@ class FrontEnd:
 
     @classmethod
     async def build(
-        cls, model: ModelSettings, payload: bytes, client: ModelClient, keep_alive_s: int
+        cls,
+        model: ModelSettings,
+        payload: bytes,
+        client: ModelClient,
+        keep_alive_s: int,
+        dialect: str = "",
     ) -> "FrontEnd":
         """Builds a front end from what an engine offered (`deployments.engine`).
 
@@ -107,14 +112,16 @@ class FrontEnd:
         """
         config: VllmConfig
         tasks: tuple[SupportedTask, ...]
-        config, tasks = cloudpickle.loads(payload)
-        folder = await asyncio.to_thread(fetch_model, model.source)
+        source: Source
+        # The engine's own source: a change of it takes effect with the engines that have it.
+        config, tasks, source = cloudpickle.loads(payload)
+        folder = await asyncio.to_thread(fetch_model, source)
         config.model_config.model = config.model_config.tokenizer = folder
         args = front_end_args(model.front_end, keep_alive_s)
         args.model = folder
         args.served_model_name = list(model.names)
         args.structured_outputs_config = config.structured_outputs_config
-        engine = RemoteEngineClient(config, tasks, client)
+        engine = RemoteEngineClient(config, tasks, client, dialect)
         app = build_app(args, tasks, config.model_config)
         await init_app_state(engine, app.state, args, tasks)
         # vLLM asks this for the adapter that a request's `model` names; it has none of its own.

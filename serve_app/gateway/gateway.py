@@ -19,11 +19,13 @@ from serve_app.config import Settings
 from serve_app.config_limits import LedgerSettings, PriceSpec, find_price
 from serve_app.config_model import ModelSettings
 from serve_app.config_tenants import Scope
+from serve_app.dialect import dialect_of
 from serve_app.errors import AdapterRefusedError, InternalError
 from serve_app.gateway.accounts import Accounts
 from serve_app.gateway.adapter_choice import AdapterChoice, may_use
 from serve_app.gateway.adapters import GatewayAdapters
 from serve_app.gateway.auth import check_scope
+from serve_app.gateway.canary import CanaryTurns
 from serve_app.gateway.deadline import read_timeout
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.front_end import FrontEnd
@@ -51,10 +53,12 @@ class Target:
     Attributes:
         front_end: Of the base model.
         adapter: What the request names of it; None is the base model itself.
+        version: Which of the model's versions; empty is the model itself.
     """
 
     front_end: FrontEnd
     adapter: Adapter | None
+    version: str = ""
 
 
 FindRouterOf = Callable[[ModelName], FindRouter]
@@ -64,11 +68,14 @@ FindRouterOf = Callable[[ModelName], FindRouter]
 @dataclass
 class _Model:
     settings: ModelSettings
+    shown_as: ModelSettings
+    """Whose names and templates clients see: of a canary, its model's."""
     client: ModelClient
     since_s: float = field(default_factory=time.time)
     front_end: FrontEnd | None = None
     payload: bytes = b""
     """What the present front end was built from."""
+    dialect: str = ""
     problem: str = ""
 
     @property
@@ -92,6 +99,9 @@ class Gateway:
         self._identity = gateway_id.encode()
         self._find_router_of = find_router_of
         self._models: dict[ModelName, _Model] = {}
+        self._canaries: dict[ModelName, _Model] = {}
+        """By the name of the model whose other version each is."""
+        self._canary_turns = CanaryTurns()
         self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.accounts = Accounts()
@@ -107,23 +117,32 @@ class Gateway:
         self.adapters.configure(settings.adapters)
         self._configure_ledger(settings.ledger)
         self._base_of = {name: m.name for m in settings.models for name in m.names}
-        wanted = {model.name: model for model in settings.models}
-        for name in self._models.keys() - wanted.keys():
-            self._forget(self._models.pop(name))
-        for name, model in wanted.items():
-            known = self._models.get(name)
+        self._follow(self._models, {model.name: (model, model) for model in settings.models})
+        canaries = {model.name: (model.canary_version, model) for model in settings.models}
+        self._follow(self._canaries, {n: (c, m) for n, (c, m) in canaries.items() if c is not None})
+
+    def _follow(
+        self,
+        models: dict[ModelName, _Model],
+        wanted: Mapping[ModelName, tuple[ModelSettings, ModelSettings]],
+    ) -> None:
+        for name in models.keys() - wanted.keys():
+            self._forget(models.pop(name))
+        for name, (model, shown_as) in wanted.items():
+            known = models.get(name)
             if known is None:
-                self._models[name] = self._connect(model)
+                models[name] = self._connect(model, shown_as)
             else:
-                known.client.limits = settings.limits
-                if known.settings != model:
-                    self._replace_settings(known, model)
+                known.client.limits = self.settings.limits
+                if (known.settings, known.shown_as) != (model, shown_as):
+                    self._replace_settings(known, model, shown_as)
 
     def check_health(self) -> None:
         """Raises InternalError when a part has failed: a new gateway is the remedy."""
         self.accounts.check_health()
-        for name, model in self._models.items():
+        for model in (*self._models.values(), *self._canaries.values()):
             if model.front_end is not None and model.front_end.has_failed:
+                name = model.settings.name
                 raise InternalError(f"The front end of {name!r} stopped handling outputs.")
 
     async def stop(self) -> None:
@@ -134,7 +153,7 @@ class Gateway:
 
     def close(self) -> None:
         """Drops every connection."""
-        for model in self._models.values():
+        for model in (*self._models.values(), *self._canaries.values()):
             model.client.close()
         for task in self._tasks:
             task.cancel()
@@ -177,7 +196,7 @@ class Gateway:
                 recorded.
         """
         base, adapter = self._resolve(model_name, caller)
-        model = self._models[base]
+        model = self._choose_version(base) if adapter is None else self._models[base]
         self.accounts.check_room()
         if not _describe(model).takes_requests:
             raise self._not_ready(model)
@@ -189,7 +208,16 @@ class Gateway:
                 param="model",
                 code="unsupported_endpoint",
             )
-        return Target(front_end, adapter)
+        return Target(front_end, adapter, "canary" if model is not self._models[base] else "")
+
+    def _choose_version(self, base: ModelName) -> _Model:
+        canary = self._canaries.get(base)
+        if canary is not None and canary.shown_as.canary is not None:
+            percent = canary.shown_as.canary.percent
+            is_able = _describe(canary).takes_requests
+            if is_able and self._canary_turns.is_next(base, percent):
+                return canary
+        return self._models[base]
 
     async def _wait_for_front_end(self, model: _Model) -> FrontEnd:
         """Only an engine can say how requests for a model that sleeps are read."""
@@ -265,15 +293,13 @@ class Gateway:
 
     def readiness(self) -> dict[str, Any]:
         """State of every model, for `/ready`."""
-        models = {}
-        for name, model in self._models.items():
-            state = _describe(model)
-            known = {"ready": state.takes_requests, "state": state.state, "detail": state.detail}
-            models[name] = known | view_status(model.client.status)
+        models = {name: _show(model) for name, model in self._models.items()}
         store = self.accounts.state
+        # A canary that is not ready keeps nobody from being served.
+        canaries = {model.settings.name: _show(model) for model in self._canaries.values()}
         return {
             "ready": all(m["ready"] for m in models.values()) and store != "loading",
-            "models": models,
+            "models": models | canaries,
             "store": {"state": store},
         }
 
@@ -332,42 +358,49 @@ class Gateway:
 
     # --- models -----------------------------------------------------------------------------
 
-    def _connect(self, settings: ModelSettings) -> _Model:
+    def _connect(self, settings: ModelSettings, shown_as: ModelSettings) -> _Model:
         client = ModelClient(
             settings.name,
             # One router may serve several models, each over a connection of its own.
             self._identity + b"/" + settings.name.encode(),
             self._find_router_of(settings.domain_name),
             self.settings.limits,
-            lambda _config_id, payload: self._spawn(self._build_front_end(model, payload)),
+            lambda config_id, payload: self._spawn(
+                self._build_front_end(model, payload, dialect_of(config_id))
+            ),
         )
-        model = _Model(settings, client)
+        model = _Model(settings, shown_as, client)
         client.start()
         return model
 
-    async def _build_front_end(self, model: _Model, payload: bytes) -> None:
+    async def _build_front_end(self, model: _Model, payload: bytes, dialect: str) -> None:
         started_s = time.monotonic()
         try:
             keep_alive_s = self.settings.gateway.sse_keep_alive_s
-            fresh = await FrontEnd.build(model.settings, payload, model.client, keep_alive_s)
+            fresh = await FrontEnd.build(
+                model.shown_as, payload, model.client, keep_alive_s, dialect
+            )
         except Exception as error:
             logger.exception("The front end of %s could not be built.", model.settings.name)
             model.problem = f"its front end could not be built: {error}"
             return
         old, model.front_end = model.front_end, fresh
-        model.payload, model.problem = payload, ""
-        self.adapters.introduce(model.settings.name, fresh.adapter_base)
+        model.payload, model.dialect, model.problem = payload, dialect, ""
+        if model.settings is model.shown_as:
+            self.adapters.introduce(model.settings.name, fresh.adapter_base)
         logger.info(
             "Front end of %s built in %.1f s.", model.settings.name, time.monotonic() - started_s
         )
         if old is not None:
             self._spawn(old.retire())
 
-    def _replace_settings(self, model: _Model, settings: ModelSettings) -> None:
+    def _replace_settings(
+        self, model: _Model, settings: ModelSettings, shown_as: ModelSettings
+    ) -> None:
         """New names or templates need a new front end; new engines bring one themselves."""
-        model.settings = settings
+        model.settings, model.shown_as = settings, shown_as
         if model.payload:
-            self._spawn(self._build_front_end(model, model.payload))
+            self._spawn(self._build_front_end(model, model.payload, model.dialect))
 
     def _forget(self, model: _Model) -> None:
         self._spawn(self._close_when_idle(model))
@@ -381,6 +414,12 @@ class Gateway:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _show(model: _Model) -> dict[str, Any]:
+    state = _describe(model)
+    known = {"ready": state.takes_requests, "state": state.state, "detail": state.detail}
+    return known | view_status(model.client.status)
 
 
 def _describe(model: _Model) -> ModelState:

@@ -176,6 +176,8 @@ class Meter:
         """Which adapter of the model; empty is the model itself."""
         self.model = ModelName("")
         """The base model; empty until the body is read."""
+        self.version = ""
+        """Which of its versions answers; empty is the model itself."""
         self.is_limited = caller.has_limits_on(self.model)
         """Whether the ledger has to consent."""
         self.is_max_tokens_given = False

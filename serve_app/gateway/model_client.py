@@ -62,6 +62,7 @@ _ENDED_REPEATED = 4096
 _STATUS_OF_REFUSAL = {
     "crowded": HTTPStatus.SERVICE_UNAVAILABLE,
     "overdue": HTTPStatus.SERVICE_UNAVAILABLE,
+    "outdated": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 

@@ -34,7 +34,7 @@ def describe(model: ModelSettings, status: ModelStatus, *, has_front_end: bool) 
     may_sleep = model.replicas.min == 0 and status.scaling is not None
     if any(engine.state == "ready" for engine in status.engines):
         if has_front_end:
-            return ModelState("ready")
+            return ModelState("ready", _describe_failed(status))
         return ModelState("waking" if may_sleep else "loading", "building its front end")
     if may_sleep and status.scaling is not None and status.scaling.wanted == 0:
         return ModelState("asleep", "its first request wakes it, and waits")
@@ -47,6 +47,12 @@ def describe(model: ModelSettings, status: ModelStatus, *, has_front_end: bool) 
     if may_sleep:
         return ModelState("waking", _describe_waking(model, status, "an engine is asked for"))
     return ModelState("loading", "no engine has reported yet")
+
+
+def _describe_failed(status: ModelStatus) -> str:
+    """Return why another engine failed: a change of settings may have been given up for it."""
+    failed = [engine.detail for engine in status.engines if engine.state == "failed"]
+    return f"an engine failed: {failed[-1]}" if failed else ""
 
 
 def _describe_waking(model: ModelSettings, status: ModelStatus, detail: str) -> str:

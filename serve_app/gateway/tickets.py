@@ -27,7 +27,13 @@ from serve_app.wire import Frames
 
 
 class Sink(Protocol):
-    """Who takes a model's outputs. Unknown request ids are to be ignored."""
+    """Who takes a model's outputs. Unknown request ids are to be ignored.
+
+    Attributes:
+        dialect: Of the engines that its requests are read for.
+    """
+
+    dialect: str
 
     def begin(self, request_id: str) -> None:
         """Hears that a request is handed to an engine."""
@@ -132,6 +138,7 @@ def make_ticket(
         prompt_tokens=len(request.prompt_token_ids or ()),
         max_tokens=(params.max_tokens or 0) if params is not None else 0,
         adapter=_adapter_of(request),
+        dialect=sink.dialect,
     )
     has_grammar = params is not None and params.structured_outputs is not None
     return Ticket(frames, sink, enqueue, has_grammar)

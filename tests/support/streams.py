@@ -19,6 +19,7 @@ class Stream:
         lines: What has come, line by line.
         times_s: When each line came, by the monotonic clock.
         status: Of the answer; 0 until its head has come.
+        n_comments: Comments that have come, which keep a connection alive.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Stream:
         self.lines: list[str] = []
         self.times_s: list[float] = []
         self.status = 0
+        self.n_comments = 0
         self._headers = headers
         self._pause_s = pause_s
         self._request = (url + path, request)
@@ -87,6 +89,7 @@ class Stream:
             self.status = answer.status_code
             for line in answer.iter_lines():
                 time.sleep(self._pause_s)
+                self.n_comments += line.startswith(":")
                 if line and not line.startswith(":"):
                     self.times_s.append(time.monotonic())
                     self.lines.append(line)

@@ -205,13 +205,24 @@ def test_unreachable_engine_gets_nothing_until_it_reports_again() -> None:
     assert desk.granted() == {"t1": "e1"}
 
 
-def test_failed_engine_stays_visible_with_its_reason() -> None:
+def test_dead_engine_stays_visible_with_its_reason() -> None:
     desk = Desk()
+    desk.router.handle(ENGINE, report("e1"))
     desk.router.handle(ENGINE, report("e1", "failed"))
     desk.pass_s(30, gateways=[A])
     assert [e.state for e in last_status(desk.post.take(A)).engines] == ["failed"]
     desk.pass_s(40, gateways=[A])
     assert last_status(desk.post.take(A)).engines == []
+
+
+def test_engine_that_could_not_start_stays_visible_until_another_starts() -> None:
+    desk = Desk()
+    desk.router.handle(ENGINE, report("e1"))
+    desk.router.handle(ENGINE, report("e2", "failed"))
+    desk.pass_s(300, gateways=[A], engines=1)
+    assert [e.state for e in last_status(desk.post.take(A)).engines] == ["ready", "failed"]
+    desk.router.handle(ENGINE, report("e3"))
+    assert [e.state for e in last_status(desk.post.take(A)).engines] == ["ready", "ready"]
 
 
 def test_silent_gateway_frees_what_it_had() -> None:

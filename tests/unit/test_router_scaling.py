@@ -76,7 +76,7 @@ class Desk:
 
 def test_new_model_starts_one_engine_and_then_sleeps() -> None:
     desk = Desk()
-    desk.pass_s(1)
+    desk.pass_s(100)
     assert desk.scaling().wanted == 1
     desk.pass_s(31, "e1")
     assert desk.scaling().wanted == 0
