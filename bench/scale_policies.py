@@ -16,9 +16,6 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from serve_app.config_scaling import ScalingSettings
 from serve_app.policy.scaling import Look, Scaler
 
-_LOOK_BACK_S = 30.0
-"""Serve's default: it acts on the mean of so long."""
-
 
 class Fixed:
     """Always the same number."""
@@ -51,18 +48,26 @@ class ServeRequests:
         most: Most replicas.
         up_s: `upscale_delay_s`.
         down_s: `downscale_delay_s`.
+        look_back_s: `look_back_period_s`: it acts on the mean of so long.
     """
 
     def __init__(
-        self, per_engine: float, least: int, most: int, up_s: float = 30.0, down_s: float = 600.0
+        self,
+        per_engine: float,
+        least: int,
+        most: int,
+        up_s: float = 30.0,
+        down_s: float = 600.0,
+        look_back_s: float = 30.0,
     ) -> None:
+        self.wanted = least
         self._config = AutoscalingConfig(
             min_replicas=least,
             max_replicas=most,
             target_ongoing_requests=per_engine,
             upscale_delay_s=up_s,
             downscale_delay_s=down_s,
-            look_back_period_s=_LOOK_BACK_S,
+            look_back_period_s=look_back_s,
         )
         self._policy = autoscaling_policy._apply_autoscaling_config(
             autoscaling_policy.replica_queue_length_autoscaling_policy
@@ -73,7 +78,7 @@ class ServeRequests:
     def decide(self, look: Look, n_target: int) -> int:
         """Returns what Serve would set."""
         self._lately.append((look.now_s, look.n_requests))
-        while self._lately[0][0] <= look.now_s - _LOOK_BACK_S:
+        while self._lately[0][0] <= look.now_s - self._config.look_back_period_s:
             self._lately.popleft()
         ongoing = sum(n for _, n in self._lately) / len(self._lately)
         config = self._config
@@ -98,4 +103,5 @@ class ServeRequests:
         )
         with patch.object(autoscaling_policy, "time", SimpleNamespace(time=lambda: look.now_s)):
             wanted, self._state = self._policy(context)
-        return min(max(int(wanted), config.min_replicas), config.max_replicas)
+        self.wanted = min(max(int(wanted), config.min_replicas), config.max_replicas)
+        return self.wanted
