@@ -95,4 +95,4 @@ class Dispatcher:
 
 
 def _wish(known: Ticket) -> Wish:
-    return Wish(known.tenant, known.model, known.adapter, known.dialect)
+    return Wish(known.tenant, known.model, known.adapter, known.marks, known.dialect)

@@ -4,13 +4,13 @@ Asks the policies: `routing` for the base model, `adapters` for those with an ad
 who may go to a full engine.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deployments.fleet import Fleet, KnownEngine
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId
-from serve_app.policy.adapters import AdapterEngine, choose_place, choose_preparation
+from serve_app.policy.adapters import AdapterEngine, Nearness, choose_place, choose_preparation
 from serve_app.policy.express import Holder, may_go_beyond
 from serve_app.policy.fairness_options import Share
 from serve_app.policy.routing import choose_engine, rank_beyond
@@ -24,6 +24,8 @@ class Wish:
     tenant: TenantId
     model: ModelName
     adapter: AdapterRef | None = None
+    marks: Sequence[int] = ()
+    """Of its prompt (`policy.prefixes`)."""
     dialect: str = ""
     """Of its tokens; empty is any."""
 
@@ -57,8 +59,8 @@ class Placer:
         """Returns an engine with room; None when the request has to wait."""
         if wish.adapter is not None:
             return self._place_with(wish, wish.adapter)
-        engine_id = choose_engine(self._fleet.views(wish.model, wish.dialect))
-        return None if engine_id is None else Fit(engine_id)
+        engine = choose_engine(self._fleet.views(wish.model, wish.marks, wish.dialect))
+        return None if engine is None else Fit(engine.engine_id, engine.cached_tokens)
 
     def place_beyond(self, wish: Wish, n_waiting: int) -> Fit | None:
         """Returns a full engine on which somebody yields to the request; None if nobody does.
@@ -67,7 +69,7 @@ class Placer:
             wish: The request.
             n_waiting: Requests of its tenant that wait, itself included.
         """
-        for engine_id in rank_beyond(self._fleet.views(wish.model, wish.dialect)):
+        for engine_id in rank_beyond(self._fleet.views(wish.model, dialect=wish.dialect)):
             engine = self._known(engine_id)
             if wish.adapter is not None and wish.adapter.id not in engine.by_adapter:
                 continue  # It would want a slot, too.
@@ -90,12 +92,14 @@ class Placer:
             return None
         engine = self._known(place.engine_id)
         if adapter.id in engine.in_memory or adapter.id in engine.report.adapters.failures:
-            return Fit(place.engine_id)  # The engine tells the client why it failed.
+            # If it has failed, the engine tells the client why.
+            is_loaded = place.nearness is Nearness.RUNNING
+            return Fit(place.engine_id, place.cached_tokens, is_loaded=is_loaded)
         self._prepare(engine, wish.tenant, adapter)
         return None
 
     def _adapter_views(self, wish: Wish) -> list[AdapterEngine]:
-        return self._fleet.adapter_views(wish.model, wish.dialect)
+        return self._fleet.adapter_views(wish.model, wish.marks, wish.dialect)
 
     def _prepare(self, engine: KnownEngine, tenant: TenantId, adapter: AdapterRef) -> None:
         if adapter.id not in engine.asked_s:

@@ -128,6 +128,7 @@ class Router:
             self._tickets,
             self._autoscaler,
             self._send,
+            slack=settings.fairness.locality_quantum,
             preempts=preempts,
             gauges=None if recorder is None else FairnessGauges(domain, recorder),
         )

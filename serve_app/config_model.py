@@ -316,8 +316,14 @@ class ModelSettings(Section):
             return None
         own = {field: getattr(self.canary, field) for field in ("source", "engine", "accelerator")}
         changes = {field: value for field, value in own.items() if value is not None}
-        fixed = {"name": f"{self.name}{CANARY_SUFFIX}", "domain": self.domain_name, "aliases": ()}
-        fixed |= {"canary": None, "adapters": None, "replicas": self.canary.replicas}
+        fixed: dict[str, Any] = {
+            "name": f"{self.name}{CANARY_SUFFIX}",
+            "aliases": (),
+            "adapters": None,
+            "replicas": self.canary.replicas,
+            "domain": self.domain_name,
+            "canary": None,
+        }
         return self.model_copy(update=changes | fixed)
 
     @property

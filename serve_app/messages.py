@@ -112,6 +112,8 @@ class Enqueue(msgspec.Struct, frozen=True, tag=True):
     """What it runs with; None is the base model alone."""
     dialect: str = ""
     """Engines that it may run on (`serve_app.dialect`); empty is any of the model's."""
+    marks: bytes = b""
+    """Of its prompt, as `policy.prefixes.mark_prompt` wrote them."""
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
@@ -212,6 +214,8 @@ class EngineReport(msgspec.Struct, frozen=True, tag=True):
     model: ModelName = ModelName("")
     """Which of the router's models it serves."""
     adapters: AdapterReport = AdapterReport()
+    prefix_tokens: int = 0
+    """Tokens that its prefix cache holds; 0 is none."""
 
 
 class FrontEndOffer(msgspec.Struct, frozen=True, tag=True):
