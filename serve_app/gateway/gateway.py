@@ -5,11 +5,10 @@ deployment.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -35,10 +34,9 @@ from serve_app.gateway.model_cards import (
     Card,
     make_adapter_cards,
     make_base_card,
-    view_status,
 )
 from serve_app.gateway.model_client import ModelClient
-from serve_app.gateway.model_state import ModelState, describe
+from serve_app.gateway.served_model import ServedModel
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
@@ -65,25 +63,6 @@ FindRouterOf = Callable[[ModelName], FindRouter]
 """Returns how to find the router of a fairness domain."""
 
 
-@dataclass
-class _Model:
-    settings: ModelSettings
-    shown_as: ModelSettings
-    """Whose names and templates clients see: of a canary, its model's."""
-    client: ModelClient
-    since_s: float = field(default_factory=time.time)
-    front_end: FrontEnd | None = None
-    payload: bytes = b""
-    """What the present front end was built from."""
-    dialect: str = ""
-    problem: str = ""
-
-    @property
-    def max_model_len(self) -> int | None:
-        """Its context in tokens; None while it is not known."""
-        return self.front_end.max_model_len if self.front_end is not None else None
-
-
 class Gateway:
     """Knows the models and finds the one that a request is for.
 
@@ -98,8 +77,8 @@ class Gateway:
     ) -> None:
         self._identity = gateway_id.encode()
         self._find_router_of = find_router_of
-        self._models: dict[ModelName, _Model] = {}
-        self._canaries: dict[ModelName, _Model] = {}
+        self._models: dict[ModelName, ServedModel] = {}
+        self._canaries: dict[ModelName, ServedModel] = {}
         """By the name of the model whose other version each is."""
         self._canary_turns = CanaryTurns()
         self._base_of: dict[str, ModelName] = {}
@@ -123,11 +102,11 @@ class Gateway:
 
     def _follow(
         self,
-        models: dict[ModelName, _Model],
+        models: dict[ModelName, ServedModel],
         wanted: Mapping[ModelName, tuple[ModelSettings, ModelSettings]],
     ) -> None:
         for name in models.keys() - wanted.keys():
-            self._forget(models.pop(name))
+            self._spawn(models.pop(name).close_when_idle())
         for name, (model, shown_as) in wanted.items():
             known = models.get(name)
             if known is None:
@@ -198,9 +177,11 @@ class Gateway:
         base, adapter = self._resolve(model_name, caller)
         model = self._choose_version(base) if adapter is None else self._models[base]
         self.accounts.check_room()
-        if not _describe(model).takes_requests:
+        if not model.state.takes_requests:
             raise self._not_ready(model)
-        front_end = model.front_end or await self._wait_for_front_end(model)
+        front_end = model.front_end or await model.wake()
+        if front_end is None:
+            raise self._not_ready(model)
         if path not in front_end.paths:
             raise ApiError(
                 400,
@@ -210,24 +191,14 @@ class Gateway:
             )
         return Target(front_end, adapter, "canary" if model is not self._models[base] else "")
 
-    def _choose_version(self, base: ModelName) -> _Model:
+    def _choose_version(self, base: ModelName) -> ServedModel:
         canary = self._canaries.get(base)
         if canary is not None and canary.shown_as.canary is not None:
             percent = canary.shown_as.canary.percent
-            is_able = _describe(canary).takes_requests
+            is_able = canary.state.takes_requests
             if is_able and self._canary_turns.is_next(base, percent):
                 return canary
         return self._models[base]
-
-    async def _wait_for_front_end(self, model: _Model) -> FrontEnd:
-        """Only an engine can say how requests for a model that sleeps are read."""
-        with model.client.calling(), contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(model.settings.autoscaling.wake_timeout_s):
-                while model.front_end is None and _describe(model).takes_requests:  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
-        if model.front_end is None:
-            raise self._not_ready(model)
-        return model.front_end
 
     async def choose_adapter(self, adapter: Adapter, asked: str, caller: Caller) -> AdapterChoice:
         """Returns the version of an adapter that a request gets. May fetch it.
@@ -277,26 +248,17 @@ class Gateway:
             code="model_not_found",
         )
 
-    def _not_ready(self, model: _Model) -> ApiError:
-        known = _describe(model)
-        return ApiError(
-            503,
-            f"The model {model.settings.name!r} is not ready ({known.state}"
-            f"{': ' + known.detail if known.detail else ''}). Try again shortly; /ready shows its "
-            "progress.",
-            param="model",
-            code="model_not_ready",
-            retry_after_s=max(5.0, self.settings.limits.retry_after_s),
-        )
+    def _not_ready(self, model: ServedModel) -> ApiError:
+        return model.explain_not_ready(max(5.0, self.settings.limits.retry_after_s))
 
     # --- what is known ----------------------------------------------------------------------
 
     def readiness(self) -> dict[str, Any]:
         """State of every model, for `/ready`."""
-        models = {name: _show(model) for name, model in self._models.items()}
+        models = {name: model.show() for name, model in self._models.items()}
         store = self.accounts.state
         # A canary that is not ready keeps nobody from being served.
-        canaries = {model.settings.name: _show(model) for model in self._canaries.values()}
+        canaries = {model.settings.name: model.show() for model in self._canaries.values()}
         return {
             "ready": all(m["ready"] for m in models.values()) and store != "loading",
             "models": models | canaries,
@@ -358,7 +320,7 @@ class Gateway:
 
     # --- models -----------------------------------------------------------------------------
 
-    def _connect(self, settings: ModelSettings, shown_as: ModelSettings) -> _Model:
+    def _connect(self, settings: ModelSettings, shown_as: ModelSettings) -> ServedModel:
         client = ModelClient(
             settings.name,
             # One router may serve several models, each over a connection of its own.
@@ -369,11 +331,11 @@ class Gateway:
                 self._build_front_end(model, payload, dialect_of(config_id))
             ),
         )
-        model = _Model(settings, shown_as, client)
+        model = ServedModel(settings, shown_as, client)
         client.start()
         return model
 
-    async def _build_front_end(self, model: _Model, payload: bytes, dialect: str) -> None:
+    async def _build_front_end(self, model: ServedModel, payload: bytes, dialect: str) -> None:
         started_s = time.monotonic()
         try:
             keep_alive_s = self.settings.gateway.sse_keep_alive_s
@@ -395,35 +357,14 @@ class Gateway:
             self._spawn(old.retire())
 
     def _replace_settings(
-        self, model: _Model, settings: ModelSettings, shown_as: ModelSettings
+        self, model: ServedModel, settings: ModelSettings, shown_as: ModelSettings
     ) -> None:
         """New names or templates need a new front end; new engines bring one themselves."""
         model.settings, model.shown_as = settings, shown_as
         if model.payload:
             self._spawn(self._build_front_end(model, model.payload, model.dialect))
 
-    def _forget(self, model: _Model) -> None:
-        self._spawn(self._close_when_idle(model))
-
-    async def _close_when_idle(self, model: _Model) -> None:
-        if model.front_end is not None:
-            await model.front_end.retire()
-        model.client.close()
-
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _show(model: _Model) -> dict[str, Any]:
-    state = _describe(model)
-    known = {"ready": state.takes_requests, "state": state.state, "detail": state.detail}
-    return known | view_status(model.client.status)
-
-
-def _describe(model: _Model) -> ModelState:
-    if model.problem:
-        return ModelState("failed", model.problem)
-    has_front_end = model.front_end is not None
-    return describe(model.settings, model.client.status, has_front_end=has_front_end)

@@ -1,0 +1,78 @@
+"""A model, or the canary of one, as a gateway serves it: its connections, and how it is read."""
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.config_model import ModelSettings
+from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.front_end import FrontEnd
+from serve_app.gateway.model_cards import view_status
+from serve_app.gateway.model_client import ModelClient
+from serve_app.gateway.model_state import ModelState, describe
+
+
+@dataclass
+class ServedModel:
+    """What a gateway knows of one of its models."""
+
+    settings: ModelSettings
+    shown_as: ModelSettings
+    """Whose names and templates clients see: of a canary, its model's."""
+    client: ModelClient
+    since_s: float = field(default_factory=time.time)
+    front_end: FrontEnd | None = None
+    payload: bytes = b""
+    """What the present front end was built from."""
+    dialect: str = ""
+    """Of the present front end."""
+    problem: str = ""
+    """Why there is none; empty is no reason."""
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Its context in tokens; None while it is not known."""
+        return self.front_end.max_model_len if self.front_end is not None else None
+
+    @property
+    def state(self) -> ModelState:
+        """How it stands."""
+        if self.problem:
+            return ModelState("failed", self.problem)
+        has_front_end = self.front_end is not None
+        return describe(self.settings, self.client.status, has_front_end=has_front_end)
+
+    def show(self) -> dict[str, Any]:
+        """Returns what `/ready` says of it."""
+        state = self.state
+        known = {"ready": state.takes_requests, "state": state.state, "detail": state.detail}
+        return known | view_status(self.client.status)
+
+    def explain_not_ready(self, retry_after_s: float) -> ApiError:
+        """Returns what a client hears whose request is not taken."""
+        state = self.state
+        detail = f": {state.detail}" if state.detail else ""
+        return ApiError(
+            503,
+            f"The model {self.settings.name!r} is not ready ({state.state}{detail}). "
+            "Try again shortly; /ready shows its progress.",
+            param="model",
+            code="model_not_ready",
+            retry_after_s=retry_after_s,
+        )
+
+    async def wake(self) -> FrontEnd | None:
+        """Returns how requests are read, once an engine has said it; None if none does in time."""
+        with self.client.calling(), contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.autoscaling.wake_timeout_s):
+                while self.front_end is None and self.state.takes_requests:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+        return self.front_end
+
+    async def close_when_idle(self) -> None:
+        """Hangs up when its last request has ended."""
+        if self.front_end is not None:
+            await self.front_end.retire()
+        self.client.close()
