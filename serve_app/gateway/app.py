@@ -33,6 +33,7 @@ from serve_app.gateway.auth import current_caller
 from serve_app.gateway.body import (
     ClientGoneError,
     Outer,
+    Peek,
     peek,
     read_body,
     run_until_hang_up,
@@ -163,6 +164,13 @@ class Dispatch:
         seen = peek(body)
         meter = current_meter.get()
         target = await self._find_target(seen.model, scope["path"], meter)
+        with target.front_end.in_use():
+            await self._run(target, seen, body, scope, receive, send)
+
+    async def _run(
+        self, target: Target, seen: Peek, body: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        meter = current_meter.get()
         front_end, adapter = target.front_end, target.adapter
         meter.version = target.version
         current_adapter.set(None)

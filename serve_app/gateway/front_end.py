@@ -4,7 +4,9 @@ Chat templates, tools, structured output, log-probabilities and every response f
 """
 
 import asyncio
+import contextlib
 from argparse import Namespace
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import cast, get_args
 
@@ -96,6 +98,8 @@ class FrontEnd:
         self._model = model
         self._engine = engine
         self._client = client
+        self._n_inside = 0
+        """Requests that are being read or answered here."""
 
     @classmethod
     async def build(
@@ -159,9 +163,18 @@ class FrontEnd:
         """Whether it can no longer turn outputs into answers. Never by a request's fault."""
         return bool(self._engine.errored)
 
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps it from being retired under a request that has not reached its engine yet."""
+        self._n_inside += 1
+        try:
+            yield
+        finally:
+            self._n_inside -= 1
+
     async def retire(self) -> None:
         """Returns when the last request has ended and everything is given back."""
-        while self._client.has_requests_of(self._engine):  # noqa: ASYNC110 - rare, no hurry
-            await asyncio.sleep(1.0)
+        while self._n_inside or self._client.has_requests_of(self._engine):  # noqa: ASYNC110
+            await asyncio.sleep(1.0)  # Rare, no hurry.
         self._client.remove_sink(self._engine)
         self._engine.shutdown()

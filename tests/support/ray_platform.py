@@ -81,7 +81,8 @@ class RayPlatform:
         file.write_text(yaml.safe_dump(content))
         command = [str(Path(sys.executable).with_name("serve")), "deploy", "-a", self._dashboard]
         environ = {**os.environ, "RAY_AUTH_MODE": "token"}
-        subprocess.run([*command, str(file)], env=environ, capture_output=True, check=True)
+        done = subprocess.run([*command, str(file)], env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def deploy_and_wait(self, args: dict[str, Any], timeout_s: float = 240.0) -> None:
         """Deploys, and returns when the change has been made and all models are ready."""

@@ -155,7 +155,7 @@ def test_settings_are_refused_with_path_value_and_remedy(
             '"H1000"',
             "did you mean 'H100'?",
         ),
-        ({"replicas": {"max": 0}}, "replicas.max", "0", "greater than or equal to 1"),
+        ({"replicas": {"max": 0}}, "replicas.max", "0", "must be at least 1"),
         ({"replicas": {"min": 3}}, "replicas", None, "min is 3 while max is 1; raise max"),
         ({"startup_timeout_s": 0.0}, "startup_timeout_s", "0.0", "greater than 0"),
         ({"max_model_len": 5}, "max_model_len", "5", "write it as engine.args.max_model_len"),

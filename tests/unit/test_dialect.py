@@ -23,7 +23,7 @@ def dialect(**args: object) -> str:
 
 
 def test_how_an_engine_works_is_not_its_dialect() -> None:
-    assert dialect(max_num_seqs=4) == dialect(gpu_memory_utilization=0.5) == dialect()
+    assert dialect(max_num_seqs=4) == dialect(enforce_eager=True) == dialect()
 
 
 def test_what_tokens_mean_is_an_engines_dialect() -> None:
