@@ -22,8 +22,8 @@ from serve_app.config_scaling import ScalingSettings
 _LEAST, _MOST = 1, 16
 _TTFT_S = 2.0
 _STARTS_S = (30.0, 120.0)
-_LOADS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_PER_ENGINE = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0)
+_LOADS = (0.6, 0.7, 0.8, 0.9)
+_PER_ENGINE = (2.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 """Requests; 2 is Serve's default. An engine holds about 20."""
 _DELAYS = {"serve": (30.0, 600.0), "serve-quick": (0.0, 120.0)}
 """Serve's own delays up and down, and such as ours has."""

@@ -33,8 +33,6 @@ from serve_app.policy.moving import MovingMean, MovingRate
 
 _FAST_S, _SLOW_S, _TREND_S = 10.0, 60.0, 300.0
 """Windows of the rates at which work comes: what is new, what is not chance, where it goes."""
-_SURE = 2.0
-"""Deviations by which what is new must exceed what chance does."""
 _PACE_S = 30.0
 _TELLING_FILL = 0.4
 """An engine emptier than this says little about its pace when full."""
@@ -94,7 +92,6 @@ class Scaler:
         self._engines = engines
         self._fast, self._slow = MovingRate(_FAST_S), MovingRate(_SLOW_S)
         self._trend = MovingRate(_TREND_S)
-        self._squares, self._look_s = MovingMean(_SLOW_S), 0.0
         self._done, self._fill = MovingRate(_PACE_S), MovingMean(_PACE_S)
         self._late, self._first = MovingRate(_LATE_S), MovingRate(_LATE_S)
         self._pace: float | None = None
@@ -150,13 +147,7 @@ class Scaler:
         """Work a second that will come when an engine that starts now is ready."""
         rise = (self._slow.value - self._trend.value) / (_TREND_S - _SLOW_S)
         ahead = self._slow.value + max(rise, 0.0) * (look.start_s + _SLOW_S)
-        return max(self._fast.value - _SURE * self._chance, ahead)
-
-    @property
-    def _chance(self) -> float:
-        """By how much the fast rate strays if nothing but chance is in it: its deviation."""
-        each = max(self._squares.value - self._slow.value**2, 0.0)
-        return math.sqrt(each * self._look_s / (2 * _FAST_S))
+        return max(self._fast.value, ahead)
 
     def _floor(self, look: Look) -> int:
         return max(self.least, int(look.n_requests > 0 or not self._is_idle(look)))
@@ -180,9 +171,6 @@ class Scaler:
             self._busy_s = look.now_s
         for rate in (self._fast, self._slow, self._trend):
             rate.add(look.arrived, passed_s)
-        if passed_s > 0:
-            self._look_s = passed_s
-            self._squares.add((look.arrived / passed_s) ** 2, passed_s)
         self._done.add(look.done, passed_s)
         self._fill.add(look.fill, passed_s)
         self._late.add(look.n_late, passed_s)
