@@ -118,6 +118,8 @@ class EchoEngine(Section):
     """Requests that run at the same time; others wait in the engine."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     """Context length in tokens. None means what the source says."""
+    prefix_cache_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 0
+    """Tokens of prompts and answers that a prefix cache holds. 0 is none."""
     adapter_load_s: StepSeconds = 0.0
     """Seconds for which steps wait while an adapter comes into memory."""
     adapter_activate_s: StepSeconds = 0.0
