@@ -193,13 +193,16 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def describe_echo(engine: EngineModel, speed: float, n_engines: int) -> dict[str, Any]:
+def describe_echo(
+    engine: EngineModel, speed: float, n_engines: int, prompt_chunk: int | None = None
+) -> dict[str, Any]:
     """Returns a model entry: the paper's engine so many times as fast, in so many parts."""
     batch = {name: getattr(engine, name) / speed * n_engines for name in Pace.__struct_fields__}
     name = MODEL_NAME if n_engines == 1 else THREE
     pace = {"batch": batch, "prefix_cache_tokens": engine.kv_tokens - BATCH * _RUNNING_TOKENS}
     entry = describe_model(name, {"kind": "echo", "max_num_seqs": BATCH, **pace})
-    return entry | {"replicas": {"min": n_engines, "max": n_engines}}
+    replicas = {"min": n_engines, "max": n_engines}
+    return entry | {"replicas": replicas, "prompt_chunk_tokens": prompt_chunk}
 
 
 def describe_pair(engine: EngineModel, speed: float) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from deployments.vllm_core import Emit
 from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns
+from serve_app.policy.prompt_chunks import Prompt, plan_prompts
 
 _News = tuple[EngineCoreRequest, Standing, Sequence[int]] | list[str] | Mapping[TenantId, int]
 """A request with what it has got elsewhere, ids to abort, or the router's counters."""
@@ -42,6 +43,7 @@ class EchoCore:
         pace: How long steps take. None says all of a request's tokens in one step.
         adapters: How many adapters it takes, and what they cost.
         cache_tokens: Tokens that its prefix cache holds; 0 is none.
+        prompt_chunk: As `prompt_chunk_tokens` of a model's settings.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class EchoCore:
         pace: Pace | None,
         adapters: AdapterPace = AdapterPace(),  # noqa: B008 - frozen
         cache_tokens: int = 0,
+        prompt_chunk: int | None = None,
     ) -> None:
         self._emit = emit
         self._pace = pace
         self._adapters = EchoAdapters(adapters)
         self._cache = BlockCache(cache_tokens)
+        self._prompt_chunk = prompt_chunk
         self._mail: queue.SimpleQueue[_News | Callable[[], None] | None] = queue.SimpleQueue()
         self.last_step_s = time.monotonic()
         self._turns = EngineTurns()
@@ -200,7 +204,6 @@ class EchoCore:
         if self._adapters.pace.slots:
             self._adapters.plan(self._waiting[ticket].request for ticket in self._turns)
         self._make_room()
-        prompt_tokens = 0
         adapters_s = 0.0
         skipped: list[TicketId] = []
         while len(self._running) < self._max_running and (ticket := self._turns.next()):
@@ -212,13 +215,23 @@ class EchoCore:
             adapters_s += self._adapters.start(adapter)
             self._turns.start(ticket)
             entry = self._running[ticket] = self._waiting.pop(ticket)
-            prompt_tokens += self._prefill(entry)
+            entry.uncomputed = self._prefill(entry)
         for ticket in skipped:
             self._turns.put_back(ticket)
         if self._pace is None:
             return adapters_s
+        prompt_tokens = self._compute_prompts()
         kv_tokens = sum(entry.held_tokens for entry in self._running.values())
         return adapters_s + self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
+
+    def _compute_prompts(self) -> int:
+        """Plans what of prompts the step computes; returns how many tokens that is."""
+        entries = {t: entry for t, entry in self._running.items() if entry.uncomputed}
+        prompts = [Prompt(e.uncomputed, self._turns.is_express(t)) for t, e in entries.items()]
+        parts = plan_prompts(prompts, self._prompt_chunk if self._turns.n_tenants > 1 else None)
+        for entry, part in zip(entries.values(), parts, strict=True):
+            entry.uncomputed -= part
+        return sum(parts)
 
     def _prefill(self, entry: EchoRequest) -> int:
         """Starts a request or goes on with it; returns how many tokens have to be computed."""
@@ -253,6 +266,8 @@ class EchoCore:
     def _end_step(self) -> None:
         by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
         for ticket, entry in list(self._running.items()):
+            if self._pace is not None and entry.uncomputed:
+                continue
             output = entry.say(1 if self._pace is not None else entry.limit)
             by_client[entry.request.client_index].append(output)
             if output.finished:

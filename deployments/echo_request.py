@@ -26,6 +26,8 @@ class EchoRequest:
     stops_at: int | None = None
     """The token that ends it, when it reaches its limit."""
     said: int = 0
+    uncomputed: int = 0
+    """Tokens of prompt and answer so far that are to be computed before it says more."""
     cached_tokens: int | None = None
     """Of its prompt, if there is a cache; None once that is told, or when it began elsewhere."""
 

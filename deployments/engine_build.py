@@ -37,8 +37,15 @@ def build_core(model: ModelSettings, config: VllmConfig, emit: Emit) -> Core:
     if isinstance(model.engine, EchoEngine):
         engine = model.engine
         adapters = _adapter_pace(engine, config)
-        return EchoCore(config, emit, _pace_of(engine), adapters, engine.prefix_cache_tokens)
-    return VllmCore(config, emit)
+        return EchoCore(
+            config,
+            emit,
+            _pace_of(engine),
+            adapters,
+            engine.prefix_cache_tokens,
+            model.prompt_chunk_tokens,
+        )
+    return VllmCore(config, emit, model.prompt_chunk_tokens)
 
 
 def build_store(settings: AdapterCacheSettings, config: VllmConfig) -> AdapterFiles:

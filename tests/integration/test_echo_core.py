@@ -25,13 +25,13 @@ _STANDING = Standing(TenantId("a"), tier=0, counter=0, charged=0)
 class Said:
     """An echo core on its thread, and what it said."""
 
-    def __init__(self, pace: Pace | None, max_num_seqs: int, cache_tokens: int) -> None:
+    def __init__(self, pace: Pace | None, max_num_seqs: int, **options: int) -> None:
         config: Any = SimpleNamespace(
             scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs),
             model_config=SimpleNamespace(hf_config=SimpleNamespace(eos_token_id=_EOS)),
         )
         self._outputs: queue.SimpleQueue[EngineCoreOutput] = queue.SimpleQueue()
-        self.core = EchoCore(config, self._emit, pace, cache_tokens=cache_tokens)
+        self.core = EchoCore(config, self._emit, pace, **options)
         self.n_tokens: Counter[str] = Counter()
         """Tokens that were read, by request."""
 
@@ -86,8 +86,8 @@ class Said:
 
 
 @contextmanager
-def running(pace: Pace | None, max_num_seqs: int = 8, cache_tokens: int = 0) -> Iterator[Said]:
-    said = Said(pace, max_num_seqs, cache_tokens)
+def running(pace: Pace | None, max_num_seqs: int = 8, **options: int) -> Iterator[Said]:
+    said = Said(pace, max_num_seqs, **options)
     thread = threading.Thread(target=said.core.run, daemon=True)
     thread.start()
     try:
@@ -136,6 +136,18 @@ def test_prompt_that_was_there_is_found_in_the_cache() -> None:
             cached.append(end.prefill_stats.num_cached_tokens)
     assert cached == [0, 192]
     assert took_s[0] >= 0.2
+
+
+def test_prompts_are_computed_in_parts_beside_another_tenant() -> None:
+    pace = Pace(0.0, per_prompt_token_s=0.001)
+    other = Standing(TenantId("b"), tier=0, counter=0, charged=0)
+    with running(pace, prompt_chunk=20) as said:
+        said.send("a", 4, max_tokens=400)
+        said.read_first("a")
+        said.send("b", 100, standing=other, max_tokens=1)
+        said.read_first("b")
+        assert said.n_tokens["a"] >= 5, "it spoke between the parts"
+        assert said.n_tokens["b"] == 1
 
 
 def test_without_a_cache_nothing_is_said_of_it() -> None:
