@@ -183,7 +183,10 @@ class SpotPlacement:
         chosen: list[ZoneId] = []
         n_best, paid = 0, 0.0
         most = self._settings.target + self._settings.most_spare - held.total()
+        cheapest = min(map(self._spot_usd_per_h, zones), default=0.0)
         for _ in range(most if zones else 0):
+            if paid + cheapest >= least:
+                break
             total, zone = self._add_one(held, zones, odds, now_s)
             chosen.append(zone)
             if paid + total < least - 1e-9:
