@@ -15,7 +15,8 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -47,12 +48,20 @@ PARTS = {"whole": dict.fromkeys(TRACES, WHOLE), "held-out": HELD_OUT}
 Maker = Callable[[Setting, Sequence[Offer], int], Placement]
 
 
-def _make_ours(setting: Setting, offers: Sequence[Offer], _: int) -> Placement:
+def _make_ours(
+    setting: Setting, offers: Sequence[Offer], _: int, *, caution: float | None = None
+) -> Placement:
     notice_s = min((setting.notices_s.get(offer.cloud, 0.0) for offer in offers), default=0.0)
     settings = PlacementSettings(
         setting.target, setting.start_up_s, GOALS[setting.start_up_s], notice_s=notice_s
     )
+    if caution is not None:
+        settings = replace(settings, caution=caution)
     return SpotPlacement(settings, offers)
+
+
+def _make_hedge(setting: Setting, offers: Sequence[Offer], seed: int, *, extra: int) -> Placement:
+    return SpotHedge(setting.target, extra, offers, seed)
 
 
 POLICIES: Mapping[str, Maker] = {
@@ -61,9 +70,15 @@ POLICIES: Mapping[str, Maker] = {
         setting.target, [offers[seed % len(offers)]]
     ),
     "even spread": lambda setting, offers, _: EvenSpread(setting.target, offers),
-    "SpotHedge": lambda setting, offers, seed: SpotHedge(setting.target, 1, offers, seed),
+    "SpotHedge": partial(_make_hedge, extra=1),
     "Arriero": _make_ours,
 }
+SWEPT: Mapping[str, Mapping[str, Maker]] = {
+    "SpotHedge": {f"SpotHedge +{n}": partial(_make_hedge, extra=n) for n in range(4)},
+    "Arriero": {f"Arriero x{c:g}": partial(_make_ours, caution=c) for c in (0.03, 0.1, 0.3, 1.0)},
+}
+"""The policies over a parameter of each, for `bench.spot_curve`."""
+_MAKERS = {**POLICIES, **SWEPT["SpotHedge"], **SWEPT["Arriero"]}
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ def run_job(job: Job) -> Outcome:
     trace = _load(job.folder)
     setting = Setting(start_up_s=job.start_up_s, notices_s=NOTICES_S if job.has_notice else {})
     offset_s = choose_offsets(trace, setting, job.n_windows, job.part)[job.window]
-    policy = POLICIES[job.policy](setting, list_offers(trace, setting), job.window)
+    policy = _MAKERS[job.policy](setting, list_offers(trace, setting), job.window)
     return Replay(trace, policy, setting, offset_s).run()
 
 
