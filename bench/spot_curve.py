@@ -2,8 +2,8 @@
 
     python -m bench.spot_curve --traces FOLDER --plots bench/plots [--part held-out] [--windows 10]
 
-Ours is drawn over `caution`, SpotHedge over its number of spare spot nodes, where 1 is as published.
-What ours costs at an availability is read off the straight line between two of its points.
+Ours is drawn over `caution`, SpotHedge over its number of spare spot nodes: 1 is as published. What
+ours costs at an availability is read off the straight line between two of its points.
 """
 
 import argparse
