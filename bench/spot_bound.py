@@ -12,6 +12,8 @@ Two bounds, in the cost that `bench.spot` prints, without notices:
   age as they come out of these very windows. It changes what it holds at once and free of charge;
   two zones that go in one go are forgiven. It pays for what it holds, and is short for one start-up
   after each reclaim that leaves too few: what is asked for at that time is ready no sooner.
+- **by age**: the same for a policy that cannot tell zones apart but by age: it knows the rates of
+  all zones together. No bound, as zones do differ, but what is to be had before they are known.
 
 A policy may be short when it likes, as long as it is so for no more than the goal allows on the
 mean of the windows: each price of being short gives a bound, and the highest counts (Lagrange).
@@ -40,8 +42,8 @@ _SHORT_PRICES = tuple(1.5**i for i in range(28))
 Ages = tuple[int, ...]
 """By number of nodes from one on, the class of ages of a zone's room for so many; to the target."""
 Moment = tuple[tuple[ZoneId, Ages], ...]
-Rates = Mapping[tuple[ZoneId, int, int], float]
-"""Reclaims a tick by zone, number of nodes and class of ages."""
+Class = tuple[ZoneId, int, int]
+"""A zone, a number of nodes and a class of ages: what has a rate of reclaims, told by the tick."""
 
 
 def bound_clairvoyant(
@@ -57,24 +59,26 @@ def bound_clairvoyant(
 
 
 def bound_informed(
-    trace: Trace, setting: Setting, offsets_s: Sequence[float]
+    trace: Trace, setting: Setting, offsets_s: Sequence[float], *, tells_zones: bool = True
 ) -> list[tuple[float, float]]:
-    """Returns the same for a policy that knows rates only."""
+    """Returns the same for a policy that knows rates only, of each zone or of all together."""
     moments: Counter[Moment] = Counter()
-    met, lost = Counter[tuple[ZoneId, int, int]](), Counter[tuple[ZoneId, int, int]]()
+    met, lost = Counter[Class](), Counter[Class]()
     for offset_s in offsets_s:
         before: Moment = ()
         for moment, n_ticks in list_moments(trace, setting, offset_s):
             moments[moment] += n_ticks
-            rooms = {zone: len(ages) for zone, ages in moment}
+            rooms = Counter({zone: len(ages) for zone, ages in moment})
             for zone, ages in before:
-                for level in range(rooms.get(zone, 0) + 1, len(ages) + 1):
+                for level in range(rooms[zone] + 1, len(ages) + 1):
                     lost[zone, level, ages[level - 1]] += 1
             for zone, ages in moment:
                 for level, age in enumerate(ages, 1):
                     met[zone, level, age] += n_ticks
             before = moment
     rates = {key: lost[key] / met[key] for key in met}
+    if not tells_zones:
+        rates = _pool(lost, met)
     fronts = [(weight, list_choices(m, rates, setting)) for m, weight in moments.items()]
     _, n_start = count_ticks(setting)
 
@@ -86,6 +90,15 @@ def bound_informed(
         (price, sum(weight * cost(front, price) for weight, front in fronts) / len(offsets_s))
         for price in _SHORT_PRICES
     ]
+
+
+def _pool(lost: Counter[Class], met: Counter[Class]) -> dict[Class, float]:
+    together: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+    for zone, level, age in met:
+        sums = together[level, age]
+        sums[0] += lost[zone, level, age]
+        sums[1] += met[zone, level, age]
+    return {key: together[key[1:]][0] / together[key[1:]][1] for key in met}
 
 
 def list_moments(trace: Trace, setting: Setting, offset_s: float) -> Iterator[tuple[Moment, int]]:
@@ -108,7 +121,9 @@ def list_moments(trace: Trace, setting: Setting, offset_s: float) -> Iterator[tu
             yield tuple(moment), steps[step]
 
 
-def list_choices(moment: Moment, rates: Rates, setting: Setting) -> dict[float, float]:
+def list_choices(
+    moment: Moment, rates: Mapping[Class, float], setting: Setting
+) -> dict[float, float]:
     """Returns by price the lowest rate at which nodes of that price fall below the target."""
     choices: dict[float, float] = defaultdict(lambda: math.inf)
     for counts in itertools.product(*(range(len(ages) + 1) for _, ages in moment)):
@@ -147,11 +162,10 @@ def _bound(
     available, cost = mean(o.availability for o in outcomes), mean(o.cost for o in outcomes)
     clairvoyant = bound_clairvoyant(trace, setting, offsets_s)
     informed = bound_informed(trace, setting, offsets_s)
-    bounds = [
-        lower(b, setting, g)
-        for g in (GOALS[start_up_s], available)
-        for b in (clairvoyant, informed)
-    ]
+    by_age = bound_informed(trace, setting, offsets_s, tells_zones=False)
+    wanted = [(clairvoyant, GOALS[start_up_s])]
+    wanted += [(b, goal) for goal in (GOALS[start_up_s], available) for b in (informed, by_age)]
+    bounds = [lower(bound, setting, goal) for bound, goal in wanted]
     ratios = tuple(bound / cost for bound in bounds)
     cells = [f"{bound:.3f} ({ratio:.2f})" for bound, ratio in zip(bounds, ratios, strict=True)]
     return [f"{trace.name}, {start_up_s:g} s", f"{available:.4f} at {cost:.3f}", *cells], ratios
@@ -186,8 +200,9 @@ _HEAD = (
     "SpotHedge",
     "clairvoyant, goal",
     "informed, goal",
-    "clairvoyant, as SpotHedge",
+    "by age, goal",
     "informed, as SpotHedge",
+    "by age, as SpotHedge",
 )
 
 
