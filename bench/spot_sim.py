@@ -31,8 +31,9 @@ _MOST_ROUNDS = 12
 """Of launches in one tick."""
 
 
-Use = tuple[Market, Literal["serving", "spare", "starting"]]
+Purpose = Literal["serving", "spare", "starting"]
 """What a node is paid for."""
+Use = tuple[Market, Purpose]
 
 
 class Placement(Protocol):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from bench.spot_bound import bound_clairvoyant, bound_informed, lower
 from bench.spot_flow import cheapest_cover, list_stays
 from bench.spot_rivals import EvenSpread, OnDemandOnly, SpotHedge
-from bench.spot_sim import Replay, Setting, Trace, list_offers
+from bench.spot_sim import Placement, Replay, Setting, Trace, list_offers
 from cluster.policy.fleet import ZoneId
 from cluster.policy.placement import PlacementSettings, SpotPlacement
 
@@ -31,13 +31,13 @@ def cover(made: Trace, short_price: float = NEVER) -> float:
 def test_nobody_is_cheaper_than_the_clairvoyant(a: list[int], b: list[int], name: str) -> None:
     made = trace(a, b)
     offers = list_offers(made, SETTING)
-    policy = {
+    policies: dict[str, Placement] = {
         "on demand": OnDemandOnly(2, offers),
         "spread": EvenSpread(2, offers),
         "SpotHedge": SpotHedge(2, 1, offers),
         "ours": SpotPlacement(PlacementSettings(2, 60.0), offers),
-    }[name]
-    outcome = Replay(made, policy, SETTING, 0.0).run()
+    }
+    outcome = Replay(made, policies[name], SETTING, 0.0).run()
     bound = lower(bound_clairvoyant(made, SETTING, [0.0]), SETTING, outcome.availability)
     assert bound <= outcome.cost + 1e-9
 
