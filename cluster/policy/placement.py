@@ -83,7 +83,6 @@ class PlacementSettings:
     settle_h: float = 2.0
     together: float = 0.2
     trial_s: float = 600.0
-    add_now: bool = False
     budget: Budget = field(default_factory=Budget)
     doors: DoorSettings = field(default_factory=DoorSettings)
     survival: SurvivalSettings = field(default_factory=SurvivalSettings)
@@ -127,11 +126,7 @@ class SpotPlacement:
         now, later = self._odds(now_s, 0.0), self._odds(now_s, self._settings.settle_h)
         self._calibrate(fleet, now, now_s)
         pricing = self._price(now_s)
-        adds = self._choose_spot(fleet.spot, pricing, later, now_s)
-        if self._settings.add_now:
-            adds += self._choose_spot(
-                fleet.spot + Counter(add.zone for add in adds), pricing, now, now_s
-            )
+        adds = self._choose_spot(fleet, pricing, later, now_s)
         cover = pricing.cover(fleet.confirmed, now)
         launches = [*adds, *self._choose_on_demand(fleet, cover, now_s)]
         ends: list[End] = []
@@ -162,11 +157,11 @@ class SpotPlacement:
         return Pricing(settings.target, usd_per_h, factor * usd_per_h / (1.0 - settings.goal))
 
     def _choose_spot(
-        self, spot: Counter[ZoneId], pricing: Pricing, odds: Odds, now_s: float
+        self, fleet: Inventory, pricing: Pricing, odds: Odds, now_s: float
     ) -> list[Launch]:
         """Add the best zone again and again, and keep as much of that as pays."""
         zones = [zone for zone in self._offers if self._may_ask(zone, now_s)]
-        held = Counter(spot)
+        held = Counter(fleet.spot)
         least = pricing.cover(held, odds).usd_per_h
         least -= _LEAST_GAIN * pricing.on_demand_usd_per_h
         chosen: list[ZoneId] = []
