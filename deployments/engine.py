@@ -8,6 +8,7 @@ A plain class. `serve_app.main` wraps it into a Serve deployment; tests start it
 """
 
 import asyncio
+import contextlib
 import faulthandler
 import hashlib
 import logging
@@ -57,6 +58,8 @@ _PROGRESS_S = 0.1
 _SPARE_REQUESTS = 4
 """Requests handed to an engine beyond its batch, so that a place never waits for a round trip."""
 _FAREWELL_S = 0.2
+_HEARD_S = 5.0
+"""For the router to hear why an engine cannot start; some fail before they have found it."""
 _CALM_S = 2.0
 """Without requests, before an engine that drains is done: what gateways have read for it alone, as
 its successors have another tokenizer, may still be on its way."""
@@ -138,6 +141,10 @@ class Engine:
     async def _fail_start(self, reason: str) -> None:
         message = f"Model {self._model.name!r} could not be started: {reason}"
         self._set_state("failed", message)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HEARD_S):
+                while not self._router.is_connected:  # noqa: ASYNC110 - it is another task's
+                    await asyncio.sleep(0.05)
         await asyncio.sleep(_FAREWELL_S)
         raise EngineStartError(message)
 

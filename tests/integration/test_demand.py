@@ -20,7 +20,7 @@ TINY = ModelName("tiny")
 @pytest.fixture
 def platform(tiny_model: Path, tmp_path: Path) -> Iterator[LocalPlatform]:
     settings = make_settings(
-        write_echo(tiny_model, tokens_per_s=20.0, max_num_seqs=2, replicas={"min": 1, "max": 4}),
+        write_echo(tiny_model, tokens_per_s=20.0, max_num_seqs=8, replicas={"min": 1, "max": 4}),
         auth={"kind": "keys"},
         tenants=[
             {"id": "few", "keys": [{"hash": hash_key("few")}], "limits": {"requests_per_min": 2}},
