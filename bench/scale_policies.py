@@ -16,6 +16,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from serve_app.config_scaling import ScalingSettings
 from serve_app.policy.scaling import Look, Scaler
 
+_LOOK_BACK_S = 30.0
+"""Serve's default: it acts on the mean of so long."""
+
 
 class Fixed:
     """Always the same number."""
@@ -48,7 +51,6 @@ class ServeRequests:
         most: Most replicas.
         up_s: `upscale_delay_s`.
         down_s: `downscale_delay_s`.
-        look_back_s: `look_back_period_s`: it acts on the mean of so long.
     """
 
     def __init__(
@@ -58,16 +60,14 @@ class ServeRequests:
         most: int,
         up_s: float = 30.0,
         down_s: float = 600.0,
-        look_back_s: float = 30.0,
     ) -> None:
-        self.wanted = least
         self._config = AutoscalingConfig(
             min_replicas=least,
             max_replicas=most,
             target_ongoing_requests=per_engine,
             upscale_delay_s=up_s,
             downscale_delay_s=down_s,
-            look_back_period_s=look_back_s,
+            look_back_period_s=_LOOK_BACK_S,
         )
         self._policy = autoscaling_policy._apply_autoscaling_config(
             autoscaling_policy.replica_queue_length_autoscaling_policy
@@ -103,5 +103,4 @@ class ServeRequests:
         )
         with patch.object(autoscaling_policy, "time", SimpleNamespace(time=lambda: look.now_s)):
             wanted, self._state = self._policy(context)
-        self.wanted = min(max(int(wanted), config.min_replicas), config.max_replicas)
-        return self.wanted
+        return min(max(int(wanted), config.min_replicas), config.max_replicas)

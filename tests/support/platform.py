@@ -19,7 +19,6 @@ import httpx
 import msgspec
 import uvicorn
 
-from deployments.autoscaler import Board
 from deployments.engine import Engine
 from deployments.ledger_host import LedgerHost
 from deployments.ledger_journal import FileJournal
@@ -71,7 +70,6 @@ class LocalPlatform:
         n_gateways: Gateways, all with the same settings.
         n_engines: Engines of each model. None means `replicas.min`.
         is_waiting: Whether to wait until every model is ready at every gateway.
-        board: Where routers write how many engines they want; None leaves it to tests.
     """
 
     def __init__(
@@ -85,7 +83,6 @@ class LocalPlatform:
         n_gateways: int = 1,
         n_engines: int | None = None,
         is_waiting: bool = True,
-        board: Board | None = None,
     ) -> None:
         self.settings = settings
         self.engine_processes: dict[EngineId, EngineProcess | ForkedEngine] = {}
@@ -100,7 +97,6 @@ class LocalPlatform:
         self._n_gateways = n_gateways
         self._n_engines_each = n_engines
         self._is_waiting = is_waiting
-        self._board = board
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="platform", daemon=True)
         self._routers: dict[ModelName, tuple[Router, asyncio.Task[None]]] = {}
@@ -189,10 +185,6 @@ class LocalPlatform:
         """Drains an engine and ends it, as a scale-down does."""
         self.run(self.engines.pop(engine_id).stop())
 
-    def router(self, model_name: ModelName) -> Router:
-        """A model's router, where it has no process of its own."""
-        return self._routers[model_name][0]
-
     def replace_router(self, model_name: ModelName) -> None:
         """Ends a model's router at once and starts another one, at another endpoint."""
         self.run(self._replace_router(model_name))
@@ -217,8 +209,7 @@ class LocalPlatform:
             self._router_processes[model_name] = RouterProcess(model_name, self.settings, file)
             return
         keeper = StateFile(self._folder / "router", model_name)
-        listener = Listener(_HOST)
-        router = Router(model_name, self.settings, listener, keeper=keeper, board=self._board)
+        router = Router(model_name, self.settings, Listener(_HOST), keeper=keeper)
         self._routers[model_name] = (router, asyncio.create_task(router.run()))
         write_endpoint(self._endpoint_file(model_name), router.endpoint)
 
