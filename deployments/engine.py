@@ -173,8 +173,9 @@ class Engine:
         await self._wait_until_idle(now_s + timeout_s)
 
     async def stop(self) -> None:
-        """Drains for `drain_timeout_s`, then stops."""
-        await self.drain(self._model.drain_timeout_s)
+        """Drains for `drain_timeout_s`, then stops. One that has failed leaves its reason standing."""
+        if self._state != "failed":
+            await self.drain(self._model.drain_timeout_s)
         if self._core is not None:
             self._core.stop()
             await asyncio.to_thread(self._thread.join, 5.0)
