@@ -173,7 +173,7 @@ class Engine:
         await self._wait_until_idle(now_s + timeout_s)
 
     async def stop(self) -> None:
-        """Drains for `drain_timeout_s`, then stops. One that has failed leaves its reason standing."""
+        """Drains for `drain_timeout_s`, then stops. One that failed leaves its reason standing."""
         if self._state != "failed":
             await self.drain(self._model.drain_timeout_s)
         if self._core is not None:
