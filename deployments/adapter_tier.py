@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from deployments.engine_server import Core
+from serve_app.adapter_counts import AdapterTally
 from serve_app.messages import AdapterRef, AdapterReport
 from serve_app.names import TenantId
 from serve_app.policy.adapter_tier import Held, choose_victim
@@ -97,6 +100,7 @@ class AdapterTier:
         self._core: Core
         self._adapters: dict[int, Adapter] = {}
         self._failures: dict[int, str] = {}
+        self._tally = AdapterTally()
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._unused = asyncio.Event()
@@ -132,6 +136,7 @@ class AdapterTier:
             in_memory=sorted(a.ref.id for a in self._adapters.values() if a.is_held),
             active=sorted(self._core.active_adapters()),
             failures=dict(self._failures),
+            tally=self._tally,
         )
 
     async def close(self) -> None:
@@ -157,20 +162,29 @@ class AdapterTier:
         began_s = time.monotonic()
         adapter.folder = await self._files.ensure(adapter.ref)
         await asyncio.to_thread(_read_through, adapter.folder)
+        fetched_s = time.monotonic()
         async with self._one_at_a_time:
             await self._make_room(adapter.tenant)
             hold = self._core.hold_adapter(adapter.ref.id, str(adapter.folder))
-            await asyncio.wrap_future(hold)
+            stall_s = await asyncio.wrap_future(hold)
             adapter.is_held = True
             if adapter.requests:
-                await self._activate(adapter)
+                stall_s += await self._activate(adapter)
         adapter.load_s = time.monotonic() - began_s
+        fetch_s = fetched_s - began_s
+        self._count(loads=1, fetch_s=fetch_s, hold_s=adapter.load_s - fetch_s, stall_s=stall_s)
 
-    async def _activate(self, adapter: Adapter) -> None:
+    async def _activate(self, adapter: Adapter) -> float:
+        """Returns for how long steps waited."""
         try:
-            await asyncio.wrap_future(self._core.activate_adapter(adapter.ref.id))
+            return await asyncio.wrap_future(self._core.activate_adapter(adapter.ref.id))
         except Exception as error:  # The step that needs it will try again.
             logger.warning("Adapter %s has no slot yet: %s", adapter.ref.name, error)
+            return 0.0
+
+    def _count(self, **more: float) -> None:
+        known = {name: getattr(self._tally, name) + n for name, n in more.items()}
+        self._tally = msgspec.structs.replace(self._tally, **known)
 
     def _settle_load(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
         adapter.loading = None
@@ -206,6 +220,7 @@ class AdapterTier:
             if victim is None:
                 await self._unused.wait()
             else:
+                self._count(evictions=1)
                 await self._let_go(self._adapters[victim.id])
 
     def _drop_if_unwanted(self, adapter: Adapter) -> None:

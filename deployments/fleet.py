@@ -251,7 +251,12 @@ class Fleet:
     def statuses(self, model: ModelName) -> list[EngineStatus]:
         """Returns a model's that can be reached, as gateways show them."""
         reports = [e.report for e in self if e.is_reachable and e.report.model == model]
-        return [EngineStatus(r.engine_id, r.state, r.detail, r.load) for r in reports]
+        return [
+            EngineStatus(
+                r.engine_id, r.state, r.detail, r.load, r.adapters.tally, len(r.adapters.in_memory)
+            )
+            for r in reports
+        ]
 
     def config_id(self, model: ModelName) -> str:
         """Returns which front end fits a model's newest engine; empty while there is none."""

@@ -4,10 +4,12 @@ Asks the policies: `routing` for the base model, `adapters` for those with an ad
 who may go to a full engine.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from deployments.fleet import Fleet, KnownEngine
+from serve_app.adapter_counts import AdapterArrivals
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.adapters import choose_place, choose_preparation
@@ -50,6 +52,17 @@ class Placer:
         self._share_of = share_of
         self._send = send
         self._now = now
+        self._arrivals: defaultdict[ModelName, Counter[str]] = defaultdict(Counter)
+
+    def note_arrival(self, wish: Wish) -> None:
+        """Counts how near a request's adapter is as it comes."""
+        if wish.adapter is not None:
+            engines = [e for e in self._fleet if e.report.model == wish.model]
+            self._arrivals[wish.model][_nearness(engines, wish.adapter.id)] += 1
+
+    def arrivals(self, model: ModelName) -> AdapterArrivals:
+        """Returns those of a model so far."""
+        return AdapterArrivals(**self._arrivals[model])
 
     def place(self, wish: Wish) -> Fit | None:
         """Returns an engine with room; None when the request has to wait."""
@@ -115,3 +128,15 @@ class Placer:
         engine = self._fleet.get(engine_id)
         assert engine is not None, "policies choose among engines that are known"
         return engine
+
+
+def _nearness(engines: Iterable[KnownEngine], adapter_id: int) -> str:
+    """As `AdapterArrivals` calls it."""
+    ready = [engine for engine in engines if engine.report.state == "ready"]
+    if any(adapter_id in engine.by_adapter for engine in ready):
+        return "running"
+    if any(adapter_id in engine.in_memory for engine in ready):
+        return "in_memory"
+    if any(adapter_id in engine.asked_s for engine in ready):
+        return "coming"
+    return "on_disk" if any(adapter_id in engine.on_disk for engine in ready) else "away"

@@ -321,13 +321,15 @@ class Router:
     def _enqueue(self, sender: bytes, mail: Enqueue) -> None:
         if mail.ticket in self._tickets:
             return
+        wish = Wish(mail.tenant, self._gateways[sender].model, mail.adapter)
+        self._placer.note_arrival(wish)
         self._add_waiting(sender, mail)
         self._newcomer = mail.ticket
         self._dispatch()
         self._newcomer = None
         if self._tickets[mail.ticket].engine_id is not None:
             return
-        self._placer.prepare_early(Wish(mail.tenant, self._gateways[sender].model, mail.adapter))
+        self._placer.prepare_early(wish)
         refusal = admit(self._view_queue(mail.tenant), self._limits)
         if refusal is not None:
             self._leave(Leave(mail.ticket))
@@ -582,6 +584,7 @@ class Router:
             self._fleet.statuses(model),
             self._n_waiting_of[model],
             self._status_of_fairness,
+            self._placer.arrivals(model),
         )
 
     def _send_front_end(self, gateway: bytes, config_id: str) -> None:

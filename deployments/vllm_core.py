@@ -107,18 +107,19 @@ class _Outlet:
 class _Errand:
     """Something to do on the core's thread, between two steps."""
 
-    def __init__(self, errand: Callable[[], None], done: Future[None]) -> None:
+    def __init__(self, errand: Callable[[], None], done: Future[float]) -> None:
         self._errand = errand
         self._done = done
 
     def run(self) -> None:
         """Does it; what it raises goes to who waits, and not to the step loop."""
+        began_s = time.monotonic()
         try:
             self._errand()
         except Exception as error:
             self._done.set_exception(error)
         else:
-            self._done.set_result(None)
+            self._done.set_result(time.monotonic() - began_s)
 
 
 class VllmCore(EngineCoreProc):
@@ -209,11 +210,11 @@ class VllmCore(EngineCoreProc):
         loras = [request.lora_request for request in running]
         return {lora.lora_int_id for lora in loras if lora is not None}
 
-    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
         """Loads an adapter into host memory between two steps, without taking a slot."""
         return self._between_steps(lambda: self._tell_workers("hold_adapter", adapter_id, path))
 
-    def activate_adapter(self, adapter_id: int) -> Future[None]:
+    def activate_adapter(self, adapter_id: int) -> Future[float]:
         """Copies a held adapter to a slot between two steps, if no request needs them all."""
 
         def activate() -> None:
@@ -222,15 +223,15 @@ class VllmCore(EngineCoreProc):
 
         return self._between_steps(activate)
 
-    def drop_adapter(self, adapter_id: int) -> Future[None]:
+    def drop_adapter(self, adapter_id: int) -> Future[float]:
         """Forgets an adapter that no request uses, wherever it is."""
         return self._between_steps(lambda: self._tell_workers("drop_adapter", adapter_id))
 
     def _tell_workers(self, method: str, *args: Any) -> None:
         self.collective_rpc(method, args=args)
 
-    def _between_steps(self, errand: Callable[[], None]) -> Future[None]:
-        done: Future[None] = Future()
+    def _between_steps(self, errand: Callable[[], None]) -> Future[float]:
+        done: Future[float] = Future()
         self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, _Errand(errand, done)))
         return done
 

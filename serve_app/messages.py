@@ -9,6 +9,7 @@ from typing import Literal, NewType
 
 import msgspec
 
+from serve_app.adapter_counts import AdapterArrivals, AdapterTally
 from serve_app.names import ModelName, TenantId
 
 EngineId = NewType("EngineId", str)
@@ -186,6 +187,7 @@ class AdapterReport(msgspec.Struct, frozen=True):
     """In the batch at this moment."""
     failures: dict[int, str] = {}
     """Adapters that could not be loaded of late, and why."""
+    tally: AdapterTally = AdapterTally()
 
 
 class EngineReport(msgspec.Struct, frozen=True, tag=True):
@@ -265,6 +267,8 @@ class EngineStatus(msgspec.Struct, frozen=True):
     state: EngineState
     detail: str
     load: EngineLoad
+    adapters: AdapterTally = AdapterTally()
+    adapters_in_memory: int = 0
 
 
 class FairnessStatus(msgspec.Struct, frozen=True):
@@ -285,6 +289,7 @@ class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     engines: list[EngineStatus]
     waiting: int
     fairness: FairnessStatus = FairnessStatus()
+    adapters: AdapterArrivals = AdapterArrivals()
 
 
 class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):

@@ -262,6 +262,7 @@ class Gateway:
             "ready": all(m["ready"] for m in models.values()) and store != "loading",
             "models": models,
             "store": {"state": store},
+            "adapters": self.adapters.counts(),
         }
 
     def model_cards(self, caller: Caller) -> list[Card]:

@@ -18,6 +18,9 @@ from serve_app.errors import AdapterRefusedError
 from serve_app.messages import AdapterRef, Standing
 from serve_app.names import ModelName, TenantId
 
+STALL_S = 0.25
+"""What the fake core says that steps waited for each errand."""
+
 
 class FakeFiles:
     """Brings a folder when the test says so; counts what is held."""
@@ -81,27 +84,27 @@ class FakeCore(EchoCore):
     def active_adapters(self) -> set[int]:
         return set()
 
-    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
-        done: Future[None] = Future()
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
+        done: Future[float] = Future()
         if len(self.held) >= self.pace.capacity:
             done.set_exception(RuntimeError("full"))
             return done
         self.held[adapter_id] = path
-        done.set_result(None)
+        done.set_result(STALL_S)
         return done
 
-    def activate_adapter(self, adapter_id: int) -> Future[None]:
+    def activate_adapter(self, adapter_id: int) -> Future[float]:
         assert adapter_id in self.held
-        done: Future[None] = Future()
-        done.set_result(None)
+        done: Future[float] = Future()
+        done.set_result(STALL_S)
         return done
 
-    def drop_adapter(self, adapter_id: int) -> Future[None]:
+    def drop_adapter(self, adapter_id: int) -> Future[float]:
         using = [r.lora_request for r in self.accepted.values() if r.lora_request is not None]
         assert adapter_id not in {lora.lora_int_id for lora in using}, "it is in use"
         del self.held[adapter_id]
-        done: Future[None] = Future()
-        done.set_result(None)
+        done: Future[float] = Future()
+        done.set_result(STALL_S)
         return done
 
 
@@ -205,7 +208,7 @@ async def test_failure_ends_its_own_requests_and_says_why(tmp_path: Path) -> Non
 
 async def test_failure_in_the_core_gives_the_files_back(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
-    refused: Future[None] = Future()
+    refused: Future[float] = Future()
     refused.set_exception(ValueError("q_proj is for 8 inputs"))
     stand.core.hold_adapter = lambda adapter_id, path: refused  # type: ignore[method-assign]
     stand.send("bad", adapter=1)
@@ -265,6 +268,18 @@ async def test_prepared_adapter_is_in_memory_before_a_request(tmp_path: Path) ->
     stand.send("r", adapter=1)
     await stand.until("r")
     assert stand.files.n_ensured == 1
+
+
+async def test_loads_are_counted_with_what_steps_waited(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, capacity=1)
+    for number in (1, 2, 1):
+        stand.send(f"r{number}", adapter=number)
+        await stand.until(f"r{number}")
+        stand.end(f"r{number}")
+        await asyncio.sleep(0.01)
+    tally = stand.gate.report().tally
+    assert (tally.loads, tally.evictions) == (3, 2)
+    assert tally.stall_s == 3 * 2 * STALL_S, "holding and activating"
 
 
 async def test_deleted_adapter_goes_when_its_last_request_ends(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from deployments.router import Router
+from serve_app.adapter_counts import AdapterArrivals
 from serve_app.config import parse_settings
 from serve_app.messages import (
     AdapterRef,
@@ -106,6 +107,18 @@ def test_request_whose_adapter_failed_goes_to_the_engine_which_says_why() -> Non
     desk.send("bad", 7)
     desk.report("e1", failures={7: "wrong shape"})
     assert desk.granted() == {"bad": "e1"}
+
+
+def test_router_counts_how_near_adapters_are_when_requests_come() -> None:
+    desk = Desk("e1")
+    desk.send("away", 7)
+    desk.send("coming", 7)
+    desk.report("e1", 7, 8)
+    desk.send("running", 7)
+    desk.send("in memory", 8)
+    desk.send("base")
+    found = desk.router._placer.arrivals(ModelName(""))
+    assert found == AdapterArrivals(running=1, in_memory=1, coming=1, away=1)
 
 
 def test_adapter_is_asked_for_again_where_its_engine_is_lost() -> None:
