@@ -14,7 +14,7 @@ VENV := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
-	bench-fairness bench-lora-ops bench-adapter-routing bench-adapter-stall \
+	bench-fairness bench-adapters bench-lora-ops bench-adapter-routing bench-adapter-stall \
 	bench-migration bench-spot chaos
 
 help: ## List the commands
@@ -72,6 +72,9 @@ bench-adapter-routing: env-dev ## Simulate how often adapters are loaded, by way
 
 bench-adapter-stall: env-dev ## Measure what others feel of a cold adapter (ARGS=--quick for less)
 	@$(VENV)/python -m bench.adapter_stall $(ARGS)
+
+bench-adapters: env-dev ## Measure many adapters, beside vLLM and Ray Serve LLM (ARGS=--quick for minutes)
+	@$(VENV)/python -m bench.adapters $(ARGS)
 
 bench-fairness: env-dev ## Measure fairness of the running platform (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.fairness $(ARGS)
