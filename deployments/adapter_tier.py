@@ -44,6 +44,9 @@ class AdapterFiles(Protocol):
     def release(self, ref: AdapterRef) -> None:
         """Gives back one hold of `ensure`."""
 
+    async def forget(self, ref: AdapterRef) -> None:
+        """Removes an adapter from this machine's disk, unless somebody holds it."""
+
     async def close(self) -> None:
         """Ends what is under way; gives everything back."""
 
@@ -113,11 +116,13 @@ class AdapterTier:
         """Returns an adapter as it is known here, from now on."""
         return self._adapters.setdefault(ref.id, Adapter(ref, tenant))
 
-    def drop(self, adapter_ids: Iterable[int]) -> None:
-        """Lets adapters go as soon as no request uses them."""
-        for adapter_id in adapter_ids:
-            adapter = self._adapters.get(adapter_id)
-            if adapter is not None:
+    def drop(self, refs: Iterable[AdapterRef]) -> None:
+        """Lets adapters go as soon as no request uses them, from the disk, too."""
+        for ref in refs:
+            adapter = self._adapters.get(ref.id)
+            if adapter is None:
+                self._start(self._files.forget(ref))
+            else:
                 adapter.is_unwanted = True
                 self._drop_if_unwanted(adapter)
 
@@ -231,6 +236,7 @@ class AdapterTier:
         async with self._one_at_a_time:
             if adapter.is_held and not adapter.requests:
                 await self._let_go(adapter)
+                await self._files.forget(adapter.ref)
 
     async def _let_go(self, adapter: Adapter) -> None:
         # Forgotten first: who asks for it while it goes, brings it again.

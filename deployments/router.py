@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from deployments.adapter_farewell import AdapterFarewell
 from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import SLEPT_S, Fleet, Handed, KnownEngine
 from deployments.placer import Placer, Wish
@@ -31,8 +32,10 @@ from deployments.turn_order import cost_of, make_audit_log, make_turn_order
 from serve_app.config import Settings
 from serve_app.messages import (
     AdapterRef,
+    AdaptersGone,
     Alive,
     Counters,
+    Drop,
     Endpoint,
     EngineGone,
     EngineId,
@@ -155,6 +158,7 @@ class Router:
         self._status_of_fairness = FairnessStatus()
         self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
         self._placer = Placer(self._fleet, self._count, self._share_of, self._send_to_engine, now)
+        self._farewell = AdapterFarewell(self._drop_adapter)
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
         self._shares: dict[TenantId, Share] = {}
@@ -313,6 +317,8 @@ class Router:
                     self._publish_status()
             case FrontEndWanted():
                 self._send_front_end(sender, mail.config_id)
+            case AdaptersGone():
+                self._farewell.begin(mail.refs)
             case Alive():
                 pass
 
@@ -368,6 +374,7 @@ class Router:
         known = self._gateways[gateway]
         self._longest = self._longest.with_request(_waiting(enqueue, known.model))
         known.tickets.add(enqueue.ticket)
+        self._farewell.note_arrival(enqueue.adapter)
         if engine_id is None:
             self._begin_to_wait(self._tickets[enqueue.ticket])
 
@@ -387,6 +394,7 @@ class Router:
         if known is None:
             return
         self._gateways[known.gateway].tickets.discard(mail.ticket)
+        self._farewell.note_end(known.adapter)
         if known.engine_id is None:
             self._stop_waiting(known)
         else:
@@ -452,7 +460,10 @@ class Router:
             known = self._tickets[enqueue.ticket]
         else:
             self._move(enqueue.ticket, known, running.engine_id)
-            known.adapter, known.model = enqueue.adapter, self._gateways[sender].model
+            known.model = self._gateways[sender].model
+            if known.adapter is None:  # A dead router's state does not say it.
+                known.adapter = enqueue.adapter
+                self._farewell.note_arrival(known.adapter)
         known.has_run, known.strikes = True, running.strikes
         known.lost_tokens = max(known.completion_tokens - n_tokens, 0)
         known.completion_tokens = max(known.completion_tokens, n_tokens)
@@ -570,6 +581,11 @@ class Router:
 
     def _send_to_engine(self, engine_id: EngineId, mail: EngineMail) -> None:
         self._send(engine_id.encode(), mail)
+
+    def _drop_adapter(self, ref: AdapterRef) -> None:
+        for engine in self._fleet:
+            if engine.report.model == ref.base:
+                self._send_to_engine(engine.report.engine_id, Drop([ref]))
 
     def _publish_status(self) -> None:
         statuses = {

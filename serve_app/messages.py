@@ -163,6 +163,12 @@ class EngineUnreachable(msgspec.Struct, frozen=True, tag=True):
     engine_id: EngineId
 
 
+class AdaptersGone(msgspec.Struct, frozen=True, tag=True):
+    """Versions of adapters that no new request gets: deleted, or others have taken their place."""
+
+    refs: list[AdapterRef]
+
+
 class FrontEndWanted(msgspec.Struct, frozen=True, tag=True):
     """A gateway asks for what it needs to parse requests for this model."""
 
@@ -317,9 +323,9 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 
 
 class Drop(msgspec.Struct, frozen=True, tag=True):
-    """The engine is to forget adapters as soon as no request uses them: they are deleted."""
+    """The engine is to forget adapters as soon as no request uses them, on its disk, too."""
 
-    adapter_ids: list[int]
+    refs: list[AdapterRef]
 
 
 RouterMail = (
@@ -329,6 +335,7 @@ RouterMail = (
     | Resume
     | Alive
     | EngineUnreachable
+    | AdaptersGone
     | FrontEndWanted
     | EngineReport
     | FrontEndOffer

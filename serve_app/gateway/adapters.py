@@ -8,6 +8,7 @@ then one has the source looked at again beside it.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +50,13 @@ class GatewayAdapters:
 
     Args:
         accounts: The store, and the registry that follows it.
+        on_gone: Called with versions that no new request gets.
     """
 
-    def __init__(self, accounts: Accounts) -> None:
+    def __init__(self, accounts: Accounts, on_gone: Callable[[list[AdapterRef]], None]) -> None:
         self._accounts = accounts
+        self._on_gone = on_gone
+        self.registry.on_gone = self._forget
         self._settings = AdaptersSettings()
         self._workers: AdapterWorkers | None = None
         self._bases: dict[ModelName, AdapterBase] = {}
@@ -200,6 +204,15 @@ class GatewayAdapters:
                 await self.learn(adapter)
         except (AdapterRefusedError, AdapterAwayError, ApiError) as error:
             logger.warning("Adapter %s stays at version %d: %s", adapter.name, version.id, error)
+
+    def _forget(self, refs: list[AdapterRef]) -> None:
+        """Engines hear of it from the router; this node may have copies that none of them has."""
+        self._on_gone(refs)
+        for ref in refs:
+            logger.info("Adapter %s: version %d is gone.", ref.name, ref.id)
+            store = self._stores.get(ref.base)
+            if store is not None:
+                self._spawn(store.forget(ref))
 
     # --- stores -----------------------------------------------------------------------------
 

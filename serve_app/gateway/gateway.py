@@ -35,6 +35,7 @@ from serve_app.gateway.model_cards import (
     view_status,
 )
 from serve_app.gateway.model_client import ModelClient
+from serve_app.messages import AdapterRef
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
@@ -93,7 +94,7 @@ class Gateway:
         self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.accounts = Accounts()
-        self.adapters = GatewayAdapters(self.accounts)
+        self.adapters = GatewayAdapters(self.accounts, self._say_gone)
         self._find_ledger = find_ledger
         self._ledger: LedgerClient | None = None
         self.settings: Settings
@@ -199,6 +200,12 @@ class Gateway:
             return AdapterChoice(asked, await self.adapters.resolve(adapter, caller))
         except AdapterRefusedError:
             raise self.no_such_model(asked, caller) from None
+
+    def _say_gone(self, refs: list[AdapterRef]) -> None:
+        for ref in refs:
+            model = self._models.get(ref.base)
+            if model is not None:
+                model.client.say_gone(ref)
 
     def _resolve(self, model_name: str | None, caller: Caller) -> tuple[ModelName, Adapter | None]:
         """Whether a model does not exist or is another tenant's is not told apart."""

@@ -26,6 +26,8 @@ from serve_app.config import LimitSettings
 from serve_app.engine_frames import ABORT, ALIVE, BEGIN
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.messages import (
+    AdapterRef,
+    AdaptersGone,
     Alive,
     Endpoint,
     EngineId,
@@ -148,6 +150,10 @@ class ModelClient:
                 by_engine.setdefault(ticket.engine_id, []).append(ticket.run_id)
         for engine_id, run_ids in by_engine.items():
             self._abort_runs(engine_id, run_ids)
+
+    def say_gone(self, ref: AdapterRef) -> None:
+        """Tells the router that no new request gets this version of an adapter."""
+        self._router.send(AdaptersGone([ref]))
 
     def _abort_runs(self, engine_id: EngineId, run_ids: list[str]) -> None:
         if engine_id in self._engines:

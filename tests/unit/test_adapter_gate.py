@@ -31,6 +31,7 @@ class FakeFiles:
         self.refused: set[int] = set()
         self.holds: dict[int, int] = {}
         self.n_ensured = 0
+        self.forgotten: list[int] = []
         self.is_closed = False
 
     async def ensure(self, ref: AdapterRef) -> Path:
@@ -44,6 +45,10 @@ class FakeFiles:
 
     def release(self, ref: AdapterRef) -> None:
         self.holds[ref.id] -= 1
+
+    async def forget(self, ref: AdapterRef) -> None:
+        assert not self.holds.get(ref.id), "it is given back first"
+        self.forgotten.append(ref.id)
 
     async def close(self) -> None:
         self.is_closed = True
@@ -154,6 +159,12 @@ class Stand:
         raise AssertionError(f"{name} is neither in the core nor at its end")
 
 
+def make_ref(adapter_id: int) -> AdapterRef:
+    version = f"{adapter_id:064}"
+    source = f"file:///adapters/{adapter_id}"
+    return AdapterRef(adapter_id, "m:sql", ModelName("m"), version, source)
+
+
 async def test_cold_request_waits_alone(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
     stand.files.is_there[1] = asyncio.Event()
@@ -259,8 +270,7 @@ async def test_adapter_in_use_stays_until_its_request_ends(tmp_path: Path) -> No
 
 async def test_prepared_adapter_is_in_memory_before_a_request(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
-    ref = AdapterRef(1, "m:sql", ModelName("m"), "0" * 64, "file:///adapters/1")
-    stand.gate.prepare(ref, TenantId("a"))
+    stand.gate.prepare(make_ref(1), TenantId("a"))
     for _ in range(100):
         if stand.gate.report().in_memory == [1]:
             break
@@ -286,7 +296,7 @@ async def test_deleted_adapter_goes_when_its_last_request_ends(tmp_path: Path) -
     stand = Stand(tmp_path)
     stand.send("r1", adapter=1)
     await stand.until("r1")
-    stand.gate.drop([1, 99])
+    stand.gate.drop([make_ref(1), make_ref(99)])
     await asyncio.sleep(0.05)
     assert 1 in stand.core.held
     stand.end("r1")
@@ -297,6 +307,8 @@ async def test_deleted_adapter_goes_when_its_last_request_ends(tmp_path: Path) -
     assert not stand.core.held
     assert stand.gate.report().in_memory == []
     assert stand.files.holds == {1: 0}
+    await asyncio.sleep(0.01)
+    assert stand.files.forgotten == [99, 1], "what was never here is on the disk, perhaps"
 
 
 async def test_closing_ends_what_is_under_way(tmp_path: Path) -> None:
@@ -334,7 +346,7 @@ async def test_memory_keeps_its_bounds_and_every_request_ends_once(
                     aborted.add(name)
                     stand.gate.abort([name])
             case "drop":
-                stand.gate.drop([rng.randint(1, 9)])
+                stand.gate.drop([make_ref(rng.randint(1, 9))])
             case "break":
                 stand.files.refused ^= {rng.randint(1, 9)}
             case _:

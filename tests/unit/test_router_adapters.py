@@ -1,46 +1,54 @@
 """The router and adapters: who waits for what, and who does not."""
 
+import msgspec
 import pytest
 
 from deployments.router import Router
+from deployments.router_state import Keeper
 from serve_app.adapter_counts import AdapterArrivals
 from serve_app.config import parse_settings
 from serve_app.messages import (
     AdapterRef,
     AdapterReport,
+    AdaptersGone,
+    Drop,
     EngineId,
     EngineReport,
     Grant,
     Leave,
     Prepare,
     Resume,
+    RunningTicket,
     TicketId,
 )
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.fairness_options import UNITS
-from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
+from tests.support.router_post import FakeClock, FakeKeeper, FakeMailbox, enqueue, report
 from tests.support.settings import write_args
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 A = b"gateway-a"
+TINY = ModelName("tiny")
 
 
 class Desk:
     """A router of engines that take adapters."""
 
-    def __init__(self, *engines: str, slots: int = 2, room: int = 4) -> None:
+    def __init__(
+        self, *engines: str, slots: int = 2, room: int = 4, keeper: Keeper | None = None
+    ) -> None:
         self.post, self.clock = FakeMailbox(), FakeClock()
         self.slots, self.room = slots, room
         settings = parse_settings(write_args())
-        self.router = Router(ModelName("tiny"), settings, self.post, self.clock)
-        self.router.handle(A, Resume())
+        self.router = Router(TINY, settings, self.post, self.clock, keeper)
+        self.router.handle(A, Resume(model=TINY))
         for engine in engines:
             self.report(engine)
 
     def report(self, engine: str, *in_memory: int, failures: dict[int, str] | None = None) -> None:
         adapters = AdapterReport(self.slots, 8, [], list(in_memory), [], failures or {})
-        mail: EngineReport = report(engine, max_running=self.room, adapters=adapters)
+        mail: EngineReport = report(engine, max_running=self.room, model=TINY, adapters=adapters)
         self.router.handle(engine.encode(), mail)
 
     def send(self, ticket: str, adapter_id: int | None = None, tenant: str = "team-a") -> None:
@@ -51,12 +59,16 @@ class Desk:
         mail = self.post.take(A)
         return {str(m.ticket): str(m.engine_id) for m in mail if isinstance(m, Grant)}
 
+    def dropped(self, engine: str) -> list[int]:
+        mail = self.post.take(engine.encode())
+        return [ref.id for m in mail if isinstance(m, Drop) for ref in m.refs]
+
     def prepared(self, engine: str) -> list[int]:
         return [m.ref.id for m in self.post.take(engine.encode()) if isinstance(m, Prepare)]
 
 
 def make_ref(adapter_id: int) -> AdapterRef:
-    return AdapterRef(adapter_id, f"tiny:a{adapter_id}", ModelName("tiny"), "0" * 64, "file:///a")
+    return AdapterRef(adapter_id, f"tiny:a{adapter_id}", TINY, "0" * 64, "file:///a")
 
 
 def test_cold_request_waits_alone_until_its_adapter_is_in_memory() -> None:
@@ -117,8 +129,48 @@ def test_router_counts_how_near_adapters_are_when_requests_come() -> None:
     desk.send("running", 7)
     desk.send("in memory", 8)
     desk.send("base")
-    found = desk.router._placer.arrivals(ModelName(""))
+    found = desk.router._placer.arrivals(TINY)
     assert found == AdapterArrivals(running=1, in_memory=1, coming=1, away=1)
+
+
+def test_deleted_adapter_leaves_every_engine_when_its_last_request_has_ended() -> None:
+    desk = Desk("e1", "e2")
+    desk.report("e1", 7)
+    desk.send("runs", 7)
+    desk.send("runs too", 7)
+    desk.router.handle(A, AdaptersGone([make_ref(7), make_ref(8)]))
+    assert desk.dropped("e1") == desk.dropped("e2") == [8], "nobody is with that one"
+    desk.router.handle(A, Leave(TicketId("runs"), is_finished=True))
+    assert desk.dropped("e1") == []
+    desk.router.handle(A, Leave(TicketId("runs too")))
+    assert desk.dropped("e1") == desk.dropped("e2") == [7]
+
+
+def test_adapter_that_is_registered_again_stays() -> None:
+    desk = Desk("e1")
+    desk.report("e1", 7)
+    desk.send("old", 7)
+    desk.router.handle(A, AdaptersGone([make_ref(7)]))
+    desk.send("new", 7)
+    for ticket in ("old", "new"):
+        desk.router.handle(A, Leave(TicketId(ticket), is_finished=True))
+    assert desk.dropped("e1") == []
+
+
+def test_new_router_lets_running_requests_keep_a_deleted_adapter() -> None:
+    keeper = FakeKeeper()
+    desk = Desk("e1", keeper=keeper)
+    desk.report("e1", 7)
+    desk.send("runs", 7)
+    keeper.state = msgspec.msgpack.encode(desk.router.state())
+    after = Desk(keeper=keeper)
+    entry = enqueue("runs", adapter=make_ref(7))
+    after.router.handle(A, Resume(running=[RunningTicket(entry, EngineId("e1"), 1)], model=TINY))
+    after.report("e1", 7)
+    after.router.handle(A, AdaptersGone([make_ref(7)]))
+    assert after.dropped("e1") == []
+    after.router.handle(A, Leave(TicketId("runs"), is_finished=True, completion_tokens=2))
+    assert after.dropped("e1") == [7]
 
 
 def test_adapter_is_asked_for_again_where_its_engine_is_lost() -> None:
@@ -132,5 +184,5 @@ def test_adapter_is_asked_for_again_where_its_engine_is_lost() -> None:
     assert desk.router._fleet.get(EngineId(first)) is None
     assert desk.prepared(second) == [7]
     desk.report(second, 7)
-    desk.router.handle(A, Resume(waiting=[enqueue("cold", adapter=make_ref(7))]))
+    desk.router.handle(A, Resume(waiting=[enqueue("cold", adapter=make_ref(7))], model=TINY))
     assert desk.granted() == {"cold": second}
