@@ -129,7 +129,7 @@ def test_router_counts_how_near_adapters_are_when_requests_come() -> None:
     desk.send("running", 7)
     desk.send("in memory", 8)
     desk.send("base")
-    found = desk.router._placer.arrivals(TINY)
+    found = desk.router._dispatcher._placer.arrivals(TINY)
     assert found == AdapterArrivals(running=1, in_memory=1, coming=1, away=1)
 
 
