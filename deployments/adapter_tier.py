@@ -142,6 +142,9 @@ class AdapterTier:
             active=sorted(self._core.active_adapters()),
             failures=dict(self._failures),
             tally=self._tally,
+            coming=sorted(
+                a.ref.id for a in self._adapters.values() if a.loading is not None and not a.is_held
+            ),
         )
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from deployments.fleet import Fleet, KnownEngine
+from deployments.fleet import Asked, Fleet, KnownEngine
 from serve_app.adapter_counts import AdapterArrivals
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId
@@ -26,6 +26,8 @@ class Wish:
     tenant: TenantId
     model: ModelName
     adapter: AdapterRef | None = None
+    has_run: bool = False
+    """Whether it lost its engine: what is loaded for it again is not its tenant's to pay."""
 
 
 class Placer:
@@ -92,7 +94,7 @@ class Placer:
             return
         engine_id = choose_preparation(self._fleet.adapter_views(wish.model), wish.adapter.id)
         if engine_id is not None:
-            self._prepare(self._known(engine_id), wish.tenant, wish.adapter)
+            self._prepare(self._known(engine_id), wish, wish.adapter)
 
     def _place_with(self, wish: Wish, adapter: AdapterRef) -> Fit | None:
         """Where no engine has the adapter, one is asked to load it, and the request waits."""
@@ -102,13 +104,14 @@ class Placer:
         engine = self._known(place.engine_id)
         if adapter.id in engine.in_memory or adapter.id in engine.report.adapters.failures:
             return Fit(place.engine_id)  # The engine tells the client why it failed.
-        self._prepare(engine, wish.tenant, adapter)
+        self._prepare(engine, wish, adapter)
         return None
 
-    def _prepare(self, engine: KnownEngine, tenant: TenantId, adapter: AdapterRef) -> None:
-        if adapter.id not in engine.asked_s:
-            engine.asked_s[adapter.id] = self._now()
-            self._send(engine.report.engine_id, Prepare(adapter, tenant))
+    def _prepare(self, engine: KnownEngine, wish: Wish, adapter: AdapterRef) -> None:
+        if adapter.id not in engine.asked:
+            payer = None if wish.has_run else wish.tenant
+            engine.asked[adapter.id] = Asked(self._now(), payer)
+            self._send(engine.report.engine_id, Prepare(adapter, wish.tenant))
 
     def _may_go_beyond(self, tenant: TenantId, n_waiting: int, engine: KnownEngine) -> bool:
         counters = self._count([tenant, *engine.by_tenant])
@@ -137,6 +140,6 @@ def _nearness(engines: Iterable[KnownEngine], adapter_id: int) -> str:
         return "running"
     if any(adapter_id in engine.in_memory for engine in ready):
         return "in_memory"
-    if any(adapter_id in engine.asked_s for engine in ready):
+    if any(adapter_id in engine.asked for engine in ready):
         return "coming"
     return "on_disk" if any(adapter_id in engine.on_disk for engine in ready) else "away"

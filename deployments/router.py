@@ -21,6 +21,7 @@ from deployments.announcer import Announcer
 from deployments.dispatcher import Dispatcher
 from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import SLEPT_S, Fleet, KnownEngine
+from deployments.load_charges import LoadCharges
 from deployments.placer import Placer
 from deployments.router_state import (
     Keeper,
@@ -105,6 +106,7 @@ class Router:
         self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
         self._farewell = AdapterFarewell(self._drop_adapter)
         self._tickets = TicketBook(self._queue, self._fleet, self._farewell)
+        self._load_charges = LoadCharges(self._queue, settings.fairness.adapter_load_tokens)
         placer = Placer(
             self._fleet, self._queue.counters, self._tickets.share_of, self._send_to_engine, now
         )
@@ -300,7 +302,9 @@ class Router:
 
     def _take_report(self, report: EngineReport) -> None:
         running = self._tickets.running_on(report.engine_id)
-        if self._fleet.take_report(report, running, self._now_s):
+        is_news = self._fleet.take_report(report, running, self._now_s)
+        self._load_charges.charge(self._fleet.get(report.engine_id))
+        if is_news:
             if report.state == "failed":
                 self._tell_lost(self._fleet.get(report.engine_id), is_leaving=False)
             self._dispatcher.dispatch(self._now_s)

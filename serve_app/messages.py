@@ -194,6 +194,8 @@ class AdapterReport(msgspec.Struct, frozen=True):
     failures: dict[int, str] = {}
     """Adapters that could not be loaded of late, and why."""
     tally: AdapterTally = AdapterTally()
+    coming: list[int] = []
+    """On their way to host memory."""
 
 
 class EngineReport(msgspec.Struct, frozen=True, tag=True):

@@ -1,11 +1,13 @@
 """The router and adapters: who waits for what, and who does not."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from deployments.router import Router
 from deployments.router_state import Keeper
-from serve_app.adapter_counts import AdapterArrivals
+from serve_app.adapter_counts import AdapterArrivals, AdapterTally
 from serve_app.config import parse_settings
 from serve_app.messages import (
     AdapterRef,
@@ -13,10 +15,12 @@ from serve_app.messages import (
     AdaptersGone,
     Drop,
     EngineId,
+    EngineLoad,
     EngineReport,
     Grant,
     Leave,
     Prepare,
+    Requeue,
     Resume,
     RunningTicket,
     TicketId,
@@ -36,19 +40,27 @@ class Desk:
     """A router of engines that take adapters."""
 
     def __init__(
-        self, *engines: str, slots: int = 2, room: int = 4, keeper: Keeper | None = None
+        self,
+        *engines: str,
+        slots: int = 2,
+        room: int = 4,
+        keeper: Keeper | None = None,
+        load_tokens: float | None = None,
     ) -> None:
         self.post, self.clock = FakeMailbox(), FakeClock()
         self.slots, self.room = slots, room
-        settings = parse_settings(write_args())
+        settings = parse_settings(write_args(fairness={"adapter_load_tokens": load_tokens}))
         self.router = Router(TINY, settings, self.post, self.clock, keeper)
         self.router.handle(A, Resume(model=TINY))
         for engine in engines:
             self.report(engine)
 
-    def report(self, engine: str, *in_memory: int, failures: dict[int, str] | None = None) -> None:
-        adapters = AdapterReport(self.slots, 8, [], list(in_memory), [], failures or {})
+    def report(
+        self, engine: str, *in_memory: int, load: EngineLoad | None = None, **others: Any
+    ) -> None:
+        adapters = AdapterReport(self.slots, 8, in_memory=list(in_memory), **others)
         mail: EngineReport = report(engine, max_running=self.room, model=TINY, adapters=adapters)
+        mail = msgspec.structs.replace(mail, load=load or EngineLoad())
         self.router.handle(engine.encode(), mail)
 
     def send(self, ticket: str, adapter_id: int | None = None, tenant: str = "team-a") -> None:
@@ -58,6 +70,10 @@ class Desk:
     def granted(self) -> dict[str, str]:
         mail = self.post.take(A)
         return {str(m.ticket): str(m.engine_id) for m in mail if isinstance(m, Grant)}
+
+    def paid(self, tenant: str) -> float:
+        """In tokens of cost 1."""
+        return self.router._queue.counters().get(TenantId(tenant), 0) / UNITS
 
     def dropped(self, engine: str) -> list[int]:
         mail = self.post.take(engine.encode())
@@ -82,6 +98,63 @@ def test_cold_request_waits_alone_until_its_adapter_is_in_memory() -> None:
     desk.report("e1", 7)
     assert desk.granted() == {"cold": "e1"}
     assert desk.prepared("e1") == [], "it was asked for once"
+
+
+def test_load_is_charged_once_to_the_tenant_whose_request_caused_it() -> None:
+    desk = Desk("e1", load_tokens=50.0)
+    desk.send("cold", 7)
+    desk.send("also cold", 7, "team-b")
+    assert desk.paid("team-a") == desk.paid("team-b") == 0, "it has not come"
+    desk.report("e1", 7)
+    assert desk.paid("team-a") == 5 + 2 * 50
+    assert desk.paid("team-b") == 5
+    desk.report("e1", 7)
+    desk.send("warm", 7, "team-c")
+    assert desk.paid("team-a") == 5 + 2 * 50
+
+
+def test_load_is_paid_by_one_who_hung_up() -> None:
+    desk = Desk("e1", load_tokens=50.0)
+    desk.send("cold", 7)
+    desk.router.handle(A, Leave(TicketId("cold")))
+    desk.report("e1", 7)
+    assert desk.paid("team-a") == 2 * 50
+
+
+def test_load_that_fails_costs_nothing() -> None:
+    desk = Desk("e1", load_tokens=50.0)
+    desk.send("bad", 7)
+    desk.report("e1", failures={7: "wrong shape"})
+    assert desk.paid("team-a") == 5
+
+
+def test_load_costs_what_the_engine_did_not_produce() -> None:
+    desk = Desk("e1")
+    desk.send("cold", 7)
+    tally = AdapterTally(loads=4, stall_s=2.0)
+    desk.report("e1", 7, tally=tally, load=EngineLoad(tokens_per_s=60.0))
+    assert desk.paid("team-a") == 5 + 2 * 30
+
+
+def test_load_that_another_router_asked_for_is_not_asked_for_or_charged_again() -> None:
+    desk = Desk("e1", load_tokens=50.0)
+    desk.report("e1", coming=[7])
+    desk.send("cold", 7)
+    assert desk.prepared("e1") == []
+    desk.report("e1", 7)
+    assert desk.granted() == {"cold": "e1"}
+    assert desk.paid("team-a") == 5
+
+
+def test_load_for_a_request_that_lost_its_engine_is_free() -> None:
+    desk = Desk("e1", load_tokens=50.0)
+    entry = enqueue("moved", adapter=make_ref(7))
+    desk.router.handle(A, Requeue(RunningTicket(entry, None, 1)))
+    assert desk.prepared("e1") == [7]
+    before = desk.paid("team-a")
+    desk.report("e1", 7)
+    assert desk.granted() == {"moved": "e1"}
+    assert desk.paid("team-a") == before
 
 
 def test_request_goes_where_its_adapter_is() -> None:
