@@ -14,8 +14,8 @@ VENV := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
-	bench-fairness bench-adapters bench-lora-ops bench-adapter-routing bench-adapter-stall \
-	bench-migration bench-spot chaos
+	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
+	bench-adapter-stall bench-migration bench-spot chaos
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -69,6 +69,9 @@ bench-lora-ops: env-dev ## Measure what adapters cost a CPU engine's products (A
 
 bench-adapter-routing: env-dev ## Simulate how often adapters are loaded, by way of routing
 	@$(VENV)/python -m bench.adapter_routing $(ARGS)
+
+bench-objective: env-dev ## Simulate first tokens in time at overload (ARGS=--quick for less)
+	@$(VENV)/python -m bench.objective $(ARGS)
 
 bench-adapter-stall: env-dev ## Measure what others feel of a cold adapter (ARGS=--quick for less)
 	@$(VENV)/python -m bench.adapter_stall $(ARGS)

@@ -47,6 +47,8 @@ class Dispatcher:
         self._send = send
         self._max_deaths = max_deaths
         self._preempts = preempts
+        self.n_turns = 0
+        """Requests handed out so far."""
         self._newcomer: TicketId | None = None
         """The request that has just come: it alone may go beyond an engine's room."""
 
@@ -82,6 +84,7 @@ class Dispatcher:
         assert engine is not None, "only known engines are placed on"
         endpoint = engine.report.endpoint
         assert endpoint is not None
+        self.n_turns += 1
         known = self._tickets.begin(ticket, engine.report.engine_id)
         if is_suspect(known.strikes, self._max_deaths()):
             engine.on_probation = ticket

@@ -23,6 +23,7 @@ from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import SLEPT_S, Fleet, KnownEngine
 from deployments.load_charges import LoadCharges
 from deployments.placer import Placer
+from deployments.punctuality import Punctuality
 from deployments.router_state import (
     Keeper,
     RouterState,
@@ -106,6 +107,7 @@ class Router:
         self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
         self._farewell = AdapterFarewell(self._drop_adapter)
         self._tickets = TicketBook(self._queue, self._fleet, self._farewell)
+        self._punctuality = Punctuality(self._tickets, settings)
         self._load_charges = LoadCharges(self._queue, settings.fairness.adapter_load_tokens)
         placer = Placer(
             self._fleet, self._queue.counters, self._tickets.share_of, self._send_to_engine, now
@@ -148,6 +150,7 @@ class Router:
         Costs and prediction are fixed when a router starts: a counter means nothing in other units.
         """
         self._limits = settings.limits
+        self._punctuality.configure(settings)
         self._dispatcher.dispatch(self._now_s)
 
     async def run(self) -> None:
@@ -265,7 +268,11 @@ class Router:
         self._dispatcher.dispatch_newcomer(mail.ticket, self._now_s)
         if self._tickets[mail.ticket].engine_id is not None:
             return
-        refusal = admit(self._tickets.view_queue(mail.tenant), self._limits)
+        queue = self._tickets.view_queue(mail.tenant)
+        self._punctuality.note_turns(self._dispatcher.n_turns, queue.n_waiting, self._now_s)
+        refusal = admit(queue, self._limits)
+        if refusal is None:
+            refusal = self._punctuality.judge(self._tickets[mail.ticket].model, mail.tenant)
         if refusal is not None:
             self._refuse(mail.ticket, "crowded", refusal)
 
@@ -278,6 +285,8 @@ class Router:
                 "Try again later."
             )
             self._refuse(ticket, "overdue", Refusal(reason, self._limits.retry_after_s))
+        for ticket, refusal in self._punctuality.find_late(self._now_s):
+            self._refuse(ticket, "overdue", refusal)
 
     def _refuse(
         self, ticket: TicketId, kind: Literal["crowded", "overdue"], refusal: Refusal

@@ -25,6 +25,7 @@ from serve_app.policy.admission import QueueView
 from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_figures import Longest
 from serve_app.policy.fairness_options import Share
+from serve_app.policy.objective import Waiters
 from serve_app.policy.queueing import Waiting
 
 _DEFAULT_SHARE = Share()
@@ -69,6 +70,12 @@ class TicketBook:
     def n_waiting_of(self, model: ModelName) -> int:
         """Returns how many requests for a model wait."""
         return self._n_waiting_of[model]
+
+    def waiters(self) -> Iterator[tuple[TenantId, Waiters]]:
+        """Yields what each tenant has waiting."""
+        for tenant, n in self._n_waiting.items():
+            share = self.share_of(tenant)
+            yield tenant, Waiters(n, share.weight, share.tier)
 
     def share_of(self, tenant: TenantId) -> Share:
         """Returns what a tenant is entitled to."""
