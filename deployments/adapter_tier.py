@@ -175,9 +175,9 @@ class AdapterTier:
             await self._make_room(adapter.tenant)
             hold = self._core.hold_adapter(adapter.ref.id, str(adapter.folder))
             stall_s = await asyncio.wrap_future(hold)
+            # No request may run before all of it is in the slot.
+            stall_s += await self._activate(adapter)
             adapter.is_held = True
-            if adapter.requests:
-                stall_s += await self._activate(adapter)
         adapter.load_s = time.monotonic() - began_s
         fetch_s = fetched_s - began_s
         self._count(loads=1, fetch_s=fetch_s, hold_s=adapter.load_s - fetch_s, stall_s=stall_s)

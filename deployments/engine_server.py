@@ -90,7 +90,7 @@ class Core(Intake, Protocol):
         """
 
     def activate_adapter(self, adapter_id: int) -> Future[float]:
-        """Copies a held adapter to a slot between two steps, if one is free.
+        """Copies a held adapter to a slot between steps, if one is free.
 
         Not needed: else the step does it that runs the adapter's first request. But others would
         feel both at once.
