@@ -169,7 +169,8 @@ def main() -> None:
                 waits = percentiles(outcome.all_waits_s)
                 served = len(outcome.all_waits_s) / outcome.n_sent
                 light = [s for t, some in outcome.waits_s.items() if t for s in some]
-                numbers = (outcome.attainment, served, waits[0], waits[1](light)[1])
+                numbers = [outcome.attainment, served, waits["p50"], waits["p99"]]
+                numbers.append(percentiles(light)["p99"])
                 rows.append([f"{title}: {name}", *(f"{number:.2f}" for number in numbers)])
             say(title)
             gain = found["fair, turning away"].attainment - found["fair, serving all"].attainment

@@ -139,8 +139,9 @@ class AdapterRegistry:
 
     def apply(self, changes: AdapterChanges) -> None:
         """Takes what changed in the store."""
-        changed = {each.name for each in (*changes.adapters, *changes.versions)}
-        with self._parting(changed.union(changes.deleted)):
+        registered = {adapter.name for adapter in changes.adapters}
+        found = {version.name for version in changes.versions}
+        with self._parting({*registered, *found, *changes.deleted}):
             self._apply(changes)
 
     def _apply(self, changes: AdapterChanges) -> None:

@@ -282,10 +282,10 @@ async def test_prepared_adapter_is_in_memory_before_a_request(tmp_path: Path) ->
 
 async def test_loads_are_counted_with_what_steps_waited(tmp_path: Path) -> None:
     stand = Stand(tmp_path, capacity=1)
-    for number in (1, 2, 1):
-        stand.send(f"r{number}", adapter=number)
-        await stand.until(f"r{number}")
-        stand.end(f"r{number}")
+    for name, adapter in (("r1", 1), ("r2", 2), ("r3", 1)):
+        stand.send(name, adapter)
+        await stand.until(name)
+        stand.end(name)
         await asyncio.sleep(0.01)
     tally = stand.gate.report().tally
     assert (tally.loads, tally.evictions) == (3, 2)

@@ -4,6 +4,9 @@ import pytest
 
 from serve_app.adapter_registry import Adapter, AdapterChanges, AdapterRegistry, AdapterVersion
 from serve_app.config_adapters import AdapterFamily, AdapterSettings, AdaptersSettings
+from serve_app.names import ModelName
+
+TINY = ModelName("tiny")
 
 
 class Desk:
@@ -20,7 +23,7 @@ class Desk:
 
 
 def write(name: str, source: str) -> AdapterSettings:
-    return AdapterSettings(name=name, base="tiny", source=source)
+    return AdapterSettings(name=name, base=TINY, source=source)
 
 
 def version(number: int, source: str, name: str = "tiny:sql") -> AdapterVersion:
@@ -64,7 +67,7 @@ def test_version_stays_that_a_declared_adapter_still_has() -> None:
 
 def test_members_of_a_family_that_is_no_more_are_gone() -> None:
     desk = Desk()
-    family = AdapterFamily(base="tiny", source="file:///all")
+    family = AdapterFamily(base=TINY, source="file:///all")
     desk.registry.declare(AdaptersSettings(families=(family,)))
     place = "file:///all/a1"
     desk.registry.apply(AdapterChanges(versions=(version(1, place, "tiny:a1"),)))
