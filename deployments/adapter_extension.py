@@ -97,6 +97,10 @@ def _copy_to_slot(adapters: LRUCacheLoRAModelManager, adapter_id: int) -> Iterat
         yield
         if adapters.lora_index_to_id[slot] != adapter_id:
             return  # A step has given the slot to another; it will do this itself when it must.
+    if adapters.device.type == "cpu":
+        from deployments.cpu_lora_ops import note_slot  # Only CPUs have these operations.
+
+        note_slot(adapters, adapter_id)
 
 
 def _check_sizes(adapters: LoRAModelManager, lora: LoRAModel) -> None:
