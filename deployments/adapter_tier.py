@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,7 +63,9 @@ class Adapter:
     folder: Path | None = None
     """On disk, while it is held there."""
     is_held: bool = False
-    """Whether it is in host memory."""
+    """Whether it is in host memory, for requests to use."""
+    takes_room: bool = False
+    """The same, or it is being taken in."""
     is_unwanted: bool = False
     loading: asyncio.Task[None] | None = None
     load_s: float = 0.0
@@ -173,19 +176,22 @@ class AdapterTier:
         fetched_s = time.monotonic()
         async with self._one_at_a_time:
             await self._make_room(adapter.tenant)
+            adapter.takes_room = True
+            # The core does things in order: neither needs to wait for the other, or for room.
             hold = self._core.hold_adapter(adapter.ref.id, str(adapter.folder))
-            stall_s = await asyncio.wrap_future(hold)
-            # No request may run before all of it is in the slot.
-            stall_s += await self._activate(adapter)
-            adapter.is_held = True
+            activation = self._core.activate_adapter(adapter.ref.id)
+        stall_s = await asyncio.wrap_future(hold)
+        # No request may run before all of it is in the slot.
+        stall_s += await self._wait_for_slot(adapter, activation)
+        adapter.is_held = True
         adapter.load_s = time.monotonic() - began_s
         fetch_s = fetched_s - began_s
         self._count(loads=1, fetch_s=fetch_s, hold_s=adapter.load_s - fetch_s, stall_s=stall_s)
 
-    async def _activate(self, adapter: Adapter) -> float:
+    async def _wait_for_slot(self, adapter: Adapter, activation: Future[float]) -> float:
         """Returns for how long steps waited."""
         try:
-            return await asyncio.wrap_future(self._core.activate_adapter(adapter.ref.id))
+            return await asyncio.wrap_future(activation)
         except Exception as error:  # The step that needs it will try again.
             logger.warning("Adapter %s has no slot yet: %s", adapter.ref.name, error)
             return 0.0
@@ -195,7 +201,8 @@ class AdapterTier:
         self._tally = msgspec.structs.replace(self._tally, **known)
 
     def _settle_load(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
-        adapter.loading = None
+        adapter.loading, adapter.takes_room = None, adapter.is_held
+        self._unused.set()
         if task.cancelled():  # All of it ends.
             return
         self._note_end(adapter, task)
@@ -217,8 +224,9 @@ class AdapterTier:
 
     async def _make_room(self, newcomer: TenantId) -> None:
         capacity = self._core.adapter_capacity
-        while len(held := [a for a in self._adapters.values() if a.is_held]) >= capacity:
+        while sum(a.takes_room for a in self._adapters.values()) >= capacity:
             self._unused.clear()
+            held = [a for a in self._adapters.values() if a.is_held]
             now_s = time.monotonic()
             views = [
                 Held(a.ref.id, a.tenant, len(a.requests), a.uses_at(now_s), a.load_s, a.used_s)
@@ -229,7 +237,8 @@ class AdapterTier:
                 await self._unused.wait()
             else:
                 self._count(evictions=1)
-                await self._let_go(self._adapters[victim.id])
+                self._start(self._let_go(self._adapters[victim.id]))
+                await asyncio.sleep(0)  # It has told the core when this goes on.
 
     def _drop_if_unwanted(self, adapter: Adapter) -> None:
         if adapter.is_unwanted and not adapter.requests and adapter.is_held:
@@ -243,7 +252,7 @@ class AdapterTier:
 
     async def _let_go(self, adapter: Adapter) -> None:
         # Forgotten first: who asks for it while it goes, brings it again.
-        adapter.is_held = False
+        adapter.is_held = adapter.takes_room = False
         del self._adapters[adapter.ref.id]
         await asyncio.wrap_future(self._core.drop_adapter(adapter.ref.id))
         self._files.release(adapter.ref)

@@ -1,4 +1,4 @@
-"""What an engine's core does between steps: short errands, and long chores in parts.
+"""What an engine's core does between steps, in parts where that takes long.
 
 A chore goes on for a part of a step's time after each step, so that nobody who waits for tokens
 feels more than that of it; when nothing runs, it is done in one go. Belongs to the core's thread.
@@ -15,29 +15,12 @@ _SHARE = 0.15
 _LEAST_S = 0.002
 
 
-class Errand:
-    """Something that is done at once; the result is for how many seconds steps waited."""
-
-    def __init__(self, do: Callable[[], object]) -> None:
-        self._do = do
-        self.done: Future[float] = Future()
-
-    def run(self) -> None:
-        """Does it; what it raises goes to who waits, and not to the step loop."""
-        began_s = time.monotonic()
-        try:
-            self._do()
-        except Exception as error:
-            self.done.set_exception(error)
-        else:
-            self.done.set_result(time.monotonic() - began_s)
-
-
 class Chore:
-    """Something that can be broken off and gone on with.
+    """Something that may be broken off and gone on with. Its result: how long it worked, in s.
 
     Args:
-        go_on: Works for about so many seconds; returns whether all is done.
+        go_on: Works for about so many seconds; returns whether all is done. What it raises goes
+            to who waits, and not to the step loop.
     """
 
     def __init__(self, go_on: Callable[[float], bool]) -> None:
@@ -70,15 +53,13 @@ class Chores:
         self._waiting.append(chore)
 
     def go_on(self, step_s: float, *, is_busy: bool) -> None:
-        """Does a part of the first one, or all of them if nobody waits for a step.
+        """Does as much as there is time for, or all of it if nobody waits for a step.
 
         Args:
             step_s: What the last step took.
             is_busy: Whether another one is to follow at once.
         """
-        while self._waiting:
-            budget_s = max(_LEAST_S, _SHARE * step_s) if is_busy else math.inf
-            if self._waiting[0].run(budget_s):
+        until_s = time.monotonic() + (max(_LEAST_S, _SHARE * step_s) if is_busy else math.inf)
+        while self._waiting and (left_s := until_s - time.monotonic()) > 0:
+            if self._waiting[0].run(left_s):
                 self._waiting.popleft()
-            if is_busy:
-                return

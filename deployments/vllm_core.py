@@ -25,7 +25,7 @@ from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.executor import Executor
 
 from deployments.adapter_extension import AdapterExtension
-from deployments.core_chores import Chore, Chores, Errand
+from deployments.core_chores import Chore, Chores
 from deployments.fair_scheduler import FairScheduler, FairSyncScheduler, FairTurns
 from deployments.resumed_request import ResumingWorker, announce_produced, restore_output
 from serve_app.messages import Standing
@@ -196,36 +196,44 @@ class VllmCore(EngineCoreProc):
 
     def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
         """Loads an adapter into host memory between two steps, without taking a slot."""
-        return self._between_steps(lambda: self._tell_workers("hold_adapter", adapter_id, path))
+
+        def go_on(budget_s: float) -> bool:
+            self._tell_workers("hold_adapter", adapter_id, path)
+            return True
+
+        return self._between_steps(go_on)
 
     def activate_adapter(self, adapter_id: int) -> Future[float]:
         """Copies a held adapter to a slot between two steps, if no request needs them all."""
+        has_slot = False
 
         def go_on(budget_s: float) -> bool:
-            if len(self.active_adapters()) >= self.adapter_slots:
-                return True
-            return all(self._tell_workers("activate_adapter", adapter_id, budget_s))
+            nonlocal has_slot
+            # What has begun is completed: the workers take half of it for all of it.
+            has_slot = has_slot or len(self.active_adapters()) < self.adapter_slots
+            return not has_slot or all(self._tell_workers("activate_adapter", adapter_id, budget_s))
 
-        chore = Chore(go_on)
-        self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, chore))
-        return chore.done
+        return self._between_steps(go_on)
 
     def drop_adapter(self, adapter_id: int) -> Future[float]:
         """Forgets an adapter that no request uses, wherever it is."""
-        return self._between_steps(lambda: self._tell_workers("drop_adapter", adapter_id))
+
+        def go_on(budget_s: float) -> bool:
+            self._tell_workers("drop_adapter", adapter_id)
+            return True
+
+        return self._between_steps(go_on)
 
     def _tell_workers(self, method: str, *args: Any) -> list[Any]:
         return self.collective_rpc(method, args=args)
 
-    def _between_steps(self, do: Callable[[], object]) -> Future[float]:
-        errand = Errand(do)
-        self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, errand))
-        return errand.done
+    def _between_steps(self, go_on: Callable[[float], bool]) -> Future[float]:
+        chore = Chore(go_on)
+        self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, chore))
+        return chore.done
 
     def _handle_client_request(self, request_type: EngineCoreRequestType, request: Any) -> None:
-        if isinstance(request, Errand):
-            request.run()
-        elif isinstance(request, Chore):
+        if isinstance(request, Chore):
             self._chores.add(request)
             if not self.has_work():
                 self._chores.go_on(0.0, is_busy=False)

@@ -1,5 +1,6 @@
 """Adapters over HTTP with the real engine: what is said is that adapter's, in that version."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,6 +99,7 @@ def test_deleted_adapter_leaves_the_engine_when_its_request_has_ended(
         (engine,) = platform.list_engines()
         return int(engine["adapters"]["in_memory"])
 
+    time.sleep(2.0)  # What other tests deleted leaves, too.
     before = in_memory()
     body = {"name": "brief", "base": "tiny", "source": str(adapters / "rs")}
     assert client.post("/admin/adapters", json=body).status_code == 201
