@@ -244,6 +244,7 @@ class Router:
                 self._dispatcher.dispatch(self._now_s)
             case Leave():
                 self._tickets.leave(mail)
+                self._refuse_late()
                 self._dispatcher.dispatch(self._now_s)
             case Resume():
                 self._tickets.resume(sender, mail, self._now_s)
@@ -285,6 +286,10 @@ class Router:
                 "Try again later."
             )
             self._refuse(ticket, "overdue", Refusal(reason, self._limits.retry_after_s))
+        self._refuse_late()
+
+    def _refuse_late(self) -> None:
+        """Called before places are given, lest one goes to somebody who is too late for it."""
         for ticket, refusal in self._punctuality.find_late(self._now_s):
             self._refuse(ticket, "overdue", refusal)
 

@@ -99,9 +99,11 @@ class FakeCore(EchoCore):
         return done
 
     def activate_adapter(self, adapter_id: int) -> Future[float]:
-        assert adapter_id in self.held
         done: Future[float] = Future()
-        done.set_result(STALL_S)
+        if adapter_id in self.held:
+            done.set_result(STALL_S)
+        else:
+            done.set_exception(KeyError(adapter_id))
         return done
 
     def drop_adapter(self, adapter_id: int) -> Future[float]:
