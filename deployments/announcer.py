@@ -23,6 +23,7 @@ class Announcer:
         tickets: The requests, and the gateways that are told.
         send: Sends a gateway a status.
         arrivals: Returns how near adapters were when requests for a model came.
+        slack: Service that locality lets counters differ by.
         preempts: Whether engines take requests beyond their room.
         gauges: Shows the same to operators; None where nobody collects them.
     """
@@ -36,6 +37,7 @@ class Announcer:
         send: Callable[[bytes, ModelStatus], None],
         arrivals: Callable[[ModelName], AdapterArrivals],
         *,
+        slack: float,
         preempts: bool,
         gauges: FairnessGauges | None = None,
     ) -> None:
@@ -45,6 +47,7 @@ class Announcer:
         self._tickets = tickets
         self._send = send
         self._arrivals = arrivals
+        self._slack = slack
         self._preempts = preempts
         self._gauges = gauges
         self._fairness = FairnessStatus()
@@ -55,7 +58,7 @@ class Announcer:
         window = sum(e.room_beyond if self._preempts else e.room for e in views)
         weights = {tenant: share.weight for tenant, share in self._tickets.shares.items()}
         longest = self._tickets.longest
-        figures = measure_fairness(self._queue, self._cost, longest, window, weights)
+        figures = measure_fairness(self._queue, self._cost, longest, window, weights, self._slack)
         self._fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
         if self._gauges is not None:
             self._gauges.show(figures)

@@ -129,6 +129,7 @@ class Router:
             self._tickets,
             self._send,
             placer.arrivals,
+            slack=settings.fairness.locality_quantum,
             preempts=preempts,
             gauges=None if recorder is None else FairnessGauges(domain, recorder),
         )
