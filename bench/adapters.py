@@ -52,7 +52,7 @@ _N_CONTENTS = 32
 
 
 _FULL = Scale((0, 1, 10, 100, 1000), 320, 40, 3, 240)
-_QUICK = Scale((0, 10, 100), 64, 8, 2, 64)
+_QUICK = Scale((0, 10, 100), 64, 8, 2, 32)
 Figures = dict[str, Figure]
 
 
