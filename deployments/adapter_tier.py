@@ -237,8 +237,8 @@ class AdapterTier:
                 await self._unused.wait()
             else:
                 self._count(evictions=1)
-                self._start(self._let_go(self._adapters[victim.id]))
-                await asyncio.sleep(0)  # It has told the core when this goes on.
+                adapter = self._adapters[victim.id]
+                self._start(self._wait_until_gone(adapter, self._let_go(adapter)))
 
     def _drop_if_unwanted(self, adapter: Adapter) -> None:
         if adapter.is_unwanted and not adapter.requests and adapter.is_held:
@@ -247,14 +247,18 @@ class AdapterTier:
     async def _drop(self, adapter: Adapter) -> None:
         async with self._one_at_a_time:
             if adapter.is_held and not adapter.requests:
-                await self._let_go(adapter)
+                await self._wait_until_gone(adapter, self._let_go(adapter))
                 await self._files.forget(adapter.ref)
 
-    async def _let_go(self, adapter: Adapter) -> None:
+    def _let_go(self, adapter: Adapter) -> Future[float]:
+        """Has the core drop one. At once: a request may come for it at any moment."""
         # Forgotten first: who asks for it while it goes, brings it again.
         adapter.is_held = adapter.takes_room = False
         del self._adapters[adapter.ref.id]
-        await asyncio.wrap_future(self._core.drop_adapter(adapter.ref.id))
+        return self._core.drop_adapter(adapter.ref.id)
+
+    async def _wait_until_gone(self, adapter: Adapter, drop: Future[float]) -> None:
+        await asyncio.wrap_future(drop)
         self._files.release(adapter.ref)
 
 

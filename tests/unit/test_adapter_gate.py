@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vllm.lora.request import LoRARequest
@@ -17,6 +18,7 @@ from deployments.echo_core import EchoCore
 from serve_app.errors import AdapterRefusedError
 from serve_app.messages import AdapterRef, Standing
 from serve_app.names import ModelName, TenantId
+from serve_app.policy.adapter_tier import Held, choose_victim
 
 STALL_S = 0.25
 """What the fake core says that steps waited for each errand."""
@@ -268,6 +270,29 @@ async def test_adapter_in_use_stays_until_its_request_ends(tmp_path: Path) -> No
     await stand.until("r2")
     assert set(stand.core.held) == {2}
     assert stand.files.holds == {1: 0, 2: 1}
+
+
+async def test_request_that_comes_as_its_adapter_is_pushed_out_brings_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = Stand(tmp_path, capacity=1)
+    stand.send("before", adapter=1)
+    await stand.until("before")
+    stand.end("before")
+    await asyncio.sleep(0.01)
+
+    def choose(*args: Any) -> Held | None:
+        stand.send("just then", adapter=1)
+        return choose_victim(*args)
+
+    monkeypatch.setattr("deployments.adapter_tier.choose_victim", choose)
+    stand.send("other", adapter=2)
+    await stand.until("other")
+    monkeypatch.undo()
+    assert set(stand.core.accepted) == {"other"}
+    stand.end("other")
+    await stand.until("just then")
+    assert set(stand.core.held) == {1}
 
 
 async def test_prepared_adapter_is_in_memory_before_a_request(tmp_path: Path) -> None:
