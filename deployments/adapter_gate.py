@@ -113,9 +113,9 @@ class AdapterGate:
         """Brings an adapter into host memory before a request asks for it."""
         self._tier.begin_load(self._tier.find(ref, tenant))
 
-    def drop(self, adapter_ids: Iterable[int]) -> None:
+    def drop(self, refs: Iterable[AdapterRef]) -> None:
         """Lets adapters go as soon as no request uses them."""
-        self._tier.drop(adapter_ids)
+        self._tier.drop(refs)
 
     async def close(self) -> None:
         """Ends what is under way. Called when the core has stopped."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import Fleet
 from deployments.ticket_book import TicketBook
+from serve_app.adapter_counts import AdapterArrivals
 from serve_app.messages import FairnessStatus, ModelStatus
 from serve_app.names import ModelName
 from serve_app.policy.fairness import Vtc
@@ -21,6 +22,7 @@ class Announcer:
         fleet: The engines.
         tickets: The requests, and the gateways that are told.
         send: Sends a gateway a status.
+        arrivals: Returns how near adapters were when requests for a model came.
         slack: Service that locality lets counters differ by.
         preempts: Whether engines take requests beyond their room.
         gauges: Shows the same to operators; None where nobody collects them.
@@ -33,6 +35,7 @@ class Announcer:
         fleet: Fleet,
         tickets: TicketBook,
         send: Callable[[bytes, ModelStatus], None],
+        arrivals: Callable[[ModelName], AdapterArrivals],
         *,
         slack: float,
         preempts: bool,
@@ -43,6 +46,7 @@ class Announcer:
         self._fleet = fleet
         self._tickets = tickets
         self._send = send
+        self._arrivals = arrivals
         self._slack = slack
         self._preempts = preempts
         self._gauges = gauges
@@ -76,4 +80,5 @@ class Announcer:
             self._fleet.statuses(model),
             self._tickets.n_waiting_of(model),
             self._fairness,
+            self._arrivals(model),
         )

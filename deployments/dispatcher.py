@@ -47,6 +47,8 @@ class Dispatcher:
         self._send = send
         self._max_deaths = max_deaths
         self._preempts = preempts
+        self.n_turns = 0
+        """Requests handed out so far."""
         self._newcomer: TicketId | None = None
         """The request that has just come: it alone may go beyond an engine's room."""
 
@@ -57,10 +59,11 @@ class Dispatcher:
 
     def dispatch_newcomer(self, ticket: TicketId, now_s: float) -> None:
         """The same when a request has just come; has its adapter loaded if it has to wait."""
+        known = self._tickets[ticket]
+        self._placer.note_arrival(_wish(known))
         self._newcomer = ticket
         self._hand_out(now_s)
         self._newcomer = None
-        known = self._tickets[ticket]
         if known.engine_id is None:
             self._placer.prepare_early(_wish(known))
 
@@ -81,6 +84,7 @@ class Dispatcher:
         assert engine is not None, "only known engines are placed on"
         endpoint = engine.report.endpoint
         assert endpoint is not None
+        self.n_turns += 1
         known = self._tickets.begin(ticket, engine.report.engine_id)
         if is_suspect(known.strikes, self._max_deaths()):
             engine.on_probation = ticket
@@ -95,4 +99,4 @@ class Dispatcher:
 
 
 def _wish(known: Ticket) -> Wish:
-    return Wish(known.tenant, known.model, known.adapter, known.marks)
+    return Wish(known.tenant, known.model, known.adapter, known.marks, known.has_run)

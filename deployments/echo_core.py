@@ -108,24 +108,25 @@ class EchoCore:
         """Adapters of the requests that run."""
         return self._adapters.active
 
-    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
         """Takes as long as loading would; no weights are read."""
         return self._between_steps(lambda: self._adapters.hold(adapter_id))
 
-    def activate_adapter(self, adapter_id: int) -> Future[None]:
+    def activate_adapter(self, adapter_id: int) -> Future[float]:
         """Takes as long as a copy to a slot would, if one is free."""
         return self._between_steps(lambda: self._adapters.activate(adapter_id))
 
-    def drop_adapter(self, adapter_id: int) -> Future[None]:
+    def drop_adapter(self, adapter_id: int) -> Future[float]:
         """Forgets an adapter that no request uses."""
         return self._between_steps(lambda: self._adapters.drop(adapter_id))
 
-    def _between_steps(self, errand: Callable[[], None]) -> Future[None]:
-        done: Future[None] = Future()
+    def _between_steps(self, errand: Callable[[], None]) -> Future[float]:
+        done: Future[float] = Future()
 
         def run() -> None:
+            began_s = time.monotonic()
             errand()
-            done.set_result(None)
+            done.set_result(time.monotonic() - began_s)
 
         self._mail.put(run)
         return done

@@ -334,4 +334,4 @@ class Engine:
         elif isinstance(mail, Prepare) and self._gate is not None:
             self._gate.prepare(mail.ref, mail.tenant)
         elif isinstance(mail, Drop) and self._gate is not None:
-            self._gate.drop(mail.adapter_ids)
+            self._gate.drop(mail.refs)

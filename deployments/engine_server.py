@@ -86,20 +86,21 @@ class Core(Intake, Protocol):
     def active_adapters(self) -> set[int]:
         """Adapters of the requests that run."""
 
-    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
         """Loads an adapter into host memory between two steps, without taking a slot.
 
-        A request with an adapter may be accepted from then on, until it is dropped.
+        A request with an adapter may be accepted from then on, until it is dropped. As of the
+        other two, the result is for how many seconds steps waited.
         """
 
-    def activate_adapter(self, adapter_id: int) -> Future[None]:
-        """Copies a held adapter to a slot between two steps, if one is free.
+    def activate_adapter(self, adapter_id: int) -> Future[float]:
+        """Copies a held adapter to a slot between steps, if one is free.
 
         Not needed: else the step does it that runs the adapter's first request. But others would
         feel both at once.
         """
 
-    def drop_adapter(self, adapter_id: int) -> Future[None]:
+    def drop_adapter(self, adapter_id: int) -> Future[float]:
         """Forgets an adapter that no request uses."""
 
     @property

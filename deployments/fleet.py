@@ -49,8 +49,10 @@ class KnownEngine:
     in_memory: frozenset[int] = frozenset()
     on_disk: frozenset[int] = frozenset()
     """Adapters, as it said last."""
-    asked_s: dict[int, float] = field(default_factory=dict)
-    """Adapters that it was asked to prepare and has not said to have, and when."""
+    asked: dict[int, "Asked"] = field(default_factory=dict)
+    """Adapters that it was asked to prepare, or said to be on their way, and has not yet."""
+    loaded_for: list[TenantId] = field(default_factory=list)
+    """For whom adapters have come that it was asked for, until somebody charges them."""
     prefixes: PrefixMemory = field(default_factory=PrefixMemory)
     """What its prefix cache is believed to hold."""
     is_reachable: bool = True
@@ -88,13 +90,30 @@ class KnownEngine:
         self.prefixes.capacity = report.prefix_tokens
         adapters = report.adapters
         self.in_memory, self.on_disk = frozenset(adapters.in_memory), frozenset(adapters.on_disk)
-        self.asked_s = {
-            adapter_id: asked_s
-            for adapter_id, asked_s in self.asked_s.items()
-            if adapter_id not in self.in_memory
-            and adapter_id not in adapters.failures
-            and now_s - asked_s < _FORGET_ASKED_S
+        self._settle_asked(frozenset(adapters.coming), now_s)
+
+    def _settle_asked(self, coming: frozenset[int], now_s: float) -> None:
+        """What has come was asked for by somebody, unless that was another router."""
+        came = [asked for number, asked in self.asked.items() if number in self.in_memory]
+        self.loaded_for += [asked.tenant for asked in came if asked.tenant is not None]
+        failed = self.report.adapters.failures.keys()
+        kept = {
+            number: asked
+            for number, asked in self.asked.items()
+            if number not in self.in_memory
+            and number not in failed
+            and (number in coming or now_s - asked.at_s < _FORGET_ASKED_S)
         }
+        self.asked = {n: Asked(now_s) for n in coming - self.in_memory} | kept
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """That an engine is to bring an adapter into memory."""
+
+    at_s: float
+    tenant: TenantId | None = None
+    """Who pays for it; None is nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +274,7 @@ class Fleet:
             view.room,
             engine.report.adapters.slots,
             engine.by_adapter.keys(),
-            engine.in_memory | engine.asked_s.keys() if engine.asked_s else engine.in_memory,
+            engine.in_memory | engine.asked.keys() if engine.asked else engine.in_memory,
             engine.on_disk,
             view.cached_tokens,
         )
@@ -263,7 +282,12 @@ class Fleet:
     def statuses(self, model: ModelName) -> list[EngineStatus]:
         """Returns a model's that can be reached, as gateways show them."""
         reports = [e.report for e in self if e.is_reachable and e.report.model == model]
-        return [EngineStatus(r.engine_id, r.state, r.detail, r.load) for r in reports]
+        return [
+            EngineStatus(
+                r.engine_id, r.state, r.detail, r.load, r.adapters.tally, len(r.adapters.in_memory)
+            )
+            for r in reports
+        ]
 
     def config_id(self, model: ModelName) -> str:
         """Returns which front end fits a model's newest engine; empty while there is none."""

@@ -16,11 +16,14 @@ from typing import Literal
 
 import msgspec
 
+from deployments.adapter_farewell import AdapterFarewell
 from deployments.announcer import Announcer
 from deployments.dispatcher import Dispatcher
 from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import SLEPT_S, Fleet, KnownEngine
+from deployments.load_charges import LoadCharges
 from deployments.placer import Placer
+from deployments.punctuality import Punctuality
 from deployments.router_state import (
     Keeper,
     RouterState,
@@ -31,8 +34,11 @@ from deployments.ticket_book import TicketBook
 from deployments.turn_order import cost_of, make_audit_log, make_turn_order
 from serve_app.config import Settings
 from serve_app.messages import (
+    AdapterRef,
+    AdaptersGone,
     Alive,
     Counters,
+    Drop,
     Endpoint,
     EngineGone,
     EngineId,
@@ -99,7 +105,10 @@ class Router:
             settings.fairness, self._cost, None if self._audit is None else self._audit.add
         )
         self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
-        self._tickets = TicketBook(self._queue, self._fleet)
+        self._farewell = AdapterFarewell(self._drop_adapter)
+        self._tickets = TicketBook(self._queue, self._fleet, self._farewell)
+        self._punctuality = Punctuality(self._tickets, settings)
+        self._load_charges = LoadCharges(self._queue, settings.fairness.adapter_load_tokens)
         placer = Placer(
             self._fleet, self._queue.counters, self._tickets.share_of, self._send_to_engine, now
         )
@@ -119,6 +128,7 @@ class Router:
             self._fleet,
             self._tickets,
             self._send,
+            placer.arrivals,
             slack=settings.fairness.locality_quantum,
             preempts=preempts,
             gauges=None if recorder is None else FairnessGauges(domain, recorder),
@@ -141,6 +151,7 @@ class Router:
         Costs and prediction are fixed when a router starts: a counter means nothing in other units.
         """
         self._limits = settings.limits
+        self._punctuality.configure(settings)
         self._dispatcher.dispatch(self._now_s)
 
     async def run(self) -> None:
@@ -234,6 +245,7 @@ class Router:
                 self._dispatcher.dispatch(self._now_s)
             case Leave():
                 self._tickets.leave(mail)
+                self._refuse_late()
                 self._dispatcher.dispatch(self._now_s)
             case Resume():
                 self._tickets.resume(sender, mail, self._now_s)
@@ -244,6 +256,8 @@ class Router:
                     self._announcer.publish()
             case FrontEndWanted():
                 self._send_front_end(sender, mail.config_id)
+            case AdaptersGone():
+                self._farewell.begin(mail.refs)
             case Alive():
                 pass
 
@@ -256,7 +270,11 @@ class Router:
         self._dispatcher.dispatch_newcomer(mail.ticket, self._now_s)
         if self._tickets[mail.ticket].engine_id is not None:
             return
-        refusal = admit(self._tickets.view_queue(mail.tenant), self._limits)
+        queue = self._tickets.view_queue(mail.tenant)
+        self._punctuality.note_turns(self._dispatcher.n_turns, queue.n_waiting, self._now_s)
+        refusal = admit(queue, self._limits)
+        if refusal is None:
+            refusal = self._punctuality.judge(self._tickets[mail.ticket].model, mail.tenant)
         if refusal is not None:
             self._refuse(mail.ticket, "crowded", refusal)
 
@@ -269,6 +287,12 @@ class Router:
                 "Try again later."
             )
             self._refuse(ticket, "overdue", Refusal(reason, self._limits.retry_after_s))
+        self._refuse_late()
+
+    def _refuse_late(self) -> None:
+        """Called before places are given, lest one goes to somebody who is too late for it."""
+        for ticket, refusal in self._punctuality.find_late(self._now_s):
+            self._refuse(ticket, "overdue", refusal)
 
     def _refuse(
         self, ticket: TicketId, kind: Literal["crowded", "overdue"], refusal: Refusal
@@ -293,7 +317,9 @@ class Router:
 
     def _take_report(self, report: EngineReport) -> None:
         running = self._tickets.running_on(report.engine_id)
-        if self._fleet.take_report(report, running, self._now_s):
+        is_news = self._fleet.take_report(report, running, self._now_s)
+        self._load_charges.charge(self._fleet.get(report.engine_id))
+        if is_news:
             if report.state == "failed":
                 self._tell_lost(self._fleet.get(report.engine_id), is_leaving=False)
             self._dispatcher.dispatch(self._now_s)
@@ -318,6 +344,11 @@ class Router:
 
     def _send_to_engine(self, engine_id: EngineId, mail: EngineMail) -> None:
         self._send(engine_id.encode(), mail)
+
+    def _drop_adapter(self, ref: AdapterRef) -> None:
+        for engine in self._fleet:
+            if engine.report.model == ref.base:
+                self._send_to_engine(engine.report.engine_id, Drop([ref]))
 
     def _send_front_end(self, gateway: bytes, config_id: str) -> None:
         payload = self._fleet.front_end(config_id)

@@ -7,6 +7,7 @@ them or in none. It sends nothing and chooses nothing.
 from collections import Counter
 from collections.abc import Iterator
 
+from deployments.adapter_farewell import AdapterFarewell
 from deployments.fleet import Fleet, Handed
 from deployments.router_state import RouterState, SavedRun
 from deployments.ticket import Gateway, Ticket
@@ -24,6 +25,7 @@ from serve_app.policy.admission import QueueView
 from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_figures import Longest
 from serve_app.policy.fairness_options import Share
+from serve_app.policy.objective import Waiters
 from serve_app.policy.prefixes import split_marks
 from serve_app.policy.queueing import Waiting
 
@@ -36,11 +38,13 @@ class TicketBook:
     Args:
         queue: Knows whose turn it is, and what each tenant owes.
         fleet: Knows what each engine runs.
+        farewell: Knows which adapters requests need.
     """
 
-    def __init__(self, queue: Vtc, fleet: Fleet) -> None:
+    def __init__(self, queue: Vtc, fleet: Fleet, farewell: AdapterFarewell) -> None:
         self._queue = queue
         self._fleet = fleet
+        self._farewell = farewell
         self._tickets: dict[TicketId, Ticket] = {}
         self.gateways: dict[bytes, Gateway] = {}
         """By the identity of their connection."""
@@ -67,6 +71,12 @@ class TicketBook:
     def n_waiting_of(self, model: ModelName) -> int:
         """Returns how many requests for a model wait."""
         return self._n_waiting_of[model]
+
+    def waiters(self) -> Iterator[tuple[TenantId, Waiters]]:
+        """Yields what each tenant has waiting."""
+        for tenant, n in self._n_waiting.items():
+            share = self.share_of(tenant)
+            yield tenant, Waiters(n, share.weight, share.tier)
 
     def share_of(self, tenant: TenantId) -> Share:
         """Returns what a tenant is entitled to."""
@@ -165,6 +175,7 @@ class TicketBook:
         if known is None:
             return
         self.gateways[known.gateway].tickets.discard(mail.ticket)
+        self._farewell.note_end(known.adapter)
         if known.engine_id is None:
             self._stop_waiting(known)
         else:
@@ -187,7 +198,10 @@ class TicketBook:
             known = self._add(sender, enqueue, running.engine_id, now_s)
         else:
             self._move(enqueue.ticket, known, running.engine_id, now_s)
-            known.adapter, known.model = enqueue.adapter, self.gateways[sender].model
+            known.model = self.gateways[sender].model
+            if known.adapter is None:  # A dead router's state does not say it.
+                known.adapter = enqueue.adapter
+                self._farewell.note_arrival(known.adapter)
             known.marks = split_marks(enqueue.marks)
         known.has_run, known.strikes = True, running.strikes
         known.lost_tokens = max(known.completion_tokens - n_tokens, 0)
@@ -216,6 +230,7 @@ class TicketBook:
         )
         self._tickets[enqueue.ticket] = known
         owner.tickets.add(enqueue.ticket)
+        self._farewell.note_arrival(enqueue.adapter)
         self.longest = self.longest.with_request(_waiting(enqueue, owner.model))
         if engine_id is None:
             self._begin_to_wait(known)

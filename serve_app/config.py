@@ -152,6 +152,9 @@ class FairnessSettings(Section):
     """Service that one prompt token counts as when it was found in the prefix cache."""
     output_cost: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 2.0
     """Service that one output token counts as."""
+    adapter_load_tokens: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
+    """Output tokens that a tenant is charged when an adapter is loaded for it. None charges what
+    its engine did not produce meanwhile, as measured; 0 charges nothing."""
     predicts_lengths: bool = True
     """Whether a request is charged for its tenant's average answer when it starts, and corrected
     as it goes. Keeps tenants closer together."""

@@ -139,7 +139,8 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
     # What else an engine's replica needs is in its own arguments; how many there are, how the
     # gateway renders prompts and who may call does not concern it.
     spec = model.model_dump(
-        mode="json", exclude={"replicas", "front_end", "aliases", "cost_factor"}
+        mode="json",
+        exclude={"replicas", "front_end", "aliases", "cost_factor", "ttft_objective_s"},
     )
     logging = settings.logging.model_dump(mode="json")
     adapters = settings.adapters.cache.model_dump(mode="json")

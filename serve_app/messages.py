@@ -9,6 +9,7 @@ from typing import Literal, NewType
 
 import msgspec
 
+from serve_app.adapter_counts import AdapterArrivals, AdapterTally
 from serve_app.names import ModelName, TenantId
 
 EngineId = NewType("EngineId", str)
@@ -164,6 +165,12 @@ class EngineUnreachable(msgspec.Struct, frozen=True, tag=True):
     engine_id: EngineId
 
 
+class AdaptersGone(msgspec.Struct, frozen=True, tag=True):
+    """Versions of adapters that no new request gets: deleted, or others have taken their place."""
+
+    refs: list[AdapterRef]
+
+
 class FrontEndWanted(msgspec.Struct, frozen=True, tag=True):
     """A gateway asks for what it needs to parse requests for this model."""
 
@@ -188,6 +195,9 @@ class AdapterReport(msgspec.Struct, frozen=True):
     """In the batch at this moment."""
     failures: dict[int, str] = {}
     """Adapters that could not be loaded of late, and why."""
+    tally: AdapterTally = AdapterTally()
+    coming: list[int] = []
+    """On their way to host memory."""
 
 
 class EngineReport(msgspec.Struct, frozen=True, tag=True):
@@ -269,6 +279,8 @@ class EngineStatus(msgspec.Struct, frozen=True):
     state: EngineState
     detail: str
     load: EngineLoad
+    adapters: AdapterTally = AdapterTally()
+    adapters_in_memory: int = 0
 
 
 class FairnessStatus(msgspec.Struct, frozen=True):
@@ -289,6 +301,7 @@ class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     engines: list[EngineStatus]
     waiting: int
     fairness: FairnessStatus = FairnessStatus()
+    adapters: AdapterArrivals = AdapterArrivals()
 
 
 class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):
@@ -316,9 +329,9 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 
 
 class Drop(msgspec.Struct, frozen=True, tag=True):
-    """The engine is to forget adapters as soon as no request uses them: they are deleted."""
+    """The engine is to forget adapters as soon as no request uses them, on its disk, too."""
 
-    adapter_ids: list[int]
+    refs: list[AdapterRef]
 
 
 RouterMail = (
@@ -328,6 +341,7 @@ RouterMail = (
     | Resume
     | Alive
     | EngineUnreachable
+    | AdaptersGone
     | FrontEndWanted
     | EngineReport
     | FrontEndOffer

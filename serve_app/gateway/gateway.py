@@ -35,6 +35,7 @@ from serve_app.gateway.model_cards import (
     view_status,
 )
 from serve_app.gateway.model_client import ModelClient
+from serve_app.messages import AdapterRef
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
@@ -93,7 +94,7 @@ class Gateway:
         self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.accounts = Accounts()
-        self.adapters = GatewayAdapters(self.accounts)
+        self.adapters = GatewayAdapters(self.accounts, self._say_gone)
         self._find_ledger = find_ledger
         self._ledger: LedgerClient | None = None
         self.settings: Settings
@@ -200,6 +201,12 @@ class Gateway:
         except AdapterRefusedError:
             raise self.no_such_model(asked, caller) from None
 
+    def _say_gone(self, refs: list[AdapterRef]) -> None:
+        for ref in refs:
+            model = self._models.get(ref.base)
+            if model is not None:
+                model.client.say_gone(ref)
+
     def _resolve(self, model_name: str | None, caller: Caller) -> tuple[ModelName, Adapter | None]:
         """Whether a model does not exist or is another tenant's is not told apart."""
         if model_name is None and len(self._models) == 1:
@@ -262,6 +269,7 @@ class Gateway:
             "ready": all(m["ready"] for m in models.values()) and store != "loading",
             "models": models,
             "store": {"state": store},
+            "adapters": self.adapters.counts(),
         }
 
     def model_cards(self, caller: Caller) -> list[Card]:

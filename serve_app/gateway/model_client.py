@@ -24,8 +24,11 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
 from serve_app.engine_frames import ABORT, ALIVE, BEGIN
+from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.messages import (
+    AdapterRef,
+    AdaptersGone,
     Alive,
     Endpoint,
     EngineId,
@@ -149,6 +152,10 @@ class ModelClient:
         for engine_id, run_ids in by_engine.items():
             self._abort_runs(engine_id, run_ids)
 
+    def say_gone(self, ref: AdapterRef) -> None:
+        """Tells the router that no new request gets this version of an adapter."""
+        self._router.send(AdaptersGone([ref]))
+
     def _abort_runs(self, engine_id: EngineId, run_ids: list[str]) -> None:
         if engine_id in self._engines:
             self._engines[engine_id].send([ABORT, msgspec.msgpack.encode(run_ids)])
@@ -163,11 +170,12 @@ class ModelClient:
             self._router.send(leave)
         return ticket
 
-    def _refuse(self, ticket_id: TicketId, reason: str, status: HTTPStatus) -> None:
-        ticket = self._end(ticket_id)
+    def _refuse(self, mail: Refuse) -> None:
+        ticket = self._end(mail.ticket)
         if ticket is not None:
-            error = GracefulHTTPError(reason, status)
-            ticket.sink.fail(ticket_id, error)
+            status = _STATUS_OF_REFUSAL[mail.kind]
+            error = ApiError(status, mail.reason, retry_after_s=mail.retry_after_s)
+            ticket.sink.fail(mail.ticket, error)
 
     async def _stay_alive(self) -> None:
         while True:
@@ -206,7 +214,7 @@ class ModelClient:
             case EngineLost():
                 self._leave_engine(mail.engine_id, has_died=not mail.is_leaving)
             case Refuse():
-                self._refuse(mail.ticket, mail.reason, _STATUS_OF_REFUSAL[mail.kind])
+                self._refuse(mail)
             case Introduce():
                 self._resume()
             case ModelStatus():
