@@ -23,7 +23,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
-from serve_app.engine_frames import ABORT, ALIVE, BEGIN
+from serve_app.engine_frames import ABORT, ACCEPTED, ALIVE, BEGIN
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.messages import (
     Alive,
@@ -242,12 +242,20 @@ class ModelClient:
         link = Link(
             endpoint,
             self._identity,
-            self._read_outputs,
+            self._read_engine,
             lambda: self._lose_engine(engine_id),
             silent_s=_SILENT_ENGINE_S,
         )
         link.send([BEGIN])
         return link
+
+    def _read_engine(self, frames: list[zmq.Frame]) -> None:
+        if len(frames) == 2 and frames[0].buffer == ACCEPTED:
+            ticket = self._runs.get(bytes(frames[1].buffer).decode())
+            if ticket is not None:
+                ticket.is_accepted = True
+        else:
+            self._read_outputs(frames)
 
     def _read_outputs(self, frames: list[zmq.Frame]) -> None:
         outputs: EngineCoreOutputs = self._decoder.decode(frames)

@@ -52,7 +52,9 @@ class Ticket:
     engine_id: EngineId | None = None
     """None while it waits."""
     n_runs: int = 0
-    """Engines that have had it."""
+    """Engines that it was handed to."""
+    is_accepted: bool = False
+    """Whether its present engine has said that it took it."""
     produced: list[int] = field(default_factory=list)
     """Tokens that have come, of whatever engine."""
     cached_tokens: int | None = None
@@ -72,6 +74,7 @@ class Ticket:
         """Begins or goes on; returns what its engine is to be sent."""
         self.engine_id = grant.engine_id
         self.n_runs += 1
+        self.is_accepted = False
         handover = Handover(self.id, grant.standing, self.produced)
         return [ADD, self.run_id.encode(), msgspec.msgpack.encode(handover), *self.frames]
 
@@ -87,7 +90,7 @@ class Ticket:
         """Waits again; what was produced stays."""
         self.engine_id = None
         if has_died:
-            self.record = self.record.with_death()
+            self.record = self.record.with_death(was_there=self.is_accepted)
 
     def explain_losses(self) -> ApiError:
         """Why it is not tried again, for its client."""

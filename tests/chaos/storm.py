@@ -34,8 +34,6 @@ _MODEL = ModelName("tiny")
 _N_ENGINES = 3
 _N_STREAMS = 6
 _SERVES_AGAIN_S = 30.0
-_MANY_DEATHS = {"max_engine_deaths": 1000, "max_engine_deaths_in_a_row": 1000}
-"""All engines may die at once here: a request then meets several that are dead already."""
 
 
 class Storm:
@@ -174,8 +172,7 @@ def storm_over(folder: Path, seed: int) -> Iterator[Storm]:
         drain_timeout_s=2.0,
     )
     with LocalPlatform(
-        # Whoever draws the events may hit one request many times.
-        parse_settings(write_args(model, limits=_MANY_DEATHS)),
+        parse_settings(write_args(model)),
         folder,
         engines_in_processes=True,
         routers_in_processes=True,
