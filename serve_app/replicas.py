@@ -25,6 +25,9 @@ from serve_app.router_link import FindRouter
 from serve_app.telemetry import set_up_logging
 from serve_app.wire import Listener
 
+_BEFORE_NODE_S = 1.0
+"""So long before its node ends an engine is to be rid of all."""
+
 
 def _replica_name() -> str:
     context = serve.get_replica_context()
@@ -129,14 +132,24 @@ class EngineReplica:
         from deployments.engine import Engine
 
         set_up_logging(LoggingSettings.model_validate(logging))
+        self._model = ModelSettings.model_validate(model)
         self._engine = Engine(
-            ModelSettings.model_validate(model),
+            self._model,
             EngineId(_replica_name()),
             _find_by(router),
             _node_address(),
             AdapterCacheSettings.model_validate(adapters),
         )
+        self._watch = asyncio.create_task(self._leave_with_node(), name="node-notice")
         await self._engine.start()
+
+    async def _leave_with_node(self) -> None:
+        """At a notice nothing new is taken, and what runs is gone before the node is."""
+        from deployments.node_notice import observe_by_ray, wait_for_notice
+
+        node_id = ray.get_runtime_context().get_node_id()
+        left_s = await wait_for_notice(node_id, observe_by_ray()) - _BEFORE_NODE_S
+        await self._engine.drain(min(self._model.drain_timeout_s, max(left_s, _BEFORE_NODE_S)))
 
     async def check_health(self) -> None:
         """Raises when the engine has died, so that Serve replaces it."""
