@@ -60,7 +60,7 @@ from serve_app.messages import (
     TicketId,
 )
 from serve_app.names import ModelName, TenantId
-from serve_app.policy.admission import QueueView, admit
+from serve_app.policy.admission import Pace, QueueView, admit
 from serve_app.policy.fairness_figures import Longest, measure_fairness
 from serve_app.policy.fairness_options import Share
 from serve_app.policy.queueing import Waiting
@@ -161,6 +161,7 @@ class Router:
         self._n_waiting: Counter[TenantId] = Counter()
         """By tenant; those with none are left out."""
         self._n_waiting_of: Counter[ModelName] = Counter()
+        self._pace = Pace()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
         self._newcomer: TicketId | None = None
@@ -352,7 +353,9 @@ class Router:
         """The queue without this tenant's newest request, which asks to join."""
         own = self._n_waiting[tenant]
         others = len(self._n_waiting) - 1
-        return QueueView(self._n_waiting.total() - 1, own - 1, others)
+        # Models of one domain have queues of their own in all but their turns.
+        pace = self._pace.turns_per_s(self._now_s) if len(self._n_waiting_of) == 1 else None
+        return QueueView(self._n_waiting.total() - 1, own - 1, others, pace)
 
     def _add_ticket(self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None) -> None:
         self._tickets[enqueue.ticket] = _Ticket(
@@ -378,6 +381,8 @@ class Router:
         self._n_waiting[known.tenant] -= 1
         if not self._n_waiting[known.tenant]:
             del self._n_waiting[known.tenant]
+        if not self._n_waiting:
+            self._pace.note_empty()
 
     def _leave(self, mail: Leave) -> None:
         """Ends a ticket and settles what it owes on the gateway's count."""
@@ -518,6 +523,7 @@ class Router:
         known.engine_id, endpoint = engine.report.engine_id, engine.report.endpoint
         assert endpoint is not None
         known.has_run = True
+        self._pace.note_turn(self._now_s)
         if is_suspect(known.strikes, self._limits.max_engine_deaths_in_a_row):
             engine.on_probation = ticket
         self._stop_waiting(known)
