@@ -8,6 +8,7 @@ A plain class. `serve_app.main` wraps it into a Serve deployment; tests start it
 """
 
 import asyncio
+import contextlib
 import faulthandler
 import hashlib
 import logging
@@ -37,6 +38,7 @@ from serve_app.messages import (
     EngineState,
     FrontEndOffer,
     GatewayMail,
+    HoldOn,
     Prepare,
     Progress,
 )
@@ -57,6 +59,8 @@ _PROGRESS_S = 0.1
 _SPARE_REQUESTS = 4
 """Requests handed to an engine beyond its batch, so that a place never waits for a round trip."""
 _FAREWELL_S = 0.2
+_WORD_S = 1.0
+"""A router that is there says within it how long to wait."""
 
 
 class Engine:
@@ -96,6 +100,7 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loaded: asyncio.Future[None] | None = None
         self._heartbeat: asyncio.Task[None] | None = None
+        self._held: asyncio.Queue[HoldOn] = asyncio.Queue()
         self._departure = Departure(
             self._is_busy, lambda: self._set_state("draining", ""), self._go
         )
@@ -137,7 +142,14 @@ class Engine:
     async def _fail_start(self, reason: str) -> None:
         message = f"Model {self._model.name!r} could not be started: {reason}"
         self._set_state("failed", message)
-        await asyncio.sleep(_FAREWELL_S)
+        with contextlib.suppress(TimeoutError):
+            hold_on = await asyncio.wait_for(self._held.get(), _WORD_S)
+            self._set_state(
+                "failed",
+                f"{message} {hold_on.n_failed} starts have failed one after the other; the next "
+                f"one is in {hold_on.wait_s:.0f} s.",
+            )
+            await asyncio.sleep(hold_on.wait_s)
         raise EngineStartError(message)
 
     @property
@@ -333,5 +345,7 @@ class Engine:
             self._core.synchronise(mail.counters)
         elif isinstance(mail, Prepare) and self._gate is not None:
             self._gate.prepare(mail.ref, mail.tenant)
+        elif isinstance(mail, HoldOn):
+            self._held.put_nowait(mail)
         elif isinstance(mail, Drop) and self._gate is not None:
             self._gate.drop(mail.adapter_ids)

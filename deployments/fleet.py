@@ -19,6 +19,7 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.adapters import AdapterEngine
+from serve_app.policy.breaker import Breaker, find_skipped
 from serve_app.policy.routing import EngineView
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ class KnownEngine:
     asked_s: dict[int, float] = field(default_factory=dict)
     """Adapters that it was asked to prepare and has not said to have, and when."""
     is_reachable: bool = True
+    breaker: Breaker = field(default_factory=Breaker)
     on_probation: TicketId | None = None
-    """A suspect of killing engines that has not got a token here yet: nobody else may come."""
+    """A suspect of killing engines, or the first request after the engine kept failing, that has
+    not got a token here yet: nobody else may come."""
 
     def hand(self, ticket: TicketId, handed: "Handed") -> None:
         """Counts a request as handed to it. Known ones are left as they are."""
@@ -116,10 +119,12 @@ class Fleet:
     Args:
         limit: Returns how many requests the settings allow an engine to be handed; None leaves it
             to the engine.
+        now: The monotonic clock.
     """
 
-    def __init__(self, limit: Callable[[], int | None]) -> None:
+    def __init__(self, limit: Callable[[], int | None], now: Callable[[], float]) -> None:
         self._limit = limit
+        self._now = now
         self._engines: dict[EngineId, KnownEngine] = {}
         self._front_ends: dict[str, bytes] = {}
 
@@ -196,7 +201,32 @@ class Fleet:
             return False
         logger.warning("Engine %s cannot be reached by a gateway.", engine_id)
         engine.is_reachable = False
+        self.note_failure(engine_id)
         return True
+
+    def note_failure(self, engine_id: EngineId) -> None:
+        """A request failed at an engine, or could not get there."""
+        engine = self._engines.get(engine_id)
+        if engine is None:
+            return
+        was_open, now_s = engine.breaker.is_open(self._now()), self._now()
+        engine.breaker = engine.breaker.with_failure(now_s)
+        if engine.breaker.is_open(now_s) and not was_open:
+            logger.error("Engine %s keeps failing and is skipped for a while.", engine_id)
+
+    def note_success(self, engine_id: EngineId, tickets: Iterable[TicketId]) -> bool:
+        """Requests have got tokens; says whether that ends an engine's probation."""
+        engine = self._engines.get(engine_id)
+        if engine is None or not any(map(engine.acquit, tickets)):
+            return False
+        engine.breaker = engine.breaker.with_success()
+        return True
+
+    def begin_probation(self, engine_id: EngineId, ticket: TicketId, *, is_suspect: bool) -> None:
+        """Keeps others from an engine while its new request or the engine itself is on trial."""
+        engine = self._engines[engine_id]
+        if is_suspect or engine.breaker.is_half_open(self._now()):
+            engine.on_probation = ticket
 
     def drop(self, engine_id: EngineId, reason: str) -> KnownEngine | None:
         """Forgets an engine; returns what was known of it."""
@@ -222,10 +252,23 @@ class Fleet:
             engine.report.engine_id,
             is_ready=engine.report.state == "ready"
             and engine.is_reachable
-            and engine.on_probation is None,
+            and engine.on_probation is None
+            and not self._is_skipped(engine),
             in_flight=len(engine.in_flight),
             room=self._limit() or engine.report.max_running,
         )
+
+    def _is_skipped(self, engine: KnownEngine) -> bool:
+        if engine.breaker.until_s is None:
+            return False
+        ready = {
+            peer.report.engine_id: peer.breaker
+            for peer in self
+            if peer.report.model == engine.report.model
+            and peer.report.state == "ready"
+            and peer.is_reachable
+        }
+        return engine.report.engine_id in find_skipped(ready, self._now())
 
     def views(self, model: ModelName | None = None) -> Iterator[EngineView]:
         """Yields the engines of a model as routing sees them, or all."""
@@ -251,7 +294,12 @@ class Fleet:
     def statuses(self, model: ModelName) -> list[EngineStatus]:
         """Returns a model's that can be reached, as gateways show them."""
         reports = [e.report for e in self if e.is_reachable and e.report.model == model]
-        return [EngineStatus(r.engine_id, r.state, r.detail, r.load) for r in reports]
+        return [EngineStatus(r.engine_id, r.state, self._detail_of(r), r.load) for r in reports]
+
+    def _detail_of(self, report: EngineReport) -> str:
+        if not self._is_skipped(self._engines[report.engine_id]):
+            return report.detail
+        return "it keeps failing and gets no requests for a while"
 
     def config_id(self, model: ModelName) -> str:
         """Returns which front end fits a model's newest engine; empty while there is none."""

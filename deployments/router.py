@@ -27,6 +27,7 @@ from deployments.router_state import (
     read_state,
     save_regularly,
 )
+from deployments.start_ups import StartUps
 from deployments.turn_order import cost_of, make_audit_log, make_turn_order
 from serve_app.config import Settings
 from serve_app.messages import (
@@ -146,6 +147,7 @@ class Router:
         self._now = now
         self._keeper = keeper
         self._gauges = None if recorder is None else FairnessGauges(domain, recorder)
+        self._start_ups = StartUps(recorder)
         self._audit = make_audit_log(domain, settings)
         self._cost = cost_of(settings, domain)
         self._queue = make_turn_order(
@@ -153,7 +155,7 @@ class Router:
         )
         self._longest = Longest()
         self._status_of_fairness = FairnessStatus()
-        self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
+        self._fleet = Fleet(lambda: self._limits.max_running_per_engine, now)
         self._placer = Placer(self._fleet, self._count, self._share_of, self._send_to_engine, now)
         self._gateways: dict[bytes, _Gateway] = {}
         self._tickets: dict[TicketId, _Ticket] = {}
@@ -302,6 +304,8 @@ class Router:
             case Enqueue():
                 self._enqueue(sender, mail)
             case Requeue():
+                if mail.failed_on is not None:
+                    self._fleet.note_failure(mail.failed_on)
                 self._adopt(sender, mail.run)
                 self._dispatch()
             case Leave():
@@ -393,6 +397,10 @@ class Router:
         if known.engine_id is None:
             self._stop_waiting(known)
         else:
+            if mail.is_finished:
+                self._fleet.note_success(known.engine_id, [mail.ticket])
+            elif mail.has_failed:
+                self._fleet.note_failure(known.engine_id)
             self._fleet.take_back(known.engine_id, mail.ticket)
         # The engine's last progress may still be on its way; it will find no ticket.
         self._queue.charge(mail.ticket, max(0, mail.completion_tokens - known.completion_tokens))
@@ -414,8 +422,7 @@ class Router:
             known.lost_tokens -= again
             known.completion_tokens += n_tokens - again
             self._queue.charge(ticket, n_tokens - again)
-        engine = self._fleet.get(engine_id)
-        if engine is not None and any(map(engine.acquit, progress.tokens)):
+        if self._fleet.note_success(engine_id, progress.tokens):
             self._dispatch()
 
     def _tell_counters(self, engine: bytes) -> None:
@@ -524,8 +531,8 @@ class Router:
         assert endpoint is not None
         known.has_run = True
         self._pace.note_turn(self._now_s)
-        if is_suspect(known.strikes, self._limits.max_engine_deaths_in_a_row):
-            engine.on_probation = ticket
+        is_last_try = is_suspect(known.strikes, self._limits.max_engine_deaths_in_a_row)
+        self._fleet.begin_probation(known.engine_id, ticket, is_suspect=is_last_try)
         self._stop_waiting(known)
         self._fleet.hand(known.engine_id, ticket, known.handed)
         standing = Standing(
@@ -545,6 +552,10 @@ class Router:
             for ticket, known in self._tickets.items()
             if known.engine_id == report.engine_id
         )
+        before = self._fleet.get(report.engine_id)
+        hold_on = self._start_ups.note(report, None if before is None else before.report.state)
+        if hold_on is not None:
+            self._send_to_engine(report.engine_id, hold_on)
         if self._fleet.take_report(report, running, self._now_s):
             if report.state == "failed":
                 self._tell_lost(self._fleet.get(report.engine_id), is_leaving=False)

@@ -55,6 +55,8 @@ class Ticket:
     """Engines that it was handed to."""
     is_accepted: bool = False
     """Whether its present engine has said that it took it."""
+    n_failures: int = 0
+    """Engines that could not run it, and live."""
     produced: list[int] = field(default_factory=list)
     """Tokens that have come, of whatever engine."""
     cached_tokens: int | None = None
@@ -106,9 +108,10 @@ class Ticket:
         n_tokens = len(self.produced)
         return RunningTicket(self.enqueue, self.engine_id, n_tokens, self.record.strikes)
 
-    def leave(self, *, is_finished: bool) -> Leave:
+    def leave(self, *, is_finished: bool, has_failed: bool = False) -> Leave:
         """What a router must know of its end."""
-        return Leave(self.id, is_finished, len(self.produced), self.cached_tokens)
+        n_tokens = len(self.produced)
+        return Leave(self.id, is_finished, n_tokens, self.cached_tokens, has_failed)
 
 
 def make_ticket(
