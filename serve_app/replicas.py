@@ -4,6 +4,7 @@ Constructors take plain data and handles; `reconfigure` takes what may change wi
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ from serve_app.wire import Listener
 
 _BEFORE_NODE_S = 1.0
 """So long before its node ends an engine is to be rid of all."""
+_SIGTERM_S = 8.0
+"""In which an engine ends after a SIGTERM. Machines that shut down wait longer before they kill."""
 
 
 def _replica_name() -> str:
@@ -130,6 +133,7 @@ class EngineReplica:
     ) -> None:
         keep_replica_on_loopback()
         from deployments.engine import Engine
+        from deployments.sigterm import hear_sigterm
 
         set_up_logging(LoggingSettings.model_validate(logging))
         self._model = ModelSettings.model_validate(model)
@@ -142,6 +146,16 @@ class EngineReplica:
         )
         self._watch = asyncio.create_task(self._leave_with_node(), name="node-notice")
         await self._engine.start()
+        hear_sigterm(self._begin_to_leave)
+
+    def _begin_to_leave(self) -> None:
+        """At a SIGTERM what runs moves within the seconds that whoever sent it waits."""
+        self._leaving = asyncio.create_task(self._leave_and_end(), name="sigterm")
+
+    async def _leave_and_end(self) -> None:
+        await self._engine.drain(min(self._model.drain_timeout_s, _SIGTERM_S))
+        await self._engine.stop()
+        os._exit(0)
 
     async def _leave_with_node(self) -> None:
         """At a notice nothing new is taken, and what runs is gone before the node is."""
