@@ -4,11 +4,9 @@ It hears reports and forgets who went silent; whom to send a request to is `poli
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from deployments.known_engine import Handed, KnownEngine
 from serve_app.messages import (
     AdapterReport,
     EngineId,
@@ -17,10 +15,9 @@ from serve_app.messages import (
     FrontEndOffer,
     TicketId,
 )
-from serve_app.names import ModelName, TenantId
+from serve_app.names import ModelName
 from serve_app.policy.adapters import AdapterEngine
-from serve_app.policy.breaker import Breaker, find_skipped
-from serve_app.policy.prefixes import PrefixMemory
+from serve_app.policy.breaker import find_skipped
 from serve_app.policy.routing import EngineView
 
 logger = logging.getLogger(__name__)
@@ -30,90 +27,8 @@ _SILENT_ENGINE_S = 5.0
 SLEPT_S = _SILENT_ENGINE_S / 2
 """A router that has not looked for so long cannot tell who was silent: what others said meanwhile
 may still wait to be read."""
-_FORGET_ASKED_S = 60.0
-"""An adapter that has neither come nor failed by then may be asked for again."""
 _FORGET_FAILED_S = 60.0
 """How long a failed engine's reason stays visible."""
-
-
-@dataclass
-class KnownEngine:
-    """One engine as the router knows it."""
-
-    report: EngineReport
-    heard_s: float
-    in_flight: dict[TicketId, "Handed"] = field(default_factory=dict)
-    """Requests handed to it and not ended."""
-    by_tenant: Counter[TenantId] = field(default_factory=Counter)
-    by_adapter: Counter[int] = field(default_factory=Counter)
-    """The same, counted by tenant and by adapter; those with none are left out."""
-    in_memory: frozenset[int] = frozenset()
-    on_disk: frozenset[int] = frozenset()
-    """Adapters, as it said last."""
-    asked_s: dict[int, float] = field(default_factory=dict)
-    """Adapters that it was asked to prepare and has not said to have, and when."""
-    prefixes: PrefixMemory = field(default_factory=PrefixMemory)
-    """What its prefix cache is believed to hold."""
-    is_reachable: bool = True
-    breaker: Breaker = field(default_factory=Breaker)
-    on_probation: TicketId | None = None
-    """A suspect of killing engines, or the first request after the engine kept failing, that has
-    not got a token here yet: nobody else may come."""
-
-    def hand(self, ticket: TicketId, handed: "Handed") -> None:
-        """Counts a request as handed to it. Known ones are left as they are."""
-        if ticket not in self.in_flight:
-            self.in_flight[ticket] = handed
-            self.by_tenant[handed.tenant] += 1
-            if handed.adapter_id is not None:
-                self.by_adapter[handed.adapter_id] += 1
-            self.prefixes.note(handed.marks)
-
-    def take_back(self, ticket: TicketId) -> None:
-        """Counts a request no more. Unknown ones are left in peace."""
-        self.acquit(ticket)
-        handed = self.in_flight.pop(ticket, None)
-        if handed is not None:
-            _count_down(self.by_tenant, handed.tenant)
-            if handed.adapter_id is not None:
-                _count_down(self.by_adapter, handed.adapter_id)
-
-    def acquit(self, ticket: TicketId) -> bool:
-        """Ends a request's probation; says whether it was on one."""
-        was_suspect = self.on_probation == ticket
-        if was_suspect:
-            self.on_probation = None
-        return was_suspect
-
-    def take_report(self, report: EngineReport, now_s: float) -> None:
-        """Takes what it says of itself."""
-        self.report, self.heard_s, self.is_reachable = report, now_s, True
-        self.prefixes.capacity = report.prefix_tokens
-        adapters = report.adapters
-        self.in_memory, self.on_disk = frozenset(adapters.in_memory), frozenset(adapters.on_disk)
-        self.asked_s = {
-            adapter_id: asked_s
-            for adapter_id, asked_s in self.asked_s.items()
-            if adapter_id not in self.in_memory
-            and adapter_id not in adapters.failures
-            and now_s - asked_s < _FORGET_ASKED_S
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Handed:
-    """A request that an engine has."""
-
-    tenant: TenantId
-    adapter_id: int | None = None
-    marks: Sequence[int] = ()
-    """Of its prompt."""
-
-
-def _count_down(counts: Counter[Any], key: Hashable) -> None:
-    counts[key] -= 1
-    if not counts[key]:
-        del counts[key]
 
 
 def _have_moved(now: AdapterReport, before: AdapterReport) -> bool:

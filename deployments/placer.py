@@ -7,7 +7,8 @@ who may go to a full engine.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from deployments.fleet import Fleet, KnownEngine
+from deployments.fleet import Fleet
+from deployments.known_engine import KnownEngine
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.adapters import Nearness, choose_place, choose_preparation

@@ -19,7 +19,8 @@ import msgspec
 from deployments.announcer import Announcer
 from deployments.dispatcher import Dispatcher
 from deployments.fairness_gauges import FairnessGauges
-from deployments.fleet import SLEPT_S, Fleet, KnownEngine
+from deployments.fleet import SLEPT_S, Fleet
+from deployments.known_engine import KnownEngine
 from deployments.placer import Placer
 from deployments.router_state import (
     Keeper,

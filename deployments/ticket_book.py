@@ -7,7 +7,8 @@ them or in none. It sends nothing and chooses nothing.
 from collections import Counter
 from collections.abc import Iterator
 
-from deployments.fleet import Fleet, Handed
+from deployments.fleet import Fleet
+from deployments.known_engine import Handed
 from deployments.router_state import RouterState, SavedRun
 from deployments.ticket import Gateway, Ticket
 from serve_app.messages import (
