@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,6 +148,11 @@ def deaths_under_load(folder: Path, seed: int = 0) -> Iterator[Deaths]:
         load.stop()
 
 
+def _shorten(error: str) -> str:
+    """What it was, without what was asked."""
+    return error.partition(" tokens: ")[2][:400]
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", help="kinds, with commas")
@@ -161,8 +167,8 @@ def main(argv: Sequence[str]) -> None:
                 f"| {cost.longest_pause_s:.2f} s | {cost.back_s:.1f} s |",
                 flush=True,
             )
-            for error in cost.errors:
-                print(f"  {error[:300]}", file=sys.stderr, flush=True)
+            for error, n in Counter(map(_shorten, cost.errors)).items():
+                print(f"  {n} times {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

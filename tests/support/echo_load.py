@@ -83,7 +83,7 @@ class EchoLoad:
         asked_s = time.monotonic()
         stream = Stream(self._url, request, pause_s=pause_s, **self._headers)
         events = stream.finish(_ANSWER_S)
-        assert events[-1:] == ["[DONE]"], f"{stream.status}: {events[-1:]}"
+        assert events[-1:] == ["[DONE]"], f"{stream.status}: {''.join(stream.lines)[-300:]}"
         errors = [event for event in events if '"error"' in event]
         assert not errors, errors
         check_echo(stream.events(), n_tokens)
