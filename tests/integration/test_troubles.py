@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ def complete(platform: LocalPlatform) -> Any:
     return post(platform.url, "/v1/completions", body)
 
 
+def details_of(platform: LocalPlatform) -> dict[str, str]:
+    """What `/ready` says of each engine."""
+    return {engine["id"]: engine["detail"] for engine in platform.list_engines()}
+
+
 def break_core(platform: LocalPlatform, engine_id: str, accept: Callable[..., None]) -> None:
     core = platform.engines[EngineId(engine_id)]._core
     assert isinstance(core, EchoCore)
@@ -39,8 +45,9 @@ def test_engine_that_runs_nothing_costs_no_request(tiny_model: Path, tmp_path: P
         break_core(platform, "engine-1", refuse)
         answers = [complete(platform) for _ in range(12)]
         assert [answer.status_code for answer in answers] == [200] * 12
-        details = {engine["id"]: engine["detail"] for engine in platform.list_engines()}
-        assert "keeps failing" in details["engine-1"]
+        platform.wait_until(
+            lambda: "keeps failing" in details_of(platform)["engine-1"], 3.0, "shown"
+        )
 
 
 def test_failures_beyond_the_budget_are_told_at_once(tiny_model: Path, tmp_path: Path) -> None:
@@ -68,9 +75,7 @@ def test_deaths_beyond_the_budget_are_503_for_those_without_a_token(
     settings = make_settings(write_echo(tiny_model, **slow), limits={"retry_reserve": 0})
     with LocalPlatform(settings, tmp_path, engines_in_processes=True) as platform:
         body = {"model": "tiny", "prompt": "word " * 400, "max_tokens": 4}
-        import concurrent.futures
-
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(post, platform.url, "/v1/completions", body)
             platform.wait_until(lambda: platform.count_running() == 1, 10.0, "running")
             platform.kill_engine(EngineId("engine-1"))
@@ -104,6 +109,5 @@ def test_engine_that_cannot_start_says_why_and_waits_longer_each_time(
             platform.run(start())
             took_s.append(time.monotonic() - began_s)
         assert took_s[0] < 1.5 <= took_s[1]
-        details = {engine["id"]: engine["detail"] for engine in platform.list_engines()}
-        assert "2 starts have failed" in details["bad-1"]
+        assert "2 starts have failed" in details_of(platform)["bad-1"]
         assert complete(platform).status_code == 200
