@@ -43,6 +43,7 @@ from serve_app.messages import (
     Progress,
 )
 from serve_app.router_link import FindRouter, RouterLink
+from serve_app.serve_log import serve_log_kept
 
 if TYPE_CHECKING:
     # Imported late at run time: vLLM reads the environment when it is imported.
@@ -222,8 +223,9 @@ class Engine:
             self._loop.call_soon_threadsafe(self._die)
 
     def _load(self) -> "Core":
-        from deployments.engine_build import build_core, resolve_config
-        from deployments.engine_server import EngineServer
+        with serve_log_kept():
+            from deployments.engine_build import build_core, resolve_config
+            from deployments.engine_server import EngineServer
 
         self._detail = "fetching the model"
         path = fetch_model(self._model.source)

@@ -23,6 +23,7 @@ from serve_app.loopback import keep_replica_on_loopback
 from serve_app.messages import Endpoint, EngineId
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
+from serve_app.serve_log import serve_log_kept
 from serve_app.telemetry import set_up_logging
 from serve_app.wire import Listener
 
@@ -190,8 +191,9 @@ class GatewayReplica:
 
     def __init__(self, app_name: str, *others: DeploymentHandle[Any]) -> None:
         keep_replica_on_loopback()
-        from serve_app.gateway.app import build_gateway_app
-        from serve_app.gateway.gateway import Gateway
+        with serve_log_kept():
+            from serve_app.gateway.app import build_gateway_app
+            from serve_app.gateway.gateway import Gateway
 
         self._app_name = app_name
         self._gateway = Gateway(_replica_name(), self._find_router_of, self._find_ledger)
