@@ -15,8 +15,8 @@ VENV := .venv/bin
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
-	bench-adapter-stall bench-prefix-routing bench-migration bench-spot chaos bench-spot-bound \
-	bench-spot-curve
+	bench-adapter-stall bench-prefix-routing bench-migration bench-overload bench-spot chaos \
+	bench-spot-bound bench-spot-curve
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -88,6 +88,9 @@ bench-fairness: env-dev ## Measure fairness of the running platform (ARGS=--quic
 
 bench-migration: env-dev ## Measure what the death of an engine costs (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.migration $(ARGS)
+
+bench-overload: env-dev ## Measure ten times what it can serve (ARGS=--quick for two minutes)
+	@$(VENV)/python -m bench.overload $(ARGS)
 
 chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --seed 7')
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)

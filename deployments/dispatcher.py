@@ -70,7 +70,7 @@ class Dispatcher:
     def _hand_out(self, now_s: float) -> None:
         while (admission := self._queue.admit(self._place, now_s)) is not None:
             logger.debug("%s runs: %s.", admission.request.ticket, admission.reason)
-            self._grant(admission)
+            self._grant(admission, now_s)
 
     def _place(self, request: Waiting) -> Fit | None:
         wish = _wish(self._tickets[request.ticket])
@@ -79,15 +79,15 @@ class Dispatcher:
             return self._placer.place_beyond(wish, self._tickets.n_waiting(wish.tenant))
         return fit
 
-    def _grant(self, admission: Admission) -> None:
+    def _grant(self, admission: Admission, now_s: float) -> None:
         ticket, engine = admission.request.ticket, self._fleet.get(admission.fit.engine_id)
         assert engine is not None, "only known engines are placed on"
         endpoint = engine.report.endpoint
         assert endpoint is not None
         self.n_turns += 1
-        known = self._tickets.begin(ticket, engine.report.engine_id)
-        if is_suspect(known.strikes, self._max_deaths()):
-            engine.on_probation = ticket
+        known = self._tickets.begin(ticket, engine.report.engine_id, now_s)
+        is_last_try = is_suspect(known.strikes, self._max_deaths())
+        self._fleet.begin_probation(admission.fit.engine_id, ticket, is_suspect=is_last_try)
         standing = Standing(
             known.tenant,
             admission.tier,

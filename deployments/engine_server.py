@@ -4,11 +4,12 @@ One thread owns the socket. The core's thread hands it outputs; it encodes and s
 that serialisation runs beside the model. Frames, after the sender's identity:
 
     gateway -> engine   BEGIN  |  ADD id handover request…  |  ABORT ids  |  ALIVE
-    engine -> gateway   outputs…
+    engine -> gateway   ACCEPTED id  |  outputs…
 
 `request` and `outputs` are vLLM's EngineCoreRequest and EngineCoreOutputs in vLLM's own
 msgpack form (tensors in frames of their own). An `id` names one attempt at a ticket: what comes of
-an attempt that a gateway has given up is told from what comes of the next by it.
+an attempt that a gateway has given up is told from what comes of the next by it. ACCEPTED leaves
+before the core sees the request: should that end the process, its gateway knows who was there.
 """
 
 import logging
@@ -26,7 +27,7 @@ from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from serve_app.engine_frames import ABORT, ADD, ALIVE, BEGIN
+from serve_app.engine_frames import ABORT, ACCEPTED, ADD, ALIVE, BEGIN
 from serve_app.messages import Endpoint, EngineLoad, Handover, Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.wire import listen
@@ -270,6 +271,7 @@ class EngineServer:
             request.request_id = request_id
             request.client_index = index
             client.requests[request_id] = handover.ticket
+            self._router.send_multipart([client.identity, ACCEPTED, request_id.encode()])
             self.core.accept(request, handover.standing, handover.produced)
         except Exception:
             # Whatever is wrong with it, its client must not wait for ever.

@@ -1,6 +1,6 @@
 """Charges tenants for adapters that engines have loaded for them."""
 
-from deployments.fleet import KnownEngine
+from deployments.known_engine import KnownEngine
 from serve_app.policy.fairness import Vtc
 from serve_app.policy.load_price import price_load
 

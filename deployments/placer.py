@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from deployments.fleet import Asked, Fleet, KnownEngine
+from deployments.fleet import Fleet
+from deployments.known_engine import Asked, KnownEngine
 from serve_app.adapter_counts import AdapterArrivals
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId

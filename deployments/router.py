@@ -20,7 +20,8 @@ from deployments.adapter_farewell import AdapterFarewell
 from deployments.announcer import Announcer
 from deployments.dispatcher import Dispatcher
 from deployments.fairness_gauges import FairnessGauges
-from deployments.fleet import SLEPT_S, Fleet, KnownEngine
+from deployments.fleet import SLEPT_S, Fleet
+from deployments.known_engine import KnownEngine
 from deployments.load_charges import LoadCharges
 from deployments.placer import Placer
 from deployments.punctuality import Punctuality
@@ -30,6 +31,7 @@ from deployments.router_state import (
     read_state,
     save_regularly,
 )
+from deployments.start_ups import StartUps
 from deployments.ticket_book import TicketBook
 from deployments.turn_order import cost_of, make_audit_log, make_turn_order
 from serve_app.config import Settings
@@ -104,7 +106,7 @@ class Router:
         self._queue = make_turn_order(
             settings.fairness, self._cost, None if self._audit is None else self._audit.add
         )
-        self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
+        self._fleet = Fleet(lambda: self._limits.max_running_per_engine, now)
         self._farewell = AdapterFarewell(self._drop_adapter)
         self._tickets = TicketBook(self._queue, self._fleet, self._farewell)
         self._punctuality = Punctuality(self._tickets, settings)
@@ -133,6 +135,7 @@ class Router:
             preempts=preempts,
             gauges=None if recorder is None else FairnessGauges(domain, recorder),
         )
+        self._start_ups = StartUps(recorder)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
         self._now_s = self._started_s = self._looked_s = now()
@@ -241,6 +244,8 @@ class Router:
             case Enqueue():
                 self._enqueue(sender, mail)
             case Requeue():
+                if mail.failed_on is not None:
+                    self._fleet.note_failure(mail.failed_on)
                 self._tickets.adopt(sender, mail.run, self._now_s)
                 self._dispatcher.dispatch(self._now_s)
             case Leave():
@@ -270,7 +275,7 @@ class Router:
         self._dispatcher.dispatch_newcomer(mail.ticket, self._now_s)
         if self._tickets[mail.ticket].engine_id is not None:
             return
-        queue = self._tickets.view_queue(mail.tenant)
+        queue = self._tickets.view_queue(mail.tenant, self._now_s)
         self._punctuality.note_turns(self._dispatcher.n_turns, queue.n_waiting, self._now_s)
         refusal = admit(queue, self._limits)
         if refusal is None:
@@ -303,8 +308,7 @@ class Router:
 
     def _charge(self, engine_id: EngineId, progress: Progress) -> None:
         self._tickets.charge(engine_id, progress)
-        engine = self._fleet.get(engine_id)
-        if engine is not None and any(map(engine.acquit, progress.tokens)):
+        if self._fleet.note_success(engine_id, progress.tokens):
             self._dispatcher.dispatch(self._now_s)
 
     def _tell_counters(self, engine: bytes) -> None:
@@ -317,6 +321,10 @@ class Router:
 
     def _take_report(self, report: EngineReport) -> None:
         running = self._tickets.running_on(report.engine_id)
+        known = self._fleet.get(report.engine_id)
+        hold_on = self._start_ups.note(report, None if known is None else known.report.state)
+        if hold_on is not None:
+            self._send_to_engine(report.engine_id, hold_on)
         is_news = self._fleet.take_report(report, running, self._now_s)
         self._load_charges.charge(self._fleet.get(report.engine_id))
         if is_news:

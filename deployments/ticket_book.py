@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from deployments.adapter_farewell import AdapterFarewell
-from deployments.fleet import Fleet, Handed
+from deployments.fleet import Fleet
+from deployments.known_engine import Handed
 from deployments.router_state import RouterState, SavedRun
 from deployments.ticket import Gateway, Ticket
 from serve_app.messages import (
@@ -21,7 +22,7 @@ from serve_app.messages import (
     TicketId,
 )
 from serve_app.names import ModelName, TenantId
-from serve_app.policy.admission import QueueView
+from serve_app.policy.admission import Pace, QueueView
 from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_figures import Longest
 from serve_app.policy.fairness_options import Share
@@ -55,6 +56,7 @@ class TicketBook:
         self._n_waiting: Counter[TenantId] = Counter()
         """By tenant; those with none are left out."""
         self._n_waiting_of: Counter[ModelName] = Counter()
+        self._pace = Pace()
 
     def __contains__(self, ticket: TicketId) -> bool:
         return ticket in self._tickets
@@ -82,11 +84,13 @@ class TicketBook:
         """Returns what a tenant is entitled to."""
         return self.shares.get(tenant, _DEFAULT_SHARE)
 
-    def view_queue(self, tenant: TenantId) -> QueueView:
+    def view_queue(self, tenant: TenantId, now_s: float) -> QueueView:
         """Returns the queue without this tenant's newest request, which asks to join."""
         own = self._n_waiting[tenant]
         others = len(self._n_waiting) - 1
-        return QueueView(self._n_waiting.total() - 1, own - 1, others)
+        # Models of one domain share turns and not engines: the pace of one says nothing of others.
+        pace = self._pace.turns_per_s(now_s) if len(self._n_waiting_of) == 1 else None
+        return QueueView(self._n_waiting.total() - 1, own - 1, others, pace)
 
     def running_on(self, engine_id: EngineId) -> Iterator[tuple[TicketId, Handed]]:
         """Yields what is known to run on an engine."""
@@ -152,9 +156,10 @@ class TicketBook:
         self._note_share(enqueue)
         self._queue.arrive(_waiting(enqueue, known.model), now_s)
 
-    def begin(self, ticket: TicketId, engine_id: EngineId) -> Ticket:
+    def begin(self, ticket: TicketId, engine_id: EngineId, now_s: float) -> Ticket:
         """Hands a waiting request to an engine; the queue has let it go."""
         known = self._tickets[ticket]
+        self._pace.note_turn(now_s)
         known.engine_id, known.has_run = engine_id, True
         self._stop_waiting(known)
         self._fleet.hand(engine_id, ticket, known.handed)
@@ -179,6 +184,10 @@ class TicketBook:
         if known.engine_id is None:
             self._stop_waiting(known)
         else:
+            if mail.is_finished:
+                self._fleet.note_success(known.engine_id, [mail.ticket])
+            elif mail.has_failed:
+                self._fleet.note_failure(known.engine_id)
             self._fleet.take_back(known.engine_id, mail.ticket)
         # The engine's last progress may still be on its way; it will find no ticket.
         self._queue.charge(mail.ticket, max(0, mail.completion_tokens - known.completion_tokens))
@@ -266,6 +275,8 @@ class TicketBook:
         self._n_waiting[known.tenant] -= 1
         if not self._n_waiting[known.tenant]:
             del self._n_waiting[known.tenant]
+        if not self._n_waiting:
+            self._pace.note_empty()
 
     # --- over a router's death --------------------------------------------------------------
 

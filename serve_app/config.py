@@ -120,6 +120,12 @@ class LimitSettings(Section):
     stopped with 500, as it may be what kills them. It makes its last try alone."""
     max_engine_deaths: Annotated[int, Field(ge=1, le=1000)] = 20
     """Engines that may die under a request in all. Then it is stopped with 500."""
+    retry_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.2
+    """Requests that a gateway may try again because their engine died or failed before their first
+    token, as a part of all. One beyond that is refused with 503. Those that have tokens, or that an
+    engine hands over as it leaves, always go on."""
+    retry_reserve: Annotated[int, Field(ge=0, le=100_000)] = 256
+    """Retries that a gateway may save up for one model, so that single deaths cost no request."""
     retry_after_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 1.0
     """Seconds that a refused client is told to wait."""
 

@@ -1,6 +1,9 @@
-"""First frames of what a gateway sends to an engine (`deployments.engine_server`)."""
+"""First frames of what gateways and engines say to one another (`deployments.engine_server`)."""
 
 BEGIN = b"^"
 ADD = b"+"
 ABORT = b"-"
 ALIVE = b"."
+
+ACCEPTED = b"!"
+"""From an engine; outputs are never so short."""

@@ -125,6 +125,8 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     """All that were produced, as the gateway counted them."""
     cached_tokens: int | None = None
     """Prompt tokens that were found in the prefix cache; None is not known."""
+    has_failed: bool = False
+    """Whether its engine could not run it, and the request is not known to be the reason."""
 
 
 class RunningTicket(msgspec.Struct, frozen=True):
@@ -142,6 +144,8 @@ class Requeue(msgspec.Struct, frozen=True, tag=True):
     """A request has lost its engine. It waits again, before all new ones, and has paid."""
 
     run: RunningTicket
+    failed_on: EngineId | None = None
+    """The engine that could not run it; None where it died or leaves."""
 
 
 class Resume(msgspec.Struct, frozen=True, tag=True):
@@ -334,6 +338,14 @@ class Drop(msgspec.Struct, frozen=True, tag=True):
     refs: list[AdapterRef]
 
 
+class HoldOn(msgspec.Struct, frozen=True, tag=True):
+    """The engine, which could not start, is not to end yet: the next one would fail as soon."""
+
+    wait_s: float
+    n_failed: int
+    """Starts of this model that failed one after the other, with this one."""
+
+
 RouterMail = (
     Enqueue
     | Requeue
@@ -349,4 +361,4 @@ RouterMail = (
     | EngineGone
 )
 GatewayMail = Grant | EngineLost | Refuse | Introduce | ModelStatus | FrontEndPayload
-EngineMail = Counters | Prepare | Drop
+EngineMail = Counters | Prepare | Drop | HoldOn

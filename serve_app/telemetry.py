@@ -41,7 +41,12 @@ COUNTER_LAG = Gauge(
     "How far a waiting tenant is behind the waiting tenant that has got the most service.",
     ("domain", "tenant"),
 )
-GAUGES = (SERVICE_GAP, SERVICE_GAP_BOUND, COUNTER_LAG)
+FAILED_STARTS = Gauge(
+    "arriero_engine_failed_starts",
+    "Engines that failed to start, one after the other, since one was ready.",
+    ("model",),
+)
+GAUGES = (SERVICE_GAP, SERVICE_GAP_BOUND, COUNTER_LAG, FAILED_STARTS)
 
 
 class Recorder(Protocol):

@@ -114,7 +114,7 @@ class Gateway:
             if known is None:
                 self._models[name] = self._connect(model)
             else:
-                known.client.limits = settings.limits
+                known.client.configure(settings.limits)
                 if known.settings != model:
                     self._replace_settings(known, model)
 

@@ -23,8 +23,9 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
-from serve_app.engine_frames import ABORT, ALIVE, BEGIN
+from serve_app.engine_frames import ABORT, ACCEPTED, ALIVE, BEGIN
 from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.retries import Retries
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.messages import (
     AdapterRef,
@@ -48,7 +49,6 @@ from serve_app.messages import (
     TicketId,
 )
 from serve_app.names import ModelName
-from serve_app.policy.suspicion import may_go_on
 from serve_app.router_link import FindRouter, RouterLink
 from serve_app.wire import Link
 
@@ -86,7 +86,6 @@ class ModelClient:
         on_front_end: Callable[[str, bytes], None],
     ) -> None:
         self.name = name
-        self.limits = limits
         self.status = ModelStatus("", [], 0)
         self._identity = identity
         self._on_front_end = on_front_end
@@ -97,10 +96,15 @@ class ModelClient:
         self._ended: deque[Leave] = deque(maxlen=_ENDED_REPEATED)
         self._engines: dict[EngineId, Link] = {}
         self._sinks: list[Sink] = []
+        self._retries = Retries(limits)
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._router = RouterLink(find_router, identity, self._read_mail, self._resume)
         self._alive_task: asyncio.Task[None] | None = None
+
+    def configure(self, limits: LimitSettings) -> None:
+        """Takes new limits; they hold from the next event on."""
+        self._retries.limits = limits
 
     @property
     def is_ready(self) -> bool:
@@ -140,6 +144,7 @@ class ModelClient:
         """
         ticket = make_ticket(request, caller, sink, self._encoder)
         self._tickets[ticket.id] = ticket
+        self._retries.note_request()
         self._router.send(ticket.enqueue)
 
     def abort(self, request_ids: list[str]) -> None:
@@ -160,10 +165,12 @@ class ModelClient:
         if engine_id in self._engines:
             self._engines[engine_id].send([ABORT, msgspec.msgpack.encode(run_ids)])
 
-    def _end(self, ticket_id: TicketId, *, is_finished: bool = False) -> Ticket | None:
+    def _end(
+        self, ticket_id: TicketId, *, is_finished: bool = False, has_failed: bool = False
+    ) -> Ticket | None:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
-            leave = ticket.leave(is_finished=is_finished)
+            leave = ticket.leave(is_finished=is_finished, has_failed=has_failed)
             if ticket.n_runs:
                 self._runs.pop(ticket.run_id, None)
                 self._ended.append(leave)
@@ -250,12 +257,20 @@ class ModelClient:
         link = Link(
             endpoint,
             self._identity,
-            self._read_outputs,
+            self._read_engine,
             lambda: self._lose_engine(engine_id),
             silent_s=_SILENT_ENGINE_S,
         )
         link.send([BEGIN])
         return link
+
+    def _read_engine(self, frames: list[zmq.Frame]) -> None:
+        if len(frames) == 2 and frames[0].buffer == ACCEPTED:
+            ticket = self._runs.get(bytes(frames[1].buffer).decode())
+            if ticket is not None:
+                ticket.is_accepted = True
+        else:
+            self._read_outputs(frames)
 
     def _read_outputs(self, frames: list[zmq.Frame]) -> None:
         outputs: EngineCoreOutputs = self._decoder.decode(frames)
@@ -278,11 +293,20 @@ class ModelClient:
             self._requeue(ticket, has_died=False)
             output.finish_reason = None
             return bool(output.new_token_ids)
+        if output.finish_reason == FinishReason.ERROR and self._retries.may_try_failed(
+            ticket, output
+        ):
+            self._requeue(ticket, has_died=False, has_failed=True)
+            return False
         return True
 
     def _finish(self, output: EngineCoreOutput) -> None:
         has_failed = output.finish_reason == FinishReason.ERROR
-        ticket = self._end(TicketId(output.request_id), is_finished=not has_failed)
+        ticket_id = TicketId(output.request_id)
+        is_named = isinstance(output.stop_reason, str) or self._tickets[ticket_id].has_grammar
+        ticket = self._end(
+            ticket_id, is_finished=not has_failed, has_failed=has_failed and not is_named
+        )
         if ticket is None or not has_failed:
             return
         if isinstance(output.stop_reason, str):  # The engine says why, such as an adapter's fault.
@@ -310,12 +334,12 @@ class ModelClient:
         for ticket in lost:
             self._requeue(ticket, has_died=has_died)
 
-    def _requeue(self, ticket: Ticket, *, has_died: bool) -> None:
+    def _requeue(self, ticket: Ticket, *, has_died: bool, has_failed: bool = False) -> None:
         del self._runs[ticket.run_id]
-        ticket.lose_engine(has_died=has_died)
-        limits = self.limits
-        if may_go_on(ticket.record, limits.max_engine_deaths_in_a_row, limits.max_engine_deaths):
-            self._router.send(Requeue(ticket.describe()))
+        failed_on = ticket.engine_id if has_failed else None
+        end = self._retries.move(ticket, has_died=has_died, has_failed=has_failed)
+        if end is None:
+            self._router.send(Requeue(ticket.describe(), failed_on))
             return
         self._end(ticket.id)
-        ticket.sink.fail(ticket.id, ticket.explain_losses())
+        ticket.sink.fail(ticket.id, end)

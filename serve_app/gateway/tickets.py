@@ -53,7 +53,11 @@ class Ticket:
     engine_id: EngineId | None = None
     """None while it waits."""
     n_runs: int = 0
-    """Engines that have had it."""
+    """Engines that it was handed to."""
+    is_accepted: bool = False
+    """Whether its present engine has said that it took it."""
+    n_failures: int = 0
+    """Engines that could not run it, and live."""
     produced: list[int] = field(default_factory=list)
     """Tokens that have come, of whatever engine."""
     cached_tokens: int | None = None
@@ -73,6 +77,7 @@ class Ticket:
         """Begins or goes on; returns what its engine is to be sent."""
         self.engine_id = grant.engine_id
         self.n_runs += 1
+        self.is_accepted = False
         handover = Handover(self.id, grant.standing, self.produced)
         return [ADD, self.run_id.encode(), msgspec.msgpack.encode(handover), *self.frames]
 
@@ -88,7 +93,7 @@ class Ticket:
         """Waits again; what was produced stays."""
         self.engine_id = None
         if has_died:
-            self.record = self.record.with_death()
+            self.record = self.record.with_death(was_there=self.is_accepted)
 
     def explain_losses(self) -> ApiError:
         """Why it is not tried again, for its client."""
@@ -104,9 +109,10 @@ class Ticket:
         n_tokens = len(self.produced)
         return RunningTicket(self.enqueue, self.engine_id, n_tokens, self.record.strikes)
 
-    def leave(self, *, is_finished: bool) -> Leave:
+    def leave(self, *, is_finished: bool, has_failed: bool = False) -> Leave:
         """What a router must know of its end."""
-        return Leave(self.id, is_finished, len(self.produced), self.cached_tokens)
+        n_tokens = len(self.produced)
+        return Leave(self.id, is_finished, n_tokens, self.cached_tokens, has_failed)
 
 
 def make_ticket(
