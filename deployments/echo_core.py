@@ -18,6 +18,8 @@ from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreRequest,
@@ -32,8 +34,10 @@ from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns
 
-_News = tuple[EngineCoreRequest, Standing, Sequence[int]] | list[str] | Mapping[TenantId, int]
-"""A request with what it has got elsewhere, ids to abort, or the router's counters."""
+_News = (
+    tuple[EngineCoreRequest, Standing, Sequence[int], float] | list[str] | Mapping[TenantId, int]
+)
+"""A request, with what it has got elsewhere and when it came; ids to abort; or the counters."""
 _IMPOSSIBLE = -100.0
 """A log-probability next to none."""
 
@@ -46,6 +50,8 @@ class _Running:
     stops_at: int | None = None
     """The token that ends it, when it reaches its limit."""
     said: int = 0
+    events: list[EngineCoreEvent] | None = None
+    """When it came and when it began; told with the first tokens."""
 
     def say(self, n_tokens: int) -> EngineCoreOutput:
         """The next `n_tokens` tokens, fewer at the end."""
@@ -53,12 +59,14 @@ class _Running:
         tokens = [self.echo[i % len(self.echo)] for i in range(self.said, end)]
         self.said = end
         done = FinishReason.LENGTH if self.stops_at is None else FinishReason.STOP
+        events, self.events = self.events, None
         return EngineCoreOutput(
             self.request.request_id,
             tokens,
             self._logprobs(tokens),
             finish_reason=done if end >= self.limit else None,
             stop_reason=self.stops_at if end >= self.limit else None,
+            events=events,
         )
 
     @property
@@ -125,7 +133,7 @@ class EchoCore:
         self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
     ) -> None:
         """Takes a request; it runs when it is its turn."""
-        self._mail.put((request, standing, produced))
+        self._mail.put((request, standing, produced, time.monotonic()))
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Takes the router's counters; they hold from the next step on."""
@@ -210,8 +218,11 @@ class EchoCore:
 
     def _take(self, news: _News | Callable[[], None]) -> None:
         match news:
-            case EngineCoreRequest() as request, Standing() as standing, produced:
+            case EngineCoreRequest() as request, Standing() as standing, produced, came_s:
                 self._add(request, standing, len(produced))
+                self._waiting[TicketId(request.request_id)].events = [
+                    EngineCoreEvent.new_event(EngineCoreEventType.QUEUED, came_s)
+                ]
             case list():
                 for request_id in news:
                     self._end(TicketId(request_id))
@@ -263,6 +274,8 @@ class EchoCore:
             self._turns.start(ticket)
             entry = self._running[ticket] = self._waiting.pop(ticket)
             prompt_tokens += entry.held_tokens
+            if entry.events is not None and entry.said == 0:
+                entry.events.append(EngineCoreEvent.new_event(EngineCoreEventType.SCHEDULED))
         for ticket in skipped:
             self._turns.put_back(ticket)
         if self._pace is None:

@@ -7,6 +7,7 @@ who may go to a full engine.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from deployments.absences import Absences
 from deployments.fleet import Fleet, KnownEngine
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId
@@ -50,6 +51,7 @@ class Placer:
         self._share_of = share_of
         self._send = send
         self._now = now
+        self._absences = Absences()
 
     def place(self, wish: Wish) -> Fit | None:
         """Returns an engine with room; None when the request has to wait."""
@@ -73,6 +75,10 @@ class Placer:
                 return Fit(engine_id, is_express=True)
         return None
 
+    def load_s(self, adapter: AdapterRef | None, since_s: float, now_s: float) -> float:
+        """Returns how long of the time since then a request had its turn and no adapter."""
+        return 0.0 if adapter is None else self._absences.overlap_s(adapter.id, since_s, now_s)
+
     def prepare_early(self, wish: Wish) -> None:
         """Has an adapter loaded while its request waits for its turn."""
         if wish.adapter is None:
@@ -88,7 +94,9 @@ class Placer:
             return None
         engine = self._known(place.engine_id)
         if adapter.id in engine.in_memory or adapter.id in engine.report.adapters.failures:
+            self._absences.end(adapter.id, self._now())
             return Fit(place.engine_id)  # The engine tells the client why it failed.
+        self._absences.begin(adapter.id, self._now())
         self._prepare(engine, wish.tenant, adapter)
         return None
 

@@ -522,6 +522,8 @@ class Router:
             engine.on_probation = ticket
         self._stop_waiting(known)
         self._fleet.hand(known.engine_id, ticket, known.handed)
+        waited_s = self._now_s - known.since_s
+        load_s = self._placer.load_s(known.adapter, known.since_s, self._now_s)
         standing = Standing(
             known.tenant,
             admission.tier,
@@ -529,7 +531,8 @@ class Router:
             admission.charged,
             admission.fit.is_express,
         )
-        self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint, standing))
+        grant = Grant(ticket, known.engine_id, endpoint, standing, waited_s - load_s, load_s)
+        self._send(known.gateway, grant)
 
     # --- who is there -----------------------------------------------------------------------
 

@@ -94,6 +94,20 @@ class EngineLoad(msgspec.Struct, frozen=True):
     """Output tokens a second over the last second or so."""
 
 
+# --- engine -> gateway ---------------------------------------------------------------------
+
+
+class EngineTimes(msgspec.Struct, frozen=True):
+    """How a request began in an engine, told once, with its first output; in a frame before it."""
+
+    adapter_load_s: float = 0.0
+    """Seconds that it waited for its adapter before the core got it."""
+    queue_s: float = 0.0
+    """Seconds that it then waited for a place in the batch."""
+    prefill_s: float = 0.0
+    """Seconds from there to the end of the step with its first token."""
+
+
 # --- gateway -> router ---------------------------------------------------------------------
 
 
@@ -234,6 +248,10 @@ class Grant(msgspec.Struct, frozen=True, tag=True):
     engine_id: EngineId
     endpoint: Endpoint
     standing: Standing
+    queue_s: float = 0.0
+    """Seconds that it has waited at this router, since it came or came back, for its turn."""
+    adapter_load_s: float = 0.0
+    """Seconds beside those that it waited, its turn come, for its adapter to be loaded."""
 
 
 class EngineLost(msgspec.Struct, frozen=True, tag=True):

@@ -6,6 +6,7 @@ request -> Edge (key, request id, errors) -> this gateway's own routes
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -43,6 +44,7 @@ from serve_app.gateway.gateway import Gateway
 from serve_app.gateway.limit_answers import limit_headers
 from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
+from serve_app.gateway.timing_report import LastChunk, timing_headers
 from serve_app.gateway.usage_routes import add_usage_routes
 
 logger = logging.getLogger(__name__)
@@ -176,6 +178,8 @@ class Dispatch:
             adapter=adapter_name,
         )
         retry_after_s = self._gateway.settings.limits.retry_after_s
+        if meter.wants_last_chunk:
+            send = LastChunk(send, scope["path"], meter.read_timings)
         answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
         # The front end is an application of its own; it must not see this one's routing.
         inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
@@ -185,7 +189,7 @@ class Dispatch:
         except Exception as error:
             await answer.fail(error)
         finally:
-            record = meter.close(answer.outcome)
+            record = meter.close(answer.outcome, answer.status)
             if record is not None:
                 self._gateway.accounts.recorder.record(record)
 
@@ -209,6 +213,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        started_s = time.monotonic()
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
         answered = _Answered(send, request_id)
@@ -218,7 +223,7 @@ class Edge:
             if path not in _OPEN_PATHS:
                 current_caller.set(self._gateway.identify(headers, _scope_of(path)))
             if path in MODEL_PATHS:
-                answered.meter = self._gateway.make_meter(current_caller.get(), headers)
+                answered.meter = self._gateway.make_meter(current_caller.get(), headers, started_s)
                 current_meter.set(answered.meter)
             await self._app(scope, receive, answered)
         except ApiError as error:
@@ -253,8 +258,10 @@ class _Answered:
             self._has_begun = True
             headers = [h for h in message["headers"] if h[0].lower() != b"x-request-id"]
             headers.append((b"x-request-id", self._request_id))
-            if self.meter is not None and self.meter.is_limited:
-                headers += await _limit_headers(self.meter)
+            if self.meter is not None:
+                headers += timing_headers(self.meter.read_timings())
+                if self.meter.is_limited:
+                    headers += await _limit_headers(self.meter)
             message = {**message, "headers": headers}
         await self._send(message)
 

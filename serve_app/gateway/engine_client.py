@@ -11,6 +11,7 @@ that the attributes set here are those which AsyncLLM's own constructor sets.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -58,7 +59,8 @@ class RemoteCore:
         """Queues a request; does not wait for its turn."""
         meter = current_meter.get()
         seal_request(request, meter.caller)
-        self._client.send(request, meter.caller, self.sink)
+        clock = meter.clock.send(time.monotonic())
+        self._client.send(request, meter.caller, self.sink, clock)
         generation = meter.find(request.external_req_id or request.request_id)
         if request.prompt_token_ids is not None:
             generation.prompt_tokens = len(request.prompt_token_ids)

@@ -35,6 +35,8 @@ from serve_app.gateway.model_cards import (
     view_status,
 )
 from serve_app.gateway.model_client import ModelClient
+from serve_app.gateway.timing_report import wants_last_chunk
+from serve_app.gateway.timings import RequestClock
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
@@ -152,15 +154,23 @@ class Gateway:
             check_scope(caller, scope)
         return caller
 
-    def make_meter(self, caller: Caller, headers: Mapping[str, str]) -> Meter:
-        """Returns what counts a request for a model.
+    def make_meter(self, caller: Caller, headers: Mapping[str, str], started_s: float) -> Meter:
+        """Returns what counts and times a request for a model.
+
+        Args:
+            caller: Whose it is.
+            headers: Of the request.
+            started_s: When it arrived, by the monotonic clock.
 
         Raises:
             ApiError: 400; `x-request-timeout` is no number of seconds.
         """
         assert self._ledger is not None, "configure comes first"
         timeout_s = read_timeout(headers, self.settings.gateway.request_timeout_s)
-        return Meter(caller, self._ledger, timeout_s)
+        meter = Meter(caller, self._ledger, timeout_s)
+        meter.clock = RequestClock(started_s)
+        meter.wants_last_chunk = wants_last_chunk(headers)
+        return meter
 
     def price_of(self, model: ModelName, adapter: str) -> PriceSpec:
         """Returns what tokens of a base model, or of its adapter of this full name, cost."""

@@ -23,6 +23,7 @@ from serve_app.errors import OverloadedError
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.limit_answers import describe_refusal
+from serve_app.gateway.timings import RequestClock, Timings
 from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
 from serve_app.names import KeyId, ModelName
 from serve_app.usage import Outcome, UsageRecord, new_request_id
@@ -123,12 +124,15 @@ class Turn:
             is_max_tokens_given=meter.is_max_tokens_given,
             adapter=meter.adapter,
         )
+        asked_s = time.monotonic()
         try:
             answer = await meter.ledger.reserve(ask, self.usage)
         except OverloadedError as error:
             raise meter.fail(
                 ApiError(503, error.message, retry_after_s=error.retry_after_s)
             ) from error
+        finally:
+            meter.clock.note_ledger(asked_s, time.monotonic())
         meter.standing = answer.standing
         if isinstance(answer, Refused):
             raise meter.fail(describe_refusal(answer, ask))
@@ -185,6 +189,10 @@ class Meter:
         """Whether the platform would not serve it: what no engine had is not charged then."""
         self.failure: ApiError | None = None
         """Why, where this gateway knows it better than the front end can say."""
+        self.clock = RequestClock(time.monotonic())
+        """Where its time goes."""
+        self.wants_last_chunk = False
+        """Whether its client wants to read that at the end of a stream."""
         self._price = _FREE
         self._started_s = time.time()
         self._first_token_s: float | None = None
@@ -228,6 +236,10 @@ class Meter:
         if self._first_token_s is None:
             self._first_token_s = time.time()
 
+    def read_timings(self) -> Timings:
+        """Where its time went so far."""
+        return self.clock.timings(time.monotonic())
+
     def fail(self, error: ApiError) -> GracefulHTTPError:
         """Notes why it is refused; returns what vLLM's front end is to be told."""
         self.is_refused = True
@@ -239,12 +251,16 @@ class Meter:
         if self.standing is None:
             self.standing = await self.ledger.look(self.caller.tenant_id, self.key_id, self.model)
 
-    def close(self, outcome: Outcome) -> UsageRecord | None:
-        """Ends what was planned and never began; returns what was used, unless it was refused.
+    def close(self, outcome: Outcome, status: int) -> UsageRecord | None:
+        """Ends what was planned and never began; returns what is to be recorded.
+
+        Nothing is of what needs no engine. What was refused before an engine had it uses nothing.
 
         Args:
             outcome: How the answer, which is complete, has ended.
+            status: Its HTTP status; 0 where it never began.
         """
+        self.clock.end(time.monotonic())
         generations = [g for turn in self._turns for g in turn.generations]
         for generation in generations:
             if not generation.is_started:
@@ -252,10 +268,13 @@ class Meter:
         begun = [g for g in generations if g.has_begun]
         was_asked = any(g.request_ids for g in generations)
         if not begun and (self.is_refused or not was_asked):
-            return None
-        return self._record(begun, outcome)
+            if status < HTTPStatus.BAD_REQUEST:
+                return None
+            outcome = "refused"
+        return self._record(begun, outcome, status)
 
-    def _record(self, begun: list[Generation], outcome: Outcome) -> UsageRecord:
+    def _record(self, begun: list[Generation], outcome: Outcome, status: int) -> UsageRecord:
+        timings = self.read_timings()
         prompt_tokens = sum(g.prompt_tokens for g in begun)
         completion_tokens = sum(g.completion_tokens for g in begun)
         return UsageRecord(
@@ -273,6 +292,17 @@ class Meter:
             started_s=self._started_s,
             first_token_s=self._first_token_s,
             ended_s=time.time(),
+            status=status,
+            engine=timings.engine_id,
+            migrations=timings.moves,
+            gateway_s=timings.gateway_s,
+            ledger_s=timings.ledger_s,
+            queue_s=timings.queue_s,
+            router_s=timings.router_s,
+            adapter_load_s=timings.adapter_load_s,
+            engine_ttft_s=timings.engine_s,
+            ttft_s=timings.ttft_s if timings.has_first_token else None,
+            total_s=self.clock.total_s,
         )
 
 
