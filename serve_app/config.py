@@ -37,6 +37,7 @@ from serve_app.config_model import (
     VllmEngine,
 )
 from serve_app.config_problems import Problem, describe_invalid, list_problems
+from serve_app.config_records import RecordsSettings
 from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.config_store import StoreSettings, Where
 from serve_app.config_tenants import DeclaredTenant, find_tenant_conflict
@@ -63,6 +64,7 @@ __all__ = [
     "LoggingSettings",
     "ModelSettings",
     "ObjectStoreSource",
+    "RecordsSettings",
     "ReplicaSettings",
     "RouterSettings",
     "Section",
@@ -217,6 +219,8 @@ class Settings(Section):
     """Tenants that are declared here. Others are made with `arriero tenants create`."""
     store: StoreSettings = StoreSettings()
     """Where tenants, keys and usage are kept."""
+    records: RecordsSettings = RecordsSettings()
+    """What is kept of each request, and for how long."""
     logging: LoggingSettings = LoggingSettings()
     """What is logged."""
 

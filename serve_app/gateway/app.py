@@ -44,7 +44,9 @@ from serve_app.gateway.gateway import Gateway
 from serve_app.gateway.limit_answers import limit_headers
 from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
+from serve_app.gateway.request_routes import add_request_routes
 from serve_app.gateway.timing_report import LastChunk, timing_headers
+from serve_app.gateway.transcript import Transcript
 from serve_app.gateway.usage_routes import add_usage_routes
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ def build_gateway_app(gateway: Gateway) -> ASGIApp:
     add_admin_routes(app, gateway.accounts)
     add_adapter_routes(app, gateway)
     add_usage_routes(app, gateway.accounts)
+    add_request_routes(app, gateway.accounts)
     dispatch = Dispatch(gateway)
     for path in MODEL_PATHS:
         app.router.routes.append(Route(path, endpoint=dispatch, methods=["POST"]))
@@ -178,6 +181,10 @@ class Dispatch:
             adapter=adapter_name,
         )
         retry_after_s = self._gateway.settings.limits.retry_after_s
+        transcript = None
+        if caller.tenant.settings.keeps_texts:
+            most_bytes = self._gateway.settings.records.max_text_bytes
+            send = transcript = Transcript(send, scope["path"], body, most_bytes)
         if meter.wants_last_chunk:
             send = LastChunk(send, scope["path"], meter.read_timings)
         answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
@@ -189,7 +196,9 @@ class Dispatch:
         except Exception as error:
             await answer.fail(error)
         finally:
-            record = meter.close(answer.outcome, answer.status)
+            record = meter.close(
+                answer.outcome, answer.status, None if transcript is None else transcript.texts()
+            )
             if record is not None:
                 self._gateway.accounts.recorder.record(record)
 

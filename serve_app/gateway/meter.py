@@ -13,6 +13,7 @@ import uuid
 from contextvars import ContextVar
 from http import HTTPStatus
 
+import msgspec
 from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput
 
@@ -26,7 +27,7 @@ from serve_app.gateway.limit_answers import describe_refusal
 from serve_app.gateway.timings import RequestClock, Timings
 from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
 from serve_app.names import KeyId, ModelName
-from serve_app.usage import Outcome, UsageRecord, new_request_id
+from serve_app.usage import Outcome, Texts, UsageRecord, new_request_id
 
 _FREE = PriceSpec()
 
@@ -251,7 +252,9 @@ class Meter:
         if self.standing is None:
             self.standing = await self.ledger.look(self.caller.tenant_id, self.key_id, self.model)
 
-    def close(self, outcome: Outcome, status: int) -> UsageRecord | None:
+    def close(
+        self, outcome: Outcome, status: int, texts: Texts | None = None
+    ) -> UsageRecord | None:
         """Ends what was planned and never began; returns what is to be recorded.
 
         Nothing is of what needs no engine. What was refused before an engine had it uses nothing.
@@ -259,6 +262,7 @@ class Meter:
         Args:
             outcome: How the answer, which is complete, has ended.
             status: Its HTTP status; 0 where it never began.
+            texts: What was asked and answered, where that is kept.
         """
         self.clock.end(time.monotonic())
         generations = [g for turn in self._turns for g in turn.generations]
@@ -271,9 +275,10 @@ class Meter:
             if status < HTTPStatus.BAD_REQUEST:
                 return None
             outcome = "refused"
-        return self._record(begun, outcome, status)
+        record = self._record(begun, outcome)
+        return msgspec.structs.replace(record, status=status, texts=texts)
 
-    def _record(self, begun: list[Generation], outcome: Outcome, status: int) -> UsageRecord:
+    def _record(self, begun: list[Generation], outcome: Outcome) -> UsageRecord:
         timings = self.read_timings()
         prompt_tokens = sum(g.prompt_tokens for g in begun)
         completion_tokens = sum(g.completion_tokens for g in begun)
@@ -292,7 +297,6 @@ class Meter:
             started_s=self._started_s,
             first_token_s=self._first_token_s,
             ended_s=time.time(),
-            status=status,
             engine=timings.engine_id,
             migrations=timings.moves,
             gateway_s=timings.gateway_s,
