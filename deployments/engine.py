@@ -21,6 +21,7 @@ import cloudpickle
 
 from deployments.hang_watch import HangWatch
 from deployments.model_source import fetch_model
+from serve_app import telemetry
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_model import ModelSettings
 from serve_app.errors import EngineDeadError, EngineStartError
@@ -36,6 +37,7 @@ from serve_app.messages import (
     EngineState,
     FrontEndOffer,
     GatewayMail,
+    LogLevel,
     Prepare,
     Progress,
 )
@@ -334,3 +336,5 @@ class Engine:
             self._gate.prepare(mail.ref, mail.tenant)
         elif isinstance(mail, Drop) and self._gate is not None:
             self._gate.drop(mail.adapter_ids)
+        elif isinstance(mail, LogLevel):
+            telemetry.set_log_level(mail.level)

@@ -176,6 +176,13 @@ class EngineUnreachable(msgspec.Struct, frozen=True, tag=True):
     engine_id: EngineId
 
 
+class SetLogLevel(msgspec.Struct, frozen=True, tag=True):
+    """An operator wants more or fewer log lines, of everyone who is connected to the router."""
+
+    level: str
+    """Such as DEBUG; empty is what the settings say."""
+
+
 class FrontEndWanted(msgspec.Struct, frozen=True, tag=True):
     """A gateway asks for what it needs to parse requests for this model."""
 
@@ -285,6 +292,17 @@ class EngineStatus(msgspec.Struct, frozen=True):
     load: EngineLoad
 
 
+class TenantStatus(msgspec.Struct, frozen=True):
+    """One tenant at a router."""
+
+    tenant: TenantId
+    weight: float
+    waiting: int
+    running: int
+    lag: float
+    """How far it is behind the waiting tenant that has got most; 0 where it does not wait."""
+
+
 class FairnessStatus(msgspec.Struct, frozen=True):
     """How fair a router is at this moment, in tokens of cost and weight 1."""
 
@@ -293,6 +311,8 @@ class FairnessStatus(msgspec.Struct, frozen=True):
     bound: float = 0.0
     """What the gap cannot exceed."""
     tenants_waiting: int = 0
+    tenants: list[TenantStatus] = []
+    """Those that wait or run most, and no more than operators can read."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, tag=True):
@@ -303,6 +323,8 @@ class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     engines: list[EngineStatus]
     waiting: int
     fairness: FairnessStatus = FairnessStatus()
+    log_level: str = ""
+    """What an operator has set; empty where nobody has."""
 
 
 class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):
@@ -335,6 +357,12 @@ class Drop(msgspec.Struct, frozen=True, tag=True):
     adapter_ids: list[int]
 
 
+class LogLevel(msgspec.Struct, frozen=True, tag=True):
+    """The engine is to log no less and no more than this; empty is what its settings say."""
+
+    level: str
+
+
 RouterMail = (
     Enqueue
     | Requeue
@@ -342,6 +370,7 @@ RouterMail = (
     | Resume
     | Alive
     | EngineUnreachable
+    | SetLogLevel
     | FrontEndWanted
     | EngineReport
     | FrontEndOffer
@@ -349,4 +378,4 @@ RouterMail = (
     | EngineGone
 )
 GatewayMail = Grant | EngineLost | Refuse | Introduce | ModelStatus | FrontEndPayload
-EngineMail = Counters | Prepare | Drop
+EngineMail = Counters | Prepare | Drop | LogLevel

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import vllm
@@ -21,15 +20,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
+from serve_app.catalog import Caller
 from serve_app.config_tenants import Scope as KeyScope
 from serve_app.gateway.adapter_choice import AdapterChoice, current_adapter
 from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
-from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
+from serve_app.gateway.answer import FrontEndAnswer, internal_error
+from serve_app.gateway.answered import REQUEST_ID_HEADER, Answered
 from serve_app.gateway.auth import current_caller
 from serve_app.gateway.body import (
     ClientGoneError,
@@ -41,11 +42,12 @@ from serve_app.gateway.body import (
 from serve_app.gateway.deadline import late_error
 from serve_app.gateway.error_body import ApiError, from_validation, render
 from serve_app.gateway.gateway import Gateway
-from serve_app.gateway.limit_answers import limit_headers
 from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
+from serve_app.gateway.request_log import log_request
 from serve_app.gateway.request_routes import add_request_routes
-from serve_app.gateway.timing_report import LastChunk, timing_headers
+from serve_app.gateway.status_routes import add_status_routes
+from serve_app.gateway.timing_report import LastChunk
 from serve_app.gateway.transcript import Transcript
 from serve_app.gateway.usage_routes import add_usage_routes
 
@@ -88,6 +90,7 @@ def build_gateway_app(gateway: Gateway) -> ASGIApp:
     add_adapter_routes(app, gateway)
     add_usage_routes(app, gateway.accounts)
     add_request_routes(app, gateway.accounts)
+    add_status_routes(app, gateway)
     dispatch = Dispatch(gateway)
     for path in MODEL_PATHS:
         app.router.routes.append(Route(path, endpoint=dispatch, methods=["POST"]))
@@ -188,9 +191,7 @@ class Dispatch:
         if meter.wants_last_chunk:
             send = LastChunk(send, scope["path"], meter.read_timings)
         answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
-        # The front end is an application of its own; it must not see this one's routing.
-        inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
-        inner["state"] = {}
+        inner = _inner(scope)
         try:
             await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
         except Exception as error:
@@ -200,6 +201,7 @@ class Dispatch:
                 answer.outcome, answer.status, None if transcript is None else transcript.texts()
             )
             if record is not None:
+                meter.record = record
                 self._gateway.accounts.recorder.record(record)
 
     async def _choose(self, adapter: Adapter, asked: str, meter: Meter) -> AdapterChoice:
@@ -225,14 +227,16 @@ class Edge:
         started_s = time.monotonic()
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
-        answered = _Answered(send, request_id)
+        answered = Answered(send, request_id)
         path = scope["path"]
         telemetry.request_id.set(request_id)
+        caller: Caller | None = None
         try:
             if path not in _OPEN_PATHS:
-                current_caller.set(self._gateway.identify(headers, _scope_of(path)))
-            if path in MODEL_PATHS:
-                answered.meter = self._gateway.make_meter(current_caller.get(), headers, started_s)
+                caller = self._gateway.identify(headers, _scope_of(path))
+                current_caller.set(caller)
+            if path in MODEL_PATHS and caller is not None:
+                answered.meter = self._gateway.make_meter(caller, headers, started_s)
                 current_meter.set(answered.meter)
             await self._app(scope, receive, answered)
         except ApiError as error:
@@ -242,6 +246,27 @@ class Edge:
         except Exception:
             logger.exception("Request %s failed.", request_id)
             await answered.with_error(internal_error(), path)
+        finally:
+            log_request(
+                scope["method"],
+                path,
+                answered.status,
+                time.monotonic() - started_s,
+                caller.tenant_id if caller is not None else "",
+                answered.meter.record if answered.meter is not None else None,
+            )
+
+
+def _inner(scope: Scope) -> Scope:
+    """The scope for a front end: without this application's routing, and with the request's id.
+
+    vLLM names its own requests by that, so routers' and engines' log lines can be found by it.
+    """
+    inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
+    inner["state"] = {}
+    others = [header for header in scope["headers"] if header[0] != REQUEST_ID_HEADER]
+    inner["headers"] = [*others, (REQUEST_ID_HEADER, telemetry.request_id.get().encode())]
+    return inner
 
 
 def _scope_of(path: str) -> KeyScope | None:
@@ -250,39 +275,6 @@ def _scope_of(path: str) -> KeyScope | None:
         return "inference"
     is_admin = path == "/admin" or path.startswith("/admin/") or path in LORA_PATHS
     return "admin" if is_admin else None
-
-
-class _Answered:
-    """A `send` that adds the request id and the limits, and knows whether an answer has begun."""
-
-    def __init__(self, send: Send, request_id: str) -> None:
-        self.meter: Meter | None = None
-        """Of a request for a model."""
-        self._send = send
-        self._request_id = request_id.encode()
-        self._has_begun = False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._has_begun = True
-            headers = [h for h in message["headers"] if h[0].lower() != b"x-request-id"]
-            headers.append((b"x-request-id", self._request_id))
-            if self.meter is not None:
-                headers += timing_headers(self.meter.read_timings())
-                if self.meter.is_limited:
-                    headers += await _limit_headers(self.meter)
-            message = {**message, "headers": headers}
-        await self._send(message)
-
-    async def with_error(self, error: ApiError, path: str) -> None:
-        """Answers with an error unless an answer has begun."""
-        if not self._has_begun:
-            await send_error(self, error, path)
-
-
-async def _limit_headers(meter: Meter) -> Sequence[tuple[bytes, bytes]]:
-    await meter.look()
-    return limit_headers(meter.standing) if meter.standing is not None else ()
 
 
 def _request_id(headers: Headers) -> str:

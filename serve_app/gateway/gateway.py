@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
+from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
 from serve_app.catalog import Caller
 from serve_app.config import Settings
@@ -37,6 +38,7 @@ from serve_app.gateway.model_cards import (
 from serve_app.gateway.model_client import ModelClient
 from serve_app.gateway.timing_report import wants_last_chunk
 from serve_app.gateway.timings import RequestClock
+from serve_app.messages import ModelStatus
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
@@ -55,6 +57,16 @@ class Target:
 
     front_end: FrontEnd
     adapter: Adapter | None
+
+
+class KnownModel(NamedTuple):
+    """A model as a gateway sees it."""
+
+    name: ModelName
+    domain: ModelName
+    state: str
+    detail: str
+    status: ModelStatus
 
 
 FindRouterOf = Callable[[ModelName], FindRouter]
@@ -273,6 +285,19 @@ class Gateway:
             "models": models,
             "store": {"state": store},
         }
+
+    def known_models(self) -> list[KnownModel]:
+        """Every model and how it stands, in the settings' order."""
+        return [
+            KnownModel(name, model.settings.domain_name, *_describe(model), model.client.status)
+            for name, model in self._models.items()
+        ]
+
+    def set_log_level(self, level: str) -> None:
+        """Changes how much this gateway and all that it is connected to log; empty resets it."""
+        telemetry.set_log_level(level)
+        for model in self._models.values():
+            model.client.set_log_level(level)
 
     def model_cards(self, caller: Caller) -> list[Card]:
         """Every model and alias that the caller may use, as `/v1/models` lists them."""

@@ -194,6 +194,8 @@ class Meter:
         """Where its time goes."""
         self.wants_last_chunk = False
         """Whether its client wants to read that at the end of a stream."""
+        self.record: UsageRecord | None = None
+        """What is recorded of it, once it has ended."""
         self._price = _FREE
         self._started_s = time.time()
         self._first_token_s: float | None = None

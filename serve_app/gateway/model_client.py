@@ -21,6 +21,7 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from serve_app import telemetry
 from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
 from serve_app.engine_frames import ABORT, ALIVE, BEGIN, read_times
@@ -44,6 +45,7 @@ from serve_app.messages import (
     Refuse,
     Requeue,
     Resume,
+    SetLogLevel,
     TicketId,
 )
 from serve_app.names import ModelName
@@ -153,6 +155,10 @@ class ModelClient:
         self._tickets[ticket.id] = ticket
         self._router.send(ticket.enqueue)
 
+    def set_log_level(self, level: str) -> None:
+        """Has the router tell everyone who is connected to it; empty is what settings say."""
+        self._router.send(SetLogLevel(level))
+
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests, waiting or running. Unknown ids are ignored."""
         by_engine: dict[EngineId, list[str]] = {}
@@ -224,6 +230,8 @@ class ModelClient:
             case Introduce():
                 self._resume()
             case ModelStatus():
+                if mail.log_level != self.status.log_level:
+                    telemetry.set_log_level(mail.log_level)
                 self.status = mail
                 self._ask_for_front_end()
             case FrontEndPayload():
@@ -321,6 +329,7 @@ class ModelClient:
 
     def _requeue(self, ticket: Ticket, *, has_died: bool) -> None:
         del self._runs[ticket.run_id]
+        logger.info("%s goes on elsewhere after %d tokens.", ticket.id, len(ticket.produced))
         ticket.lose_engine(has_died=has_died)
         limits = self.limits
         if may_go_on(ticket.record, limits.max_engine_deaths_in_a_row, limits.max_engine_deaths):

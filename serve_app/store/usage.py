@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -32,6 +32,11 @@ _COLUMN_OF = {
     "model": UsageDayRow.model,
     "adapter": UsageDayRow.adapter,
 }
+
+
+def today() -> date:
+    """The day (UTC) that a request which ends now counts for."""
+    return datetime.now(UTC).date()
 
 
 @dataclass(frozen=True)
