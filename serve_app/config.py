@@ -41,6 +41,7 @@ from serve_app.config_records import RecordsSettings
 from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.config_store import StoreSettings, Where
 from serve_app.config_tenants import DeclaredTenant, find_tenant_conflict
+from serve_app.config_tracing import TracingSettings
 from serve_app.errors import ConfigError
 from serve_app.names import ModelName, PricedNameText
 
@@ -71,6 +72,7 @@ __all__ = [
     "Settings",
     "Source",
     "StoreSettings",
+    "TracingSettings",
     "VllmEngine",
     "check_exposure",
     "cost_factors_of",
@@ -223,6 +225,8 @@ class Settings(Section):
     """What is kept of each request, and for how long."""
     logging: LoggingSettings = LoggingSettings()
     """What is logged."""
+    tracing: TracingSettings | None = None
+    """Traces of requests. None makes none."""
 
     @field_validator("auth", mode="before")
     @classmethod

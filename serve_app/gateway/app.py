@@ -238,6 +238,8 @@ class Edge:
             if path in MODEL_PATHS and caller is not None:
                 answered.meter = self._gateway.make_meter(caller, headers, started_s)
                 current_meter.set(answered.meter)
+                if self._gateway.tracing is not None:
+                    answered.meter.trace = self._gateway.tracing.begin(path, headers, started_s)
             await self._app(scope, receive, answered)
         except ApiError as error:
             await answered.with_error(error, path)
@@ -247,6 +249,7 @@ class Edge:
             logger.exception("Request %s failed.", request_id)
             await answered.with_error(internal_error(), path)
         finally:
+            _end_trace(answered)
             log_request(
                 scope["method"],
                 path,
@@ -264,9 +267,18 @@ def _inner(scope: Scope) -> Scope:
     """
     inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
     inner["state"] = {}
-    others = [header for header in scope["headers"] if header[0] != REQUEST_ID_HEADER]
-    inner["headers"] = [*others, (REQUEST_ID_HEADER, telemetry.request_id.get().encode())]
+    own = {REQUEST_ID_HEADER: telemetry.request_id.get().encode()}
+    request_trace = current_meter.get().trace
+    if request_trace is not None:
+        own |= {name.encode(): value.encode() for name, value in request_trace.headers.items()}
+    inner["headers"] = [h for h in scope["headers"] if h[0] not in own] + list(own.items())
     return inner
+
+
+def _end_trace(answered: Answered) -> None:
+    meter = answered.meter
+    if meter is not None and meter.trace is not None:
+        meter.trace.end(meter.clock, answered.status, meter.record)
 
 
 def _scope_of(path: str) -> KeyScope | None:

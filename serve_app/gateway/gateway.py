@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
@@ -42,6 +42,9 @@ from serve_app.messages import ModelStatus
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
+
+if TYPE_CHECKING:
+    from serve_app.gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +113,17 @@ class Gateway:
         self.adapters = GatewayAdapters(self.accounts)
         self._find_ledger = find_ledger
         self._ledger: LedgerClient | None = None
+        self.tracing: Tracing | None = None
+        """None where requests are not traced."""
         self.settings: Settings
 
     def configure(self, settings: Settings) -> None:
         """Takes new settings. Models that did not change keep their connections and streams."""
         self.settings = settings
+        if self.tracing is None and settings.tracing is not None:
+            from serve_app.gateway.tracing import Tracing
+
+            self.tracing = Tracing(settings.tracing)
         self.accounts.configure(settings)
         self.adapters.configure(settings.adapters)
         self._configure_ledger(settings.ledger)
@@ -142,6 +151,8 @@ class Gateway:
         """Writes down what is left and drops every connection."""
         self.close()
         await self.adapters.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         await self.accounts.close()
 
     def close(self) -> None:
@@ -371,7 +382,13 @@ class Gateway:
         started_s = time.monotonic()
         try:
             keep_alive_s = self.settings.gateway.sse_keep_alive_s
-            fresh = await FrontEnd.build(model.settings, payload, model.client, keep_alive_s)
+            fresh = await FrontEnd.build(
+                model.settings,
+                payload,
+                model.client,
+                keep_alive_s,
+                is_traced=self.tracing is not None,
+            )
         except Exception as error:
             logger.exception("The front end of %s could not be built.", model.settings.name)
             model.problem = f"its front end could not be built: {error}"

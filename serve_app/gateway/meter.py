@@ -12,6 +12,7 @@ import time
 import uuid
 from contextvars import ContextVar
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import msgspec
 from vllm.exceptions import GracefulHTTPError
@@ -28,6 +29,9 @@ from serve_app.gateway.timings import RequestClock, Timings
 from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
 from serve_app.names import KeyId, ModelName
 from serve_app.usage import Outcome, Texts, UsageRecord, new_request_id
+
+if TYPE_CHECKING:
+    from serve_app.gateway.tracing import RequestTrace
 
 _FREE = PriceSpec()
 
@@ -194,6 +198,8 @@ class Meter:
         """Where its time goes."""
         self.wants_last_chunk = False
         """Whether its client wants to read that at the end of a stream."""
+        self.trace: RequestTrace | None = None
+        """Its trace; None where requests are not traced."""
         self.record: UsageRecord | None = None
         """What is recorded of it, once it has ended."""
         self._price = _FREE

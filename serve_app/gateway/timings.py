@@ -60,6 +60,8 @@ class Run:
     from_s: float
     first_s: float | None = None
     """When its first token came."""
+    times: EngineTimes | None = None
+    """What the engine says of how it began."""
     to_s: float | None = None
     """When the engine was lost; None when it was not."""
 
@@ -99,7 +101,7 @@ class TicketClock:
         """A token has come; `times` are what the engine says of how it began."""
         run = self.runs[-1]
         if run.first_s is None:
-            run.first_s = now_s
+            run.first_s, run.times = now_s, times
         if self.first_s is not None:
             return
         self.first_s = now_s
