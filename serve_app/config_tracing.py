@@ -17,7 +17,7 @@ class TracingSettings(Section):
     endpoint: Annotated[
         str, AfterValidator(Form(r"https?://[^/\s@]+/?", "http://host:port or https://host:port"))
     ]
-    """The collector, such as `http://127.0.0.1:4317`. Credentials come from the environment variable
-    `OTEL_EXPORTER_OTLP_HEADERS` of the gateways."""
+    """The collector, such as `http://127.0.0.1:4317`. Credentials come from the variable
+    `OTEL_EXPORTER_OTLP_HEADERS` of the gateways' environment."""
     sample_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
     """Share of the other requests that is sampled."""

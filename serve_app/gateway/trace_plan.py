@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from serve_app.gateway.timings import RequestClock, Run, TicketClock
+from serve_app.messages import EngineTimes
 
 Value = str | int | float | bool
 
@@ -57,15 +58,12 @@ def _plan_run(run: Run, end_s: float) -> Span:
     parts: list[Span] = []
     at_s = run.from_s
     begun_s = end_s if run.first_s is None else run.first_s
-    if run.times is not None:
-        for name, took_s in (
-            ("adapter load", run.times.adapter_load_s),
-            ("queue", run.times.queue_s),
-        ):
-            until_s = min(at_s + took_s, begun_s)
-            if until_s > at_s:
-                parts.append(Span(name, at_s, until_s))
-            at_s = until_s
+    said = run.times or EngineTimes()
+    for name, took_s in (("adapter load", said.adapter_load_s), ("queue", said.queue_s)):
+        until_s = min(at_s + took_s, begun_s)
+        if until_s > at_s:
+            parts.append(Span(name, at_s, until_s))
+        at_s = until_s
     if run.first_s is not None:
         parts.append(Span("prefill", at_s, run.first_s))
         parts.append(Span("decode", run.first_s, end_s))

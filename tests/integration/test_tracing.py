@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.util._once import Once
 
 from serve_app.keys import hash_key
 from tests.integration.conftest import make_settings, write_echo, write_vllm
@@ -15,6 +16,13 @@ _KEY = "key-of-team-a"
 _TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 _SPAN_ID = "00f067aa0ba902b7"
 _SECRET = "Zanzibar marmalade"
+
+
+@pytest.fixture(autouse=True)
+def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has one for good; each test here stands for one."""
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", None)
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER_SET_ONCE", Once())
 
 
 def send(platform: LocalPlatform, flags: str = "01") -> None:

@@ -48,6 +48,5 @@ class Collector(services.TraceServiceServicer):
 
 def attributes_of(span: Any) -> dict[str, Any]:
     """A span's attributes as plain values."""
-    return {
-        each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes
-    }
+    values = {each.key: each.value for each in span.attributes}
+    return {key: getattr(value, value.WhichOneof("value")) for key, value in values.items()}
