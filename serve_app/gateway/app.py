@@ -30,7 +30,7 @@ from serve_app.gateway.adapter_choice import AdapterChoice, current_adapter
 from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error
-from serve_app.gateway.answered import REQUEST_ID_HEADER, Answered
+from serve_app.gateway.answered import Answered
 from serve_app.gateway.auth import current_caller
 from serve_app.gateway.body import (
     ClientGoneError,
@@ -42,6 +42,7 @@ from serve_app.gateway.body import (
 from serve_app.gateway.deadline import late_error
 from serve_app.gateway.error_body import ApiError, from_validation, render
 from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.inner_scope import inner_scope
 from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
 from serve_app.gateway.request_log import log_request
@@ -191,7 +192,7 @@ class Dispatch:
         if meter.wants_last_chunk:
             send = LastChunk(send, scope["path"], meter.read_timings)
         answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
-        inner = _inner(scope)
+        inner = inner_scope(scope)
         try:
             await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
         except Exception as error:
@@ -258,21 +259,6 @@ class Edge:
                 caller.tenant_id if caller is not None else "",
                 answered.meter.record if answered.meter is not None else None,
             )
-
-
-def _inner(scope: Scope) -> Scope:
-    """The scope for a front end: without this application's routing, and with the request's id.
-
-    vLLM names its own requests by that, so routers' and engines' log lines can be found by it.
-    """
-    inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
-    inner["state"] = {}
-    own = {REQUEST_ID_HEADER: telemetry.request_id.get().encode()}
-    request_trace = current_meter.get().trace
-    if request_trace is not None:
-        own |= {name.encode(): value.encode() for name, value in request_trace.headers.items()}
-    inner["headers"] = [h for h in scope["headers"] if h[0] not in own] + list(own.items())
-    return inner
 
 
 def _end_trace(answered: Answered) -> None:

@@ -14,21 +14,20 @@ from contextvars import ContextVar
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-import msgspec
 from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput
 
-from serve_app import telemetry
 from serve_app.catalog import Caller
 from serve_app.config_limits import PriceSpec
 from serve_app.errors import OverloadedError
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.limit_answers import describe_refusal
+from serve_app.gateway.record import make_record
 from serve_app.gateway.timings import RequestClock, Timings
 from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
 from serve_app.names import KeyId, ModelName
-from serve_app.usage import Outcome, Texts, UsageRecord, new_request_id
+from serve_app.usage import Outcome, Texts, UsageRecord
 
 if TYPE_CHECKING:
     from serve_app.gateway.tracing import RequestTrace
@@ -202,9 +201,11 @@ class Meter:
         """Its trace; None where requests are not traced."""
         self.record: UsageRecord | None = None
         """What is recorded of it, once it has ended."""
-        self._price = _FREE
-        self._started_s = time.time()
-        self._first_token_s: float | None = None
+        self.price = _FREE
+        """Of the model's tokens."""
+        self.started_s = time.time()
+        """When it arrived, in seconds since 1970, as is the next."""
+        self.first_token_s: float | None = None
         self._turns: list[Turn] = []
         self._by_name: dict[str, Generation] = {}
 
@@ -220,7 +221,7 @@ class Meter:
         self.model, self.adapter = model, adapter
         self.is_limited = self.caller.has_limits_on(model)
         self.is_max_tokens_given = is_max_tokens_given
-        self._price = price
+        self.price = price
 
     def plan(self, name: str, prompt_tokens: int, max_tokens: tuple[int, ...]) -> Generation:
         """Adds a generation. Nothing is reserved until the first one is admitted.
@@ -242,8 +243,8 @@ class Meter:
 
     def note_token(self) -> None:
         """Some engine has produced something."""
-        if self._first_token_s is None:
-            self._first_token_s = time.time()
+        if self.first_token_s is None:
+            self.first_token_s = time.time()
 
     def read_timings(self) -> Timings:
         """Where its time went so far."""
@@ -283,39 +284,7 @@ class Meter:
             if status < HTTPStatus.BAD_REQUEST:
                 return None
             outcome = "refused"
-        record = self._record(begun, outcome)
-        return msgspec.structs.replace(record, status=status, texts=texts)
-
-    def _record(self, begun: list[Generation], outcome: Outcome) -> UsageRecord:
-        timings = self.read_timings()
-        prompt_tokens = sum(g.prompt_tokens for g in begun)
-        completion_tokens = sum(g.completion_tokens for g in begun)
-        return UsageRecord(
-            request_id=new_request_id(),
-            client_request_id=telemetry.request_id.get(),
-            tenant_id=self.caller.tenant_id,
-            key_id=self.key_id,
-            model=self.model,
-            adapter=self.adapter,
-            outcome=outcome,
-            prompt_tokens=prompt_tokens,
-            cached_tokens=min(sum(g.cached_tokens for g in begun), prompt_tokens),
-            completion_tokens=completion_tokens,
-            cost_usd=self._price.cost_usd(prompt_tokens, completion_tokens),
-            started_s=self._started_s,
-            first_token_s=self._first_token_s,
-            ended_s=time.time(),
-            engine=timings.engine_id,
-            migrations=timings.moves,
-            gateway_s=timings.gateway_s,
-            ledger_s=timings.ledger_s,
-            queue_s=timings.queue_s,
-            router_s=timings.router_s,
-            adapter_load_s=timings.adapter_load_s,
-            engine_ttft_s=timings.engine_s,
-            ttft_s=timings.ttft_s if timings.has_first_token else None,
-            total_s=self.clock.total_s,
-        )
+        return make_record(self, begun, outcome, status, texts)
 
 
 current_meter: ContextVar[Meter] = ContextVar("current_meter")
