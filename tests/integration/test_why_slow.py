@@ -11,6 +11,7 @@ import pytest
 
 from serve_app.messages import EngineId
 from tests.integration.conftest import make_settings, write_echo
+from tests.support.adapters import make_adapter
 from tests.support.clients import ask, connect, connect_anthropic, post, read_events
 from tests.support.platform import LocalPlatform
 
@@ -139,3 +140,27 @@ def test_move_to_another_engine_is_counted(tiny_model: Path, tmp_path: Path) -> 
     assert (last["migrations"], last["engine"]) == (1, "engine-2")
     assert answer.headers["x-arriero-migrations"] == "0"
     assert last["ttft_ms"] == float(answer.headers["x-arriero-ttft-ms"])
+
+
+def test_cold_adapter_is_the_adapters_load(tiny_model: Path, tmp_path: Path) -> None:
+    make_adapter(tmp_path / "sql", tiny_model)
+    entry = write_echo(tiny_model, adapters={"slots": 2})
+    entry["engine"]["adapter_load_s"] = 0.6
+    settings = make_settings(
+        entry,
+        adapters={
+            "declared": [{"name": "sql", "base": "tiny", "source": str(tmp_path / "sql")}],
+            "cache": {"path": str(tmp_path / "cache"), "workers": 1},
+        },
+        store={"state_dir": str(tmp_path / "state")},
+    )
+    with LocalPlatform(settings, tmp_path) as platform:
+        cold, warm = (
+            post(platform.url, "/v1/chat/completions", body(model="tiny:sql")).headers
+            for _ in range(2)
+        )
+    for headers in (cold, warm):
+        check_sum(headers)
+    assert 500.0 < read_ms(cold)["adapter-load"] < float(cold["x-arriero-ttft-ms"])
+    assert read_ms(cold)["queue"] < 100.0
+    assert read_ms(warm)["adapter-load"] < 50.0

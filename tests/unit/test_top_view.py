@@ -1,3 +1,4 @@
+import io
 from typing import Any
 
 from rich.console import Console
@@ -60,7 +61,7 @@ def make_status(**changes: Any) -> dict[str, Any]:
 
 
 def show(status: dict[str, Any], problem: str = "") -> str:
-    console = Console(width=140, record=True, quiet=True)
+    console = Console(width=140, record=True, file=io.StringIO())
     console.print(draw(status, problem))
     return console.export_text()
 
