@@ -218,7 +218,12 @@ class EchoCore:
 
     def _take(self, news: _News | Callable[[], None]) -> None:
         match news:
-            case EngineCoreRequest() as request, Standing() as standing, produced, came_s:
+            case (
+                EngineCoreRequest() as request,
+                Standing() as standing,
+                produced,
+                float() as came_s,
+            ):
                 self._add(request, standing, len(produced))
                 self._waiting[TicketId(request.request_id)].events = [
                     EngineCoreEvent.new_event(EngineCoreEventType.QUEUED, came_s)

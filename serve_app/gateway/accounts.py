@@ -48,17 +48,6 @@ class _Store:
         if self.watching is not None:
             self.watching.cancel()
 
-    async def delete_records(
-        self, kind: Kind, tenant_id: TenantId | None, before_s: float | None
-    ) -> int:
-        """Deletes texts, or records without texts; returns how many. Others write in between.
-
-        Raises:
-            ApiError: 503 the store is away; what was deleted by then stays so.
-        """
-        with _answered():
-            return await delete_all(self._open_store().database, kind, tenant_id, before_s)
-
     async def close(self) -> None:
         self.stop_watching()
         if self.watching is not None:
@@ -166,6 +155,17 @@ class Accounts:
             async with store.database.write() as session:
                 yield session
             await store.watcher.refresh()
+
+    async def delete_records(
+        self, kind: Kind, tenant_id: TenantId | None, before_s: float | None
+    ) -> int:
+        """Deletes texts, or records without texts; returns how many. Others write in between.
+
+        Raises:
+            ApiError: 503 the store is away; what was deleted by then stays so.
+        """
+        with _answered():
+            return await delete_all(self._open_store().database, kind, tenant_id, before_s)
 
     async def close(self) -> None:
         """Writes down what is left, and ends everything."""

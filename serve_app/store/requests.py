@@ -126,7 +126,7 @@ def plan_retention(
     return due
 
 
-def _filter(statement: Select[tuple[UsageRow]], query: RequestQuery) -> Select[tuple[UsageRow]]:
+def _filter(statement: Select[UsageRow], query: RequestQuery) -> Select[UsageRow]:
     conditions: list[tuple[Any, Callable[[Any], Any]]] = [
         (
             query.id,

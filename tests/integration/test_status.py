@@ -69,7 +69,7 @@ def key_of(tenant: str) -> dict[str, str]:
 def test_top_shows_who_waits_who_runs_and_who_paid(platform: LocalPlatform, run: Run) -> None:
     path = "/v1/chat/completions"
     streams = [
-        Stream(platform.url, body(stream=True), path, **key_of(tenant))
+        Stream(platform.url, body(stream=True), path, authorization=f"Bearer {_KEYS[tenant]}")
         for tenant in ("a", "a", "b")
     ]
     streams[0].wait_for_lines(4)

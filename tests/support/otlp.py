@@ -16,7 +16,7 @@ class Collector(services.TraceServiceServicer):
         self._spans: list[Any] = []
         self._lock = threading.Lock()
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
-        services.add_TraceServiceServicer_to_server(self, self._server)
+        services.add_TraceServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]  # theirs
         port = self._server.add_insecure_port("127.0.0.1:0")
         self.endpoint = f"http://127.0.0.1:{port}"
 
