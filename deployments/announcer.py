@@ -25,6 +25,7 @@ class Announcer:
         fleet: The engines.
         tickets: The requests, and the gateways that are told.
         send: Sends a gateway a status.
+        slack: Service that locality lets counters differ by.
         preempts: Whether engines take requests beyond their room.
         gauges: Shows the same to operators; None where nobody collects them.
     """
@@ -37,6 +38,7 @@ class Announcer:
         tickets: TicketBook,
         send: Callable[[bytes, ModelStatus], None],
         *,
+        slack: float,
         preempts: bool,
         gauges: FairnessGauges | None = None,
     ) -> None:
@@ -45,6 +47,7 @@ class Announcer:
         self._fleet = fleet
         self._tickets = tickets
         self._send = send
+        self._slack = slack
         self._preempts = preempts
         self._gauges = gauges
         self._fairness = FairnessStatus()
@@ -57,7 +60,7 @@ class Announcer:
         window = sum(e.room_beyond if self._preempts else e.room for e in views)
         weights = {tenant: share.weight for tenant, share in self._tickets.shares.items()}
         longest = self._tickets.longest
-        figures = measure_fairness(self._queue, self._cost, longest, window, weights)
+        figures = measure_fairness(self._queue, self._cost, longest, window, weights, self._slack)
         self._fairness = FairnessStatus(
             figures.gap, figures.bound, len(figures.lags), self._view_tenants(figures.lags)
         )

@@ -125,6 +125,11 @@ class EchoCore:
         return self._max_running
 
     @property
+    def prefix_tokens(self) -> int:
+        """It has no prefix cache."""
+        return 0
+
+    @property
     def tasks(self) -> tuple[SupportedTask, ...]:
         """It generates and can do nothing else."""
         return ("generate",)
@@ -218,16 +223,10 @@ class EchoCore:
 
     def _take(self, news: _News | Callable[[], None]) -> None:
         match news:
-            case (
-                EngineCoreRequest() as request,
-                Standing() as standing,
-                produced,
-                float() as came_s,
-            ):
+            case EngineCoreRequest() as request, Standing() as standing, produced, came_s:
                 self._add(request, standing, len(produced))
-                self._waiting[TicketId(request.request_id)].events = [
-                    EngineCoreEvent.new_event(EngineCoreEventType.QUEUED, came_s)
-                ]
+                queued = EngineCoreEvent(EngineCoreEventType.QUEUED, float(came_s))
+                self._waiting[TicketId(request.request_id)].events = [queued]
             case list():
                 for request_id in news:
                     self._end(TicketId(request_id))

@@ -122,6 +122,7 @@ class Router:
             self._fleet,
             self._tickets,
             self._send,
+            slack=settings.fairness.locality_quantum,
             preempts=preempts,
             gauges=None if recorder is None else FairnessGauges(domain, recorder),
         )
