@@ -257,7 +257,7 @@ class Edge:
                 answered.status,
                 time.monotonic() - started_s,
                 caller.tenant_id if caller is not None else "",
-                answered.meter.record if answered.meter is not None else None,
+                answered.meter,
             )
 
 

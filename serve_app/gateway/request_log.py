@@ -1,10 +1,13 @@
 """One line a request: who, what, how it ended, and where the time went. No texts, no keys."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serve_app import telemetry
 from serve_app.usage import UsageRecord
+
+if TYPE_CHECKING:
+    from serve_app.gateway.meter import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +17,7 @@ _QUIET_PATHS = ("/health", "/ready")
 
 
 def log_request(
-    method: str, path: str, status: int, total_s: float, tenant: str, record: UsageRecord | None
+    method: str, path: str, status: int, total_s: float, tenant: str, meter: "Meter | None"
 ) -> None:
     """Writes the line of a request that has ended.
 
@@ -24,15 +27,17 @@ def log_request(
         status: HTTP; 0 where the client left before there was one.
         total_s: From its arrival to its end.
         tenant: Whose; empty where nobody knows.
-        record: What is recorded of it; None where no model was asked.
+        meter: Of a request for a model.
     """
     if path in _QUIET_PATHS or not logger.isEnabledFor(logging.INFO):
         return
     fields: dict[str, Any] = {"status": status, "total_ms": _ms(total_s)}
     if tenant:
         fields["tenant"] = tenant
-    if record is not None:
-        fields |= _fields_of(record)
+    if meter is not None and meter.trace is not None:
+        fields["trace_id"] = meter.trace.id
+    if meter is not None and meter.record is not None:
+        fields |= _fields_of(meter.record)
     logger.info(
         "%s %s", method, ascii(path[:_LONGEST_PATH])[1:-1], extra=telemetry.with_fields(fields)
     )

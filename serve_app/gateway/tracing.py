@@ -42,6 +42,11 @@ class RequestTrace:
         self._offset_ns = offset_ns
 
     @property
+    def id(self) -> str:
+        """By which people find it."""
+        return f"{self._span.get_span_context().trace_id:032x}"
+
+    @property
     def headers(self) -> dict[str, str]:
         """What makes another's spans children of the request's."""
         carrier: dict[str, str] = {}

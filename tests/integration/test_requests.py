@@ -1,6 +1,8 @@
 """Records of requests: what the answer said stands there; texts are kept where wanted, only."""
 
+import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve_app import cli
+from serve_app.config_store import database_url
 from serve_app.keys import hash_key
+from serve_app.store.database import Database
+from serve_app.store.requests import RequestQuery, RequestRepository
+from serve_app.store.usage import UsageRepository
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.clients import ask, connect, post
 from tests.support.platform import LocalPlatform
+from tests.support.usage import make_record
 
 _KEYS = {"a": "key-of-team-a", "b": "key-of-team-b", "admin": "key-of-the-admin"}
 _SECRET = "Zanzibar marmalade"
@@ -181,6 +188,32 @@ def test_texts_are_deleted_by_tenant_and_age_and_records_stay(
     assert find(platform, "forget-me")["has_texts"] is False
     assert run("requests", "delete", "--tenant", "a", "--records")[0] == 0
     assert "There is no request" in run("requests", "show", "forget-me")[2]
+
+
+def test_what_is_too_old_is_deleted_by_itself(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.gateway.accounts._DELETE_EVERY_S", 0.2)
+    store = {"state_dir": str(tmp_path / "state"), "usage_batch_s": 0.05}
+    settings = make_settings(write_echo(tiny_model), store=store, records={"keep_days": 1})
+    database = Database(database_url(settings.store))
+    old, fresh = make_record(ended_s=time.time() - 90_000.0), make_record(ended_s=time.time())
+
+    async def prepare() -> None:
+        await database.migrate()
+        async with database.write() as session:
+            await UsageRepository(session).add([old, fresh])
+
+    async def find() -> list[str]:
+        async with database.read() as session:
+            rows = await RequestRepository(session).find(RequestQuery())
+            return [row.request_id for row in rows]
+
+    asyncio.run(prepare())
+    with LocalPlatform(settings, tmp_path) as platform:
+        platform.wait_until(
+            lambda: asyncio.run(find()) == [fresh.request_id], 10.0, "the old one gone"
+        )
 
 
 def test_records_are_for_administrators(platform: LocalPlatform) -> None:
