@@ -196,18 +196,22 @@ def test_what_is_too_old_is_deleted_by_itself(
     monkeypatch.setattr("serve_app.gateway.accounts._DELETE_EVERY_S", 0.2)
     store = {"state_dir": str(tmp_path / "state"), "usage_batch_s": 0.05}
     settings = make_settings(write_echo(tiny_model), store=store, records={"keep_days": 1})
-    database = Database(database_url(settings.store))
+    url = database_url(settings.store)
     old, fresh = make_record(ended_s=time.time() - 90_000.0), make_record(ended_s=time.time())
 
     async def prepare() -> None:
+        database = Database(url)  # It belongs to the event loop that uses it.
         await database.migrate()
         async with database.write() as session:
             await UsageRepository(session).add([old, fresh])
+        await database.close()
 
     async def find() -> list[str]:
+        database = Database(url)
         async with database.read() as session:
             rows = await RequestRepository(session).find(RequestQuery())
-            return [row.request_id for row in rows]
+        await database.close()
+        return [row.request_id for row in rows]
 
     asyncio.run(prepare())
     with LocalPlatform(settings, tmp_path) as platform:
