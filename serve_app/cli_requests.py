@@ -100,7 +100,7 @@ def _list(client: "AdminClient", options: argparse.Namespace) -> int:
     return print_table(options, answer, header, [_row(each) for each in answer["data"]])
 
 
-_HEADS = tuple(name.removesuffix("_ms").upper().replace("_", " ") for name in _TIMES)
+_HEADS = tuple(name.upper().replace("_", " ") for name in _TIMES)
 
 
 def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
