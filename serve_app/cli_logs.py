@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _EXAMPLES = f"""\
 examples:
   arriero logs level                how much is logged now
-  arriero logs level DEBUG          by gateways, routers and engines, within a second or two
+  arriero logs level DEBUG          by all processes, within a second or two
   arriero logs level default        what the config file says
 {ACCESS}"""
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "default")

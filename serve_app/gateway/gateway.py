@@ -309,6 +309,8 @@ class Gateway:
         telemetry.set_log_level(level)
         for model in self._models.values():
             model.client.set_log_level(level)
+        if self._ledger is not None:
+            self._ledger.set_log_level(level)
 
     def model_cards(self, caller: Caller) -> list[Card]:
         """Every model and alias that the caller may use, as `/v1/models` lists them."""

@@ -34,9 +34,10 @@ def add_status_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @router.put("/logging")
     async def change_logging(form: LogLevelForm) -> LogLevelView:
-        """Changes how much gateways, routers and engines log, within a second or two.
+        """Changes how much gateways, routers, engines and the ledger log, within a second or two.
 
-        It holds until it is changed again, the config file is deployed, or a router starts anew.
+        It holds until it is changed again or the config file is deployed, and with what starts
+        anew: with a router also for its engines.
         """
         gateway.set_log_level(form.level or "")
         return LogLevelView(level=telemetry.log_level())
