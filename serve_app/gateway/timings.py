@@ -4,9 +4,11 @@ Everything here is a difference of two readings of one process's monotonic clock
 engines say how long they took, never when, so clocks of different machines do not meet. What they
 say is part of a span that the gateway measures itself; the rest of it is the way there and back.
 
-1. The parts add up to the time to the first token.
-2. No part is negative.
-3. After the first token only the number of moves changes, and which engine it is.
+Invariants (each a property test of that name):
+
+1. parts_add_up: to the time to the first token, whatever is said and lost on the way.
+2. no_part_is_negative.
+3. first_token_fixes_the_rest: later only the number of moves changes, and which engine it is.
 """
 
 from collections.abc import Iterator

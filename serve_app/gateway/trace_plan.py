@@ -6,8 +6,10 @@
             ├─ migration       from the loss of an engine until it goes on at another one
             └─ engine …
 
-1. Every span lies within its parent.
-2. Spans of one generation follow one another.
+Invariants (each a property test of that name):
+
+1. every_span_lies_within_its_parent.
+2. spans_of_one_generation_follow_one_another.
 """
 
 from collections.abc import Iterator, Mapping
