@@ -33,6 +33,7 @@ def platform(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     settings = make_settings(
         write_echo(tiny_model, tokens_per_s=20.0, max_num_seqs=1),
         limits={"max_running_per_engine": 1},
+        fairness={"preempts": False},  # Or nobody would wait for the engine's one place.
         auth={"kind": "keys"},
         tenants=tenants,
         prices={"tiny": {"usd_per_million_completion_tokens": 1000.0}},
