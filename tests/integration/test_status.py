@@ -70,10 +70,14 @@ def key_of(tenant: str) -> dict[str, str]:
 def test_top_shows_who_waits_who_runs_and_who_paid(platform: LocalPlatform, run: Run) -> None:
     path = "/v1/chat/completions"
     streams = [
-        Stream(platform.url, body(stream=True), path, authorization=f"Bearer {_KEYS[tenant]}")
-        for tenant in ("a", "a", "b")
+        Stream(
+            platform.url,
+            body(stream=True, max_tokens=n_tokens),
+            path,
+            authorization=f"Bearer {_KEYS[tenant]}",
+        )
+        for tenant, n_tokens in (("a", 60), ("a", 60), ("b", 60))
     ]
-    streams[0].wait_for_lines(4)
 
     def status() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(run("top", "--once", "--json")[1])
@@ -98,7 +102,7 @@ def test_top_shows_who_waits_who_runs_and_who_paid(platform: LocalPlatform, run:
     assert status_code == 0
     assert "tiny" in out
     assert "engine-1" in out
-    assert status()["totals"]["cost_usd"] == pytest.approx(0.12)
+    assert status()["totals"]["cost_usd"] == pytest.approx(0.18)
 
 
 def test_top_says_what_is_wrong(
