@@ -25,13 +25,17 @@ _STANDING = Standing(TenantId("a"), tier=0, counter=0, charged=0)
 class Said:
     """An echo core on its thread, and what it said."""
 
-    def __init__(self, pace: Pace | None, max_num_seqs: int, **options: int) -> None:
+    def __init__(
+        self, pace: Pace | None, max_num_seqs: int, cache_tokens: int = 0, chunk: int | None = None
+    ) -> None:
         config: Any = SimpleNamespace(
             scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs),
             model_config=SimpleNamespace(hf_config=SimpleNamespace(eos_token_id=_EOS)),
         )
         self._outputs: queue.SimpleQueue[EngineCoreOutput] = queue.SimpleQueue()
-        self.core = EchoCore(config, self._emit, pace, **options)
+        self.core = EchoCore(
+            config, self._emit, pace, cache_tokens=cache_tokens, prompt_chunk=chunk
+        )
         self.n_tokens: Counter[str] = Counter()
         """Tokens that were read, by request."""
 
@@ -86,7 +90,7 @@ class Said:
 
 
 @contextmanager
-def running(pace: Pace | None, max_num_seqs: int = 8, **options: int) -> Iterator[Said]:
+def running(pace: Pace | None, max_num_seqs: int = 8, **options: Any) -> Iterator[Said]:
     said = Said(pace, max_num_seqs, **options)
     thread = threading.Thread(target=said.core.run, daemon=True)
     thread.start()
@@ -141,7 +145,7 @@ def test_prompt_that_was_there_is_found_in_the_cache() -> None:
 def test_prompts_are_computed_in_parts_beside_another_tenant() -> None:
     pace = Pace(0.0, per_prompt_token_s=0.001)
     other = Standing(TenantId("b"), tier=0, counter=0, charged=0)
-    with running(pace, prompt_chunk=20) as said:
+    with running(pace, chunk=20) as said:
         said.send("a", 4, max_tokens=400)
         said.read_first("a")
         said.send("b", 100, standing=other, max_tokens=1)
