@@ -1,16 +1,20 @@
 """Tells a router's gateways how things stand: engines, queues, how fair it is."""
 
-from collections.abc import Callable
+import heapq
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import Fleet
 from deployments.ticket_book import TicketBook
 from serve_app.adapter_counts import AdapterArrivals
-from serve_app.messages import FairnessStatus, ModelStatus
-from serve_app.names import ModelName
+from serve_app.messages import FairnessStatus, ModelStatus, TenantStatus
+from serve_app.names import ModelName, TenantId
 from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_figures import measure_fairness
 from serve_app.policy.fairness_options import Cost
+
+_TENANTS_SHOWN = 50
 
 
 class Announcer:
@@ -51,6 +55,8 @@ class Announcer:
         self._preempts = preempts
         self._gauges = gauges
         self._fairness = FairnessStatus()
+        self.log_level = ""
+        """What an operator has set; empty where nobody has."""
 
     def measure_fairness(self) -> None:
         """Takes the figures of this moment. Linear in the tenants that wait."""
@@ -59,9 +65,30 @@ class Announcer:
         weights = {tenant: share.weight for tenant, share in self._tickets.shares.items()}
         longest = self._tickets.longest
         figures = measure_fairness(self._queue, self._cost, longest, window, weights, self._slack)
-        self._fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
+        self._fairness = FairnessStatus(
+            figures.gap, figures.bound, len(figures.lags), self._view_tenants(figures.lags)
+        )
         if self._gauges is not None:
             self._gauges.show(figures)
+
+    def _view_tenants(self, lags: Mapping[TenantId, float]) -> list[TenantStatus]:
+        running: Counter[TenantId] = Counter()
+        for engine in self._fleet:
+            running.update(engine.by_tenant)
+        waiting = {tenant: self._tickets.n_waiting(tenant) for tenant in {*running, *lags}}
+        shown = heapq.nsmallest(
+            _TENANTS_SHOWN, waiting, key=lambda t: (-waiting[t], -running[t], t)
+        )
+        return [
+            TenantStatus(
+                tenant,
+                self._tickets.share_of(tenant).weight,
+                waiting[tenant],
+                running[tenant],
+                lags.get(tenant, 0.0),
+            )
+            for tenant in shown
+        ]
 
     def publish(self) -> None:
         """Tells all gateways."""
@@ -81,4 +108,5 @@ class Announcer:
             self._tickets.n_waiting_of(model),
             self._fairness,
             self._arrivals(model),
+            self.log_level,
         )

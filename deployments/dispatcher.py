@@ -95,7 +95,11 @@ class Dispatcher:
             admission.charged,
             admission.fit.is_express,
         )
-        self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint, standing))
+        load_s = self._placer.load_s(known.adapter, known.since_s, now_s)
+        queue_s = now_s - known.since_s - load_s
+        engine_id = engine.report.engine_id
+        grant = Grant(ticket, engine_id, endpoint, standing, queue_s, load_s)
+        self._send(known.gateway, grant)
 
 
 def _wish(known: Ticket) -> Wish:

@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from vllm.config import VllmConfig
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreRequest,
@@ -30,8 +32,10 @@ from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns
 from serve_app.policy.prompt_chunks import Prompt, plan_prompts
 
-_News = tuple[EngineCoreRequest, Standing, Sequence[int]] | list[str] | Mapping[TenantId, int]
-"""A request with what it has got elsewhere, ids to abort, or the router's counters."""
+_News = (
+    tuple[EngineCoreRequest, Standing, Sequence[int], float] | list[str] | Mapping[TenantId, int]
+)
+"""A request, with what it has got elsewhere and when it came; ids to abort; or the counters."""
 
 
 class EchoCore:
@@ -88,7 +92,7 @@ class EchoCore:
         self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
     ) -> None:
         """Takes a request; it runs when it is its turn."""
-        self._mail.put((request, standing, produced))
+        self._mail.put((request, standing, produced, time.monotonic()))
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Takes the router's counters; they hold from the next step on."""
@@ -174,8 +178,10 @@ class EchoCore:
 
     def _take(self, news: _News | Callable[[], None]) -> None:
         match news:
-            case EngineCoreRequest() as request, Standing() as standing, produced:
+            case EngineCoreRequest() as request, Standing() as standing, produced, came_s:
                 self._add(request, standing, len(produced))
+                queued = EngineCoreEvent(EngineCoreEventType.QUEUED, float(came_s))
+                self._waiting[TicketId(request.request_id)].events = [queued]
             case list():
                 for request_id in news:
                     self._end(TicketId(request_id))
@@ -217,6 +223,7 @@ class EchoCore:
             self._turns.start(ticket)
             entry = self._running[ticket] = self._waiting.pop(ticket)
             entry.uncomputed = self._prefill(entry)
+            entry.note_begun()
         for ticket in skipped:
             self._turns.put_back(ticket)
         if self._pace is None:

@@ -23,6 +23,7 @@ import cloudpickle
 from deployments.departure import Departure
 from deployments.hang_watch import HangWatch
 from deployments.model_source import fetch_model
+from serve_app import telemetry
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_model import ModelSettings
 from serve_app.errors import EngineDeadError, EngineStartError
@@ -39,6 +40,7 @@ from serve_app.messages import (
     FrontEndOffer,
     GatewayMail,
     HoldOn,
+    LogLevel,
     Prepare,
     Progress,
 )
@@ -352,3 +354,5 @@ class Engine:
             self._held.put_nowait(mail)
         elif isinstance(mail, Drop) and self._gate is not None:
             self._gate.drop(mail.refs)
+        elif isinstance(mail, LogLevel):
+            telemetry.set_log_level(mail.level)

@@ -221,19 +221,16 @@ class Fleet:
     def statuses(self, model: ModelName) -> list[EngineStatus]:
         """Returns a model's that can be reached, as gateways show them."""
         reports = [e.report for e in self if e.is_reachable and e.report.model == model]
-        return [
-            self._status_of(e.report) for e in self if e.is_reachable and e.report.model == model
-        ]
+        return [self._status_of(report) for report in reports]
 
-    def _status_of(self, r: EngineReport) -> EngineStatus:
-        adapters = r.adapters
+    def _status_of(self, report: EngineReport) -> EngineStatus:
         return EngineStatus(
-            r.engine_id,
-            r.state,
-            self._detail_of(r),
-            r.load,
-            adapters.tally,
-            len(adapters.in_memory),
+            report.engine_id,
+            report.state,
+            self._detail_of(report),
+            report.load,
+            report.adapters.tally,
+            len(report.adapters.in_memory),
         )
 
     def _detail_of(self, report: EngineReport) -> str:

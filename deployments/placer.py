@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from deployments.absences import Absences
 from deployments.fleet import Fleet
 from deployments.known_engine import Asked, KnownEngine
 from serve_app.adapter_counts import AdapterArrivals
@@ -57,6 +58,7 @@ class Placer:
         self._share_of = share_of
         self._send = send
         self._now = now
+        self._absences = Absences()
         self._arrivals: defaultdict[ModelName, Counter[str]] = defaultdict(Counter)
 
     def note_arrival(self, wish: Wish) -> None:
@@ -91,6 +93,10 @@ class Placer:
                 return Fit(engine_id, is_express=True)
         return None
 
+    def load_s(self, adapter: AdapterRef | None, since_s: float, now_s: float) -> float:
+        """Returns how long of the time since then a request had its turn and no adapter."""
+        return 0.0 if adapter is None else self._absences.overlap_s(adapter.id, since_s, now_s)
+
     def prepare_early(self, wish: Wish) -> None:
         """Has an adapter loaded while its request waits for its turn."""
         if wish.adapter is None:
@@ -106,9 +112,11 @@ class Placer:
             return None
         engine = self._known(place.engine_id)
         if adapter.id in engine.in_memory or adapter.id in engine.report.adapters.failures:
+            self._absences.end(adapter.id, self._now())
             # If it has failed, the engine tells the client why.
             is_loaded = place.nearness is Nearness.RUNNING
             return Fit(place.engine_id, place.cached_tokens, is_loaded=is_loaded)
+        self._absences.begin(adapter.id, self._now())
         self._prepare(engine, wish, adapter)
         return None
 

@@ -34,6 +34,7 @@ from deployments.router_state import (
 from deployments.start_ups import StartUps
 from deployments.ticket_book import TicketBook
 from deployments.turn_order import cost_of, make_audit_log, make_turn_order
+from serve_app import telemetry
 from serve_app.config import Settings
 from serve_app.messages import (
     AdapterRef,
@@ -55,11 +56,13 @@ from serve_app.messages import (
     GatewayMail,
     Introduce,
     Leave,
+    LogLevel,
     Progress,
     Refuse,
     Requeue,
     Resume,
     RouterMail,
+    SetLogLevel,
     TicketId,
 )
 from serve_app.names import ModelName
@@ -155,6 +158,7 @@ class Router:
         """
         self._limits = settings.limits
         self._punctuality.configure(settings)
+        self._announcer.log_level = ""  # The settings have just been applied.
         self._dispatcher.dispatch(self._now_s)
 
     async def run(self) -> None:
@@ -216,6 +220,8 @@ class Router:
         self._refuse_overdue()
         self._announcer.measure_fairness()
         self._announcer.publish()
+        if self._announcer.log_level:
+            self._tell_log_level()
 
     def handle(self, sender: bytes, mail: RouterMail) -> None:
         """Takes one message; called for each, in order."""
@@ -263,6 +269,8 @@ class Router:
                 self._send_front_end(sender, mail.config_id)
             case AdaptersGone():
                 self._farewell.begin(mail.refs)
+            case SetLogLevel():
+                self._set_log_level(mail.level)
             case Alive():
                 pass
 
@@ -344,6 +352,19 @@ class Router:
         for engine in self._fleet.drop_silent(self._now_s):
             self._tell_lost(engine, is_leaving=False)
         self._tickets.drop_gateways(_SILENT_GATEWAY_S, self._now_s)
+
+    # --- what operators ask for --------------------------------------------------------------
+
+    def _set_log_level(self, level: str) -> None:
+        telemetry.set_log_level(level)
+        self._announcer.log_level = level
+        self._announcer.publish()
+        self._tell_log_level()
+
+    def _tell_log_level(self) -> None:
+        """Said again and again, as engines come."""
+        for engine in self._fleet:
+            self._send_to_engine(engine.report.engine_id, LogLevel(self._announcer.log_level))
 
     # --- answers ----------------------------------------------------------------------------
 

@@ -20,7 +20,12 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.tasks import SupportedTask
 from vllm.usage.usage_lib import UsageContext
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine import (
+    EngineCoreEventType,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    EngineCoreRequestType,
+)
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.executor import Executor
 
@@ -171,6 +176,7 @@ class VllmCore(EngineCoreProc):
             if produced:
                 announce_produced(request, produced)
             ready = self.preprocess_add_request(request)
+            ready[0].record_event(EngineCoreEventType.QUEUED)
             if produced:
                 restore_output(ready[0], produced, self.structured_output_manager)
         except Exception:

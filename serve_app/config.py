@@ -37,9 +37,11 @@ from serve_app.config_model import (
     VllmEngine,
 )
 from serve_app.config_problems import Problem, describe_invalid, list_problems
+from serve_app.config_records import RecordsSettings
 from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.config_store import StoreSettings, Where
 from serve_app.config_tenants import DeclaredTenant, find_tenant_conflict
+from serve_app.config_tracing import TracingSettings
 from serve_app.errors import ConfigError
 from serve_app.names import ModelName, PricedNameText
 
@@ -63,12 +65,14 @@ __all__ = [
     "LoggingSettings",
     "ModelSettings",
     "ObjectStoreSource",
+    "RecordsSettings",
     "ReplicaSettings",
     "RouterSettings",
     "Section",
     "Settings",
     "Source",
     "StoreSettings",
+    "TracingSettings",
     "VllmEngine",
     "check_exposure",
     "cost_factors_of",
@@ -230,8 +234,12 @@ class Settings(Section):
     """Tenants that are declared here. Others are made with `arriero tenants create`."""
     store: StoreSettings = StoreSettings()
     """Where tenants, keys and usage are kept."""
+    records: RecordsSettings = RecordsSettings()
+    """What is kept of each request, and for how long."""
     logging: LoggingSettings = LoggingSettings()
     """What is logged."""
+    tracing: TracingSettings | None = None
+    """Traces of requests. None makes none."""
 
     @field_validator("auth", mode="before")
     @classmethod

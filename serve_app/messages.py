@@ -95,6 +95,20 @@ class EngineLoad(msgspec.Struct, frozen=True):
     """Output tokens a second over the last second or so."""
 
 
+# --- engine -> gateway ---------------------------------------------------------------------
+
+
+class EngineTimes(msgspec.Struct, frozen=True):
+    """How a request began in an engine, told once, with its first output; in a frame before it."""
+
+    adapter_load_s: float = 0.0
+    """Seconds that it waited for its adapter before the core got it."""
+    queue_s: float = 0.0
+    """Seconds that it then waited for a place in the batch."""
+    prefill_s: float = 0.0
+    """Seconds from there to the end of the step with its first token."""
+
+
 # --- gateway -> router ---------------------------------------------------------------------
 
 
@@ -175,6 +189,13 @@ class AdaptersGone(msgspec.Struct, frozen=True, tag=True):
     refs: list[AdapterRef]
 
 
+class SetLogLevel(msgspec.Struct, frozen=True, tag=True):
+    """An operator wants more or fewer log lines, of everyone who is connected to the router."""
+
+    level: str
+    """Such as DEBUG; empty is what the settings say."""
+
+
 class FrontEndWanted(msgspec.Struct, frozen=True, tag=True):
     """A gateway asks for what it needs to parse requests for this model."""
 
@@ -252,6 +273,10 @@ class Grant(msgspec.Struct, frozen=True, tag=True):
     engine_id: EngineId
     endpoint: Endpoint
     standing: Standing
+    queue_s: float = 0.0
+    """Seconds that it has waited at this router, since it came or came back, for its turn."""
+    adapter_load_s: float = 0.0
+    """Seconds beside those that it waited, its turn come, for its adapter to be loaded."""
 
 
 class EngineLost(msgspec.Struct, frozen=True, tag=True):
@@ -287,6 +312,17 @@ class EngineStatus(msgspec.Struct, frozen=True):
     adapters_in_memory: int = 0
 
 
+class TenantStatus(msgspec.Struct, frozen=True):
+    """One tenant at a router."""
+
+    tenant: TenantId
+    weight: float
+    waiting: int
+    running: int
+    lag: float
+    """How far it is behind the waiting tenant that has got most; 0 where it does not wait."""
+
+
 class FairnessStatus(msgspec.Struct, frozen=True):
     """How fair a router is at this moment, in tokens of cost and weight 1."""
 
@@ -295,6 +331,8 @@ class FairnessStatus(msgspec.Struct, frozen=True):
     bound: float = 0.0
     """What the gap cannot exceed."""
     tenants_waiting: int = 0
+    tenants: list[TenantStatus] = []
+    """Those that wait or run most, and no more than operators can read."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, tag=True):
@@ -306,6 +344,8 @@ class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     waiting: int
     fairness: FairnessStatus = FairnessStatus()
     adapters: AdapterArrivals = AdapterArrivals()
+    log_level: str = ""
+    """What an operator has set; empty where nobody has."""
 
 
 class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):
@@ -346,6 +386,12 @@ class HoldOn(msgspec.Struct, frozen=True, tag=True):
     """Starts of this model that failed one after the other, with this one."""
 
 
+class LogLevel(msgspec.Struct, frozen=True, tag=True):
+    """The engine is to log no less and no more than this; empty is what its settings say."""
+
+    level: str
+
+
 RouterMail = (
     Enqueue
     | Requeue
@@ -354,6 +400,7 @@ RouterMail = (
     | Alive
     | EngineUnreachable
     | AdaptersGone
+    | SetLogLevel
     | FrontEndWanted
     | EngineReport
     | FrontEndOffer
@@ -361,4 +408,4 @@ RouterMail = (
     | EngineGone
 )
 GatewayMail = Grant | EngineLost | Refuse | Introduce | ModelStatus | FrontEndPayload
-EngineMail = Counters | Prepare | Drop | HoldOn
+EngineMail = Counters | Prepare | Drop | HoldOn | LogLevel

@@ -12,7 +12,7 @@ as messages, so that a client which goes away while it is queued is simply withd
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -21,12 +21,14 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from serve_app import telemetry
 from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
-from serve_app.engine_frames import ABORT, ACCEPTED, ALIVE, BEGIN
+from serve_app.engine_frames import ABORT, ACCEPTED, ALIVE, BEGIN, read_times
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.retries import Retries
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
+from serve_app.gateway.timings import TicketClock
 from serve_app.messages import (
     AdapterRef,
     AdaptersGone,
@@ -35,6 +37,7 @@ from serve_app.messages import (
     EngineId,
     EngineLost,
     EngineMail,
+    EngineTimes,
     EngineUnreachable,
     FrontEndPayload,
     FrontEndWanted,
@@ -46,6 +49,7 @@ from serve_app.messages import (
     Refuse,
     Requeue,
     Resume,
+    SetLogLevel,
     TicketId,
 )
 from serve_app.names import ModelName
@@ -136,16 +140,32 @@ class ModelClient:
         """Whether a front end still waits for outputs."""
         return any(ticket.sink is sink for ticket in self._tickets.values())
 
-    def send(self, request: EngineCoreRequest, caller: Caller, sink: Sink) -> None:
+    def send(
+        self,
+        request: EngineCoreRequest,
+        caller: Caller,
+        sink: Sink,
+        clock: TicketClock | None = None,
+    ) -> None:
         """Queues a request at the router.
+
+        Args:
+            request: What an engine is to do.
+            caller: Whose it is.
+            sink: Takes what comes of it.
+            clock: Times it.
 
         Raises:
             vllm.exceptions.VLLMValidationError: A number in it is too large to be sent.
         """
-        ticket = make_ticket(request, caller, sink, self._encoder)
+        ticket = make_ticket(request, caller, sink, self._encoder, clock)
         self._tickets[ticket.id] = ticket
         self._retries.note_request()
         self._router.send(ticket.enqueue)
+
+    def set_log_level(self, level: str) -> None:
+        """Has the router tell everyone who is connected to it; empty is what settings say."""
+        self._router.send(SetLogLevel(level))
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests, waiting or running. Unknown ids are ignored."""
@@ -225,6 +245,8 @@ class ModelClient:
             case Introduce():
                 self._resume()
             case ModelStatus():
+                if mail.log_level != self.status.log_level:
+                    telemetry.set_log_level(mail.log_level)
                 self.status = mail
                 self._ask_for_front_end()
             case FrontEndPayload():
@@ -273,21 +295,24 @@ class ModelClient:
             self._read_outputs(frames)
 
     def _read_outputs(self, frames: list[zmq.Frame]) -> None:
-        outputs: EngineCoreOutputs = self._decoder.decode(frames)
-        outputs.outputs = [output for output in outputs.outputs if self._accept(output)]
+        begun, *rest = frames
+        times = read_times(begun)
+        outputs: EngineCoreOutputs = self._decoder.decode(rest)
+        outputs.outputs = [output for output in outputs.outputs if self._accept(output, times)]
         for output in outputs.outputs:
             if output.finished:
                 self._finish(output)
         for sink in self._sinks if outputs.outputs else ():
             sink.take(outputs)
 
-    def _accept(self, output: EngineCoreOutput) -> bool:
+    def _accept(self, output: EngineCoreOutput, times: Mapping[str, EngineTimes]) -> bool:
         """Keeps what came for a ticket, under the ticket's name; says whether it is for anyone."""
         ticket = self._runs.get(output.request_id)
         if ticket is None:
             return False  # It was aborted, or goes on elsewhere.
+        begun = times.get(output.request_id)
         output.request_id = ticket.id
-        ticket.take(output)
+        ticket.take(output, begun)
         if output.finish_reason == FinishReason.ABORT:
             # Not by us: the engine ends and could not say so in time, or took us for dead.
             self._requeue(ticket, has_died=False)
@@ -336,6 +361,7 @@ class ModelClient:
 
     def _requeue(self, ticket: Ticket, *, has_died: bool, has_failed: bool = False) -> None:
         del self._runs[ticket.run_id]
+        logger.info("%s goes on elsewhere after %d tokens.", ticket.id, len(ticket.produced))
         failed_on = ticket.engine_id if has_failed else None
         end = self._retries.move(ticket, has_died=has_died, has_failed=has_failed)
         if end is None:

@@ -1,5 +1,6 @@
 """A request on its way through engines: all that is needed to go on when one is lost."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,9 +13,11 @@ from vllm.v1.serial_utils import MsgpackEncoder
 from serve_app.catalog import Caller
 from serve_app.engine_frames import ADD
 from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.timings import TicketClock
 from serve_app.messages import (
     AdapterRef,
     EngineId,
+    EngineTimes,
     Enqueue,
     Grant,
     Handover,
@@ -62,6 +65,7 @@ class Ticket:
     """Tokens that have come, of whatever engine."""
     cached_tokens: int | None = None
     record: Record = field(default_factory=Record)
+    clock: TicketClock = field(default_factory=lambda: TicketClock(time.monotonic()))
 
     @property
     def id(self) -> TicketId:
@@ -78,11 +82,14 @@ class Ticket:
         self.engine_id = grant.engine_id
         self.n_runs += 1
         self.is_accepted = False
+        self.clock.grant(grant, time.monotonic())
         handover = Handover(self.id, grant.standing, self.produced)
         return [ADD, self.run_id.encode(), msgspec.msgpack.encode(handover), *self.frames]
 
-    def take(self, output: EngineCoreOutput) -> None:
-        """Keeps what a step produced for it."""
+    def take(self, output: EngineCoreOutput, times: EngineTimes | None = None) -> None:
+        """Keeps what a step produced for it, and how it began there, where that is said."""
+        if output.new_token_ids or output.pooling_output is not None:
+            self.clock.hear(times, time.monotonic())
         if output.new_token_ids:
             self.produced += output.new_token_ids
             self.record = self.record.with_token()
@@ -92,6 +99,7 @@ class Ticket:
     def lose_engine(self, *, has_died: bool) -> None:
         """Waits again; what was produced stays."""
         self.engine_id = None
+        self.clock.lose_engine(time.monotonic())
         if has_died:
             self.record = self.record.with_death(was_there=self.is_accepted)
 
@@ -116,9 +124,20 @@ class Ticket:
 
 
 def make_ticket(
-    request: EngineCoreRequest, caller: Caller, sink: Sink, encoder: MsgpackEncoder
+    request: EngineCoreRequest,
+    caller: Caller,
+    sink: Sink,
+    encoder: MsgpackEncoder,
+    clock: TicketClock | None = None,
 ) -> Ticket:
     """Encodes a request here, where a failure is its own and its client hears of it.
+
+    Args:
+        request: What an engine is to do.
+        caller: Whose it is.
+        sink: Takes what comes of it.
+        encoder: As engines read it.
+        clock: Times it; None makes one that nobody looks at.
 
     Raises:
         VLLMValidationError: A number in it is too large to be sent.
@@ -142,7 +161,10 @@ def make_ticket(
         marks=_mark(request),
     )
     has_grammar = params is not None and params.structured_outputs is not None
-    return Ticket(frames, sink, enqueue, has_grammar)
+    ticket = Ticket(frames, sink, enqueue, has_grammar)
+    if clock is not None:
+        ticket.clock = clock
+    return ticket
 
 
 def grammar_error() -> VLLMValidationError:

@@ -62,7 +62,7 @@ def test_stream_whose_client_leaves_is_recorded_with_what_was_produced(
     assert 3 <= _totals(platform)["completion_tokens"] < 400
 
 
-def test_refused_request_is_not_recorded(platform: LocalPlatform) -> None:
+def test_refused_request_is_in_no_sum(platform: LocalPlatform) -> None:
     body = {"model": "tiny", "messages": ask(), "temperature": -1}
     assert post(platform.url, "/v1/chat/completions", body, **_HEADERS).status_code == 400
     connect(platform.url, _KEY).chat.completions.create(model="tiny", messages=ask(), max_tokens=1)

@@ -192,6 +192,12 @@ class RayPlatform:
         """Waits for the platform to get somewhere; returns the seconds that it took."""
         return wait_until(_patiently(is_so), timeout_s, what)
 
+    def logs(self) -> bytes:
+        """Everything that Ray, Serve and all of their processes have logged."""
+        folders = [f for f in (self._folder / "r").glob("session_*") if not f.is_symlink()]
+        files = (file for folder in folders for file in (folder / "logs").rglob("*"))
+        return b"\n".join(file.read_bytes() for file in files if file.is_file())
+
     @property
     def _dashboard(self) -> str:
         return f"http://{HOST}:{self._ports.dashboard}"
