@@ -49,8 +49,8 @@ class FakeFiles:
         self.holds[ref.id] -= 1
 
     async def forget(self, ref: AdapterRef) -> None:
-        assert not self.holds.get(ref.id), "it is given back first"
-        self.forgotten.append(ref.id)
+        if not self.holds.get(ref.id):
+            self.forgotten.append(ref.id)
 
     async def close(self) -> None:
         self.is_closed = True
