@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from serve_app.config_adapters import AdaptersSettings, find_adapter_conflict
+from serve_app.config_fleet import FleetSettings
 from serve_app.config_limits import LedgerSettings, PriceSpec
 from serve_app.config_model import (
     Accelerator,
@@ -54,6 +55,7 @@ __all__ = [
     "EchoEngine",
     "EmbeddedSource",
     "Engine",
+    "FleetSettings",
     "FrontEndSettings",
     "GatewaySettings",
     "GpuAccelerator",
@@ -219,6 +221,8 @@ class Settings(Section):
     """Where tenants, keys and usage are kept."""
     logging: LoggingSettings = LoggingSettings()
     """What is logged."""
+    fleet: FleetSettings | None = None
+    """Nodes that `arriero fleet up` keeps running. None means none: nodes are your affair."""
 
     @field_validator("auth", mode="before")
     @classmethod
