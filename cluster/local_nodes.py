@@ -100,6 +100,11 @@ class LocalProvisioner:
             for name, zone in self._zones.items()
         ]
 
+    def describe_kind(self, zone: ZoneId, market: Market) -> str:
+        """Return what every node has."""
+        resources = {"CPU": self._shape.cpus, **(self._shape.resources or {})}
+        return ", ".join(f"{name} {amount:g}" for name, amount in resources.items())
+
     def list_machines(self) -> Sequence[Machine]:
         """Return what was asked for and what has become of it, by the processes that run."""
         alive = {name for name, _ in self._processes()}

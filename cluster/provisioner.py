@@ -42,6 +42,9 @@ class Provisioner(Protocol):
             FleetSetupError: No cloud may be used, or the description of a node is wrong.
         """
 
+    def describe_kind(self, zone: ZoneId, market: Market) -> str:
+        """Return what a node of an offer is, for people; the offers were listed before."""
+
     def list_machines(self) -> Sequence[Machine]:
         """Return every machine of the fleet, whoever asked for it, and refused launches.
 

@@ -141,14 +141,22 @@ class SkyProvisioner:
         self._file = str(file)
         self._envs = dict(envs)
         self._bridge = bridge
+        self._kinds: dict[tuple[str, str], str] = {}
 
     def list_offers(self) -> Sequence[Offer]:
         """Return the prices of SkyPilot's catalogue for the clouds that it may use."""
         offers = self._bridge.ask("offers", file=self._file, envs=self._envs)
+        for offer in offers:
+            for market in ("spot", "on-demand"):
+                self._kinds[offer["zone"], market] = offer.get(f"{market} kind", "")
         return [
             Offer(o["zone"], o["cloud"], o["region"], o.get("spot"), o.get("on-demand"))
             for o in offers
         ]
+
+    def describe_kind(self, zone: ZoneId, market: Market) -> str:
+        """Return the cloud's name of the machine, and its GPUs."""
+        return self._kinds.get((zone, market), "")
 
     def list_machines(self) -> Sequence[Machine]:
         """Return the fleet's clusters as SkyPilot's API server knows them."""

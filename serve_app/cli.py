@@ -12,6 +12,7 @@ from typing import Any
 
 from serve_app.cli_adapters import add_adapters
 from serve_app.cli_fairness import add_fairness
+from serve_app.cli_fleet import add_fleet
 from serve_app.cli_keys import add_keys
 from serve_app.cli_tenants import add_tenants
 from serve_app.cli_usage import add_usage
@@ -29,6 +30,7 @@ examples:
   arriero adapters add sql --base llama --source s3://models/adapters/sql
   arriero usage                             what they used
   arriero fairness replay FILE              did the router keep to the rules?
+  arriero fleet plan FILE                   which nodes would be launched, where, at what price?
 
 exit status: 0 done, 1 failed, 2 wrong usage or an invalid file
 """
@@ -110,6 +112,7 @@ _SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (
     add_adapters,
     add_usage,
     add_fairness,
+    add_fleet,
 )
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.policy.fleet import Launched, NodeId, Reclaimed, Refused, ZoneId
+from cluster.policy.fleet import Launched, Market, NodeId, Reclaimed, Refused, ZoneId
 from cluster.policy.reconcile import (
     Entry,
     Machine,
+    MachineState,
     Patience,
     Pulse,
     Reconciled,
@@ -18,7 +19,8 @@ from cluster.policy.reconcile import (
 
 _PATIENCE = Patience(grace_s=60.0, start_s=600.0, silence_s=50.0)
 _ZONES = st.sampled_from([ZoneId("x/east/a"), ZoneId("y/west/a")])
-_MARKETS = st.sampled_from(["spot", "on-demand"])
+_MARKETS: st.SearchStrategy[Market] = st.sampled_from(["spot", "on-demand"])
+_STATES: st.SearchStrategy[MachineState] = st.sampled_from(["starting", "up", "refused", "gone"])
 _IDS = [NodeId(f"f-{i}") for i in range(6)]
 _TIMES = st.floats(0.0, 2_000.0)
 
@@ -26,8 +28,7 @@ _TIMES = st.floats(0.0, 2_000.0)
 @st.composite
 def _machines(draw: st.DrawFn) -> list[Machine]:
     ids = draw(st.lists(st.sampled_from(_IDS), unique=True))
-    states = st.sampled_from(["starting", "up", "refused", "gone"])
-    return [Machine(i, draw(_ZONES), draw(_MARKETS), draw(states), draw(_TIMES)) for i in ids]
+    return [Machine(i, draw(_ZONES), draw(_MARKETS), draw(_STATES), draw(_TIMES)) for i in ids]
 
 
 @st.composite

@@ -45,6 +45,9 @@ class FakeCloud:
     def list_offers(self) -> Sequence[Offer]:
         return OFFERS
 
+    def describe_kind(self, zone: ZoneId, market: Market) -> str:
+        return "one machine"
+
     def list_machines(self) -> Sequence[Machine]:
         self.before_call()
         return [self._aged(machine) for machine in self.machines.values()]
