@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, TextIO
 
@@ -53,10 +53,13 @@ class SkyFleet:
         self._refusals: dict[str, str] = {}
         """Texts of failed launches by request, as they do not change any more."""
 
-    def offers(self, file: str, envs: Mapping[str, str]) -> list[dict[str, Any]]:
+    def offers(
+        self, file: str, envs: Mapping[str, str], accelerators: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """Return every zone's prices for what a task file asks for."""
         best: dict[str, dict[str, Any]] = {}
-        for market, resources in self._launchables(_read_task(file, envs)).items():
+        task = _read_task(file, envs)
+        for market, resources in self._launchables(task, accelerators).items():
             zone, use_spot = market
             offer = best.setdefault(
                 zone, {"zone": zone, "cloud": zone.split("/")[0], "region": _region_of(zone)}
@@ -81,13 +84,19 @@ class SkyFleet:
         return found
 
     def launch(
-        self, name: str, zone: str, market: str, file: str, envs: Mapping[str, str]
+        self,
+        name: str,
+        zone: str,
+        market: str,
+        file: str,
+        envs: Mapping[str, str],
+        accelerators: Sequence[str],
     ) -> str | None:
         """Ask for a cluster in one zone; return the request, None where it was asked for before."""
         if self._last_launches(name, exactly=True):
             return None
         task = _read_task(file, envs)
-        resources = self._launchables(task).get((zone, market == "spot"))
+        resources = self._launchables(task, accelerators).get((zone, market == "spot"))
         if resources is None:
             raise ValueError(f"{file} asks for nothing that {zone} has {market}")
         task.set_resources(resources)
@@ -155,14 +164,20 @@ class SkyFleet:
             self._refusals[request_id] = text
         return self._refusals[request_id]
 
-    def _launchables(self, task: Any) -> dict[tuple[str, bool], Any]:
-        """Return the cheapest of a task's resources, by zone and whether it is spot."""
+    def _launchables(self, task: Any, accelerators: Sequence[str]) -> dict[tuple[str, bool], Any]:
+        """Return the cheapest of a task's resources, by zone and whether it is spot.
+
+        Args:
+            task: What is to be launched.
+            accelerators: Such as `H100:8`, to which they are bound; none for any.
+        """
         utils: Any = import_module("sky.utils.resources_utils")
         found: dict[tuple[str, bool], Any] = {}
         for wanted in _both_markets(task):
             for cloud in _clouds_of(wanted):
                 feasible = cloud.get_feasible_launchable_resources(wanted, num_nodes=task.num_nodes)
-                for kind in feasible.resources_list:
+                kinds = [k for k in feasible.resources_list if _is_among(k, accelerators)]
+                for kind in kinds:
                     for one in utils.make_launchables_for_valid_region_zones(kind, True):
                         key = (_zone_of(one), one.use_spot)
                         if key not in found or one.get_cost(3600) < found[key].get_cost(3600):
@@ -210,6 +225,11 @@ def _kind_of(resources: Any) -> str:
     gpus = resources.accelerators or {}
     named = ", ".join(f"{name}:{count:g}" for name, count in gpus.items())
     return f"{resources.instance_type} ({named})" if named else str(resources.instance_type)
+
+
+def _is_among(resources: Any, accelerators: Sequence[str]) -> bool:
+    gpus = resources.accelerators or {}
+    return not accelerators or any(f"{n}:{count:g}" in accelerators for n, count in gpus.items())
 
 
 def _is_of(name: str, fleet: str) -> bool:

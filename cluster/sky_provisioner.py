@@ -134,18 +134,25 @@ class SkyProvisioner:
         file: The task file that each node is launched from.
         envs: Values for what the file asks for, secrets too; else the environment's.
         bridge: SkyPilot's process.
+        accelerators: Kinds of the file to which nodes are bound; none for all.
     """
 
-    def __init__(self, fleet: str, file: Path, envs: Mapping[str, str], bridge: SkyBridge) -> None:
+    def __init__(
+        self,
+        fleet: str,
+        file: Path,
+        envs: Mapping[str, str],
+        bridge: SkyBridge,
+        accelerators: Sequence[str] = (),
+    ) -> None:
         self._fleet = fleet
-        self._file = str(file)
-        self._envs = dict(envs)
+        self._task = {"file": str(file), "envs": dict(envs), "accelerators": list(accelerators)}
         self._bridge = bridge
         self._kinds: dict[tuple[str, str], str] = {}
 
     def list_offers(self) -> Sequence[Offer]:
         """Return the prices of SkyPilot's catalogue for the clouds that it may use."""
-        offers = self._bridge.ask("offers", file=self._file, envs=self._envs)
+        offers = self._bridge.ask("offers", **self._task)
         for offer in offers:
             for market in ("spot", "on-demand"):
                 self._kinds[offer["zone"], market] = offer.get(f"{market} kind", "")
@@ -164,9 +171,7 @@ class SkyProvisioner:
 
     def launch(self, node: NodeId, zone: ZoneId, market: Market) -> None:
         """Have the API server launch a cluster; names are unique there, so none is doubled."""
-        self._bridge.ask(
-            "launch", name=node, zone=zone, market=market, file=self._file, envs=self._envs
-        )
+        self._bridge.ask("launch", name=node, zone=zone, market=market, **self._task)
 
     def end(self, node: NodeId) -> None:
         """Have the API server end a cluster."""

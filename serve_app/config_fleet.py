@@ -36,8 +36,10 @@ class SkyPilotProvisioner(Section):
 
     kind: Literal["skypilot"]
     file: str = "sky/cell.yaml"
-    """SkyPilot's task file that each node is launched from, as seen from this file's folder. Kinds
-    of machines in it count as equal: name such as serve about as much."""
+    """SkyPilot's task file that each node is launched from, as seen from this file's folder."""
+    accelerators: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Which of its kinds may be taken, such as `H100:8`. None means all. A node is a node, whatever
+    its kind: name such as serve about as much."""
     python: str = ".venv-sky/bin/python"
     """Python of the environment that has SkyPilot, as seen from the repository's folder."""
     envs: dict[str, str] = Field(default_factory=dict)
