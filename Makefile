@@ -15,7 +15,7 @@ VENV := .venv/bin
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-lora-ops bench-adapter-routing bench-adapter-stall \
-	bench-migration bench-spot chaos
+	bench-migration bench-spot chaos chaos-fleet
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -81,6 +81,9 @@ bench-migration: env-dev ## Measure what the death of an engine costs (ARGS=--qu
 
 chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --seed 7')
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
+
+chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
+	@$(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)

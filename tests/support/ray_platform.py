@@ -64,7 +64,17 @@ class RayPlatform:
         stop_processes(self._mark)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def deploy(self, args: dict[str, Any]) -> None:
+    @property
+    def mark(self) -> str:
+        """By which all processes are found at the end."""
+        return self._mark
+
+    @property
+    def gcs_address(self) -> str:
+        """Of Ray's head, for nodes that join."""
+        return f"{HOST}:{self._ports.gcs}"
+
+    def deploy(self, args: dict[str, Any], proxy_location: str = "EveryNode") -> None:
         """Runs `serve deploy` with a config file that holds these settings."""
         file = self._folder / "config.yaml"
         application = {
@@ -74,7 +84,7 @@ class RayPlatform:
             "args": args,
         }
         content = {
-            "proxy_location": "EveryNode",
+            "proxy_location": proxy_location,
             "http_options": {"host": HOST, "port": self._port},
             "applications": [application],
         }
