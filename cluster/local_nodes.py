@@ -176,17 +176,18 @@ class LocalProvisioner:
         )
 
     def _start(self, node: NodeId) -> None:
+        """Start the node as nobody's child, as it outlives whoever asks for it."""
         ray = [str(Path(sys.executable).with_name("ray")), *self._arguments(node)]
-        wait = ["sleep", f"{self._shape.start_s:g}"]
-        script = f'{" ".join(wait)}; exec "$@"'
+        script = f'{{ sleep {self._shape.start_s:g}; exec "$@"; }} &'
         with (self._folder / f"{node}.log").open("w") as log:
-            subprocess.Popen(
+            subprocess.run(
                 ["sh", "-c", script, "sh", *ray],
                 env={**self._environ, _NAME: f"{self._folder}:{node}", "SPT_NOENV": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                check=True,
             )
 
     def _arguments(self, node: NodeId) -> list[str]:

@@ -83,28 +83,39 @@ def run_sky_cloud() -> Iterator[SkyCloud]:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
                 patch.setenv(name, "testing")
-            _start_aws(environ, folder, str(aws_port), endpoint)
-            make_networks(endpoint)
-            yield SkyCloud(python, home, environ, endpoint, folder)
+            with _run_aws(environ, folder, str(aws_port), endpoint):
+                make_networks(endpoint)
+                yield SkyCloud(python, home, environ, endpoint, folder)
+                stop_processes(mark)
     finally:
         stop_processes(mark)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_aws(environ: dict[str, str], folder: Path, port: str, endpoint: str) -> None:
+@contextmanager
+def _run_aws(environ: dict[str, str], folder: Path, port: str, endpoint: str) -> Iterator[None]:
     with (folder / "moto.log").open("w") as log:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.moto_cloud", port, str(folder)],
             cwd=ROOT,
             env=environ,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+    try:
+        _wait_for_aws(endpoint, folder / "moto.log")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_aws(endpoint: str, log: Path) -> None:
     give_up_s = time.monotonic() + 60.0
     while True:
         try:
             httpx.get(f"{endpoint}/moto-api/", timeout=2.0)
             return
         except httpx.HTTPError:
-            assert time.monotonic() < give_up_s, (folder / "moto.log").read_text()
+            assert time.monotonic() < give_up_s, log.read_text()
             time.sleep(0.3)
