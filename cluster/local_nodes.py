@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from cluster.bootstrap import ROOT
 from cluster.local_ray import HOST
 from cluster.machine import choose_free_port
 from cluster.members import NODE_LABEL
@@ -177,12 +178,13 @@ class LocalProvisioner:
 
     def _start(self, node: NodeId) -> None:
         """Start the node as nobody's child, as it outlives whoever asks for it."""
-        ray = [str(Path(sys.executable).with_name("ray")), *self._arguments(node)]
+        ray = [sys.executable, "-m", "cluster.local_node", *self._arguments(node)]
         script = f'{{ sleep {self._shape.start_s:g}; exec "$@"; }} &'
         with (self._folder / f"{node}.log").open("w") as log:
             subprocess.run(
                 ["sh", "-c", script, "sh", *ray],
-                env={**self._environ, _NAME: f"{self._folder}:{node}", "SPT_NOENV": "1"},
+                env={**self._environ, _NAME: f"{self._folder}:{node}"},
+                cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

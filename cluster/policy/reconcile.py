@@ -5,8 +5,9 @@ node that serves, the time.
 
 The rule:
   - A machine that nobody has written down is adopted: a controller that died may have asked for it.
-  - The first sight of a machine that is up is a launch; a refused one is a refusal; one that is
-    gone, or drains without our order, is a reclaim. Each is told once.
+  - The first sight of a machine that is up is a launch; one that is refused, or never serves, is a
+    refusal; one that served and is gone, or drains without our order, is a reclaim. Each is told
+    once.
   - What is taken, ended or broken is not counted any more, and released once it is drained.
   - An entry goes when its machine is no longer listed, or has never been for `grace_s`.
 
@@ -173,7 +174,7 @@ def reconcile(
         seen = _look(entry, machine, pulses.get(entry.id), now_s, patience)
         if entry.up_s is None and seen.up_s is not None and machine and machine.state == "up":
             news.append(Launched(entry.zone, entry.market))
-        if machine is not None and entry.leaves_s is None and seen.up_s is None:
+        if entry.leaves_s is None and seen.leaves_s is not None and not seen.is_taken:
             news += _refusals(seen, machine)
         if seen.is_taken and not entry.is_taken:
             taken.append(entry)
@@ -219,11 +220,11 @@ def _look(
 
 def _miss(entry: Entry, machine: Machine | None, now_s: float) -> Entry:
     """Look at an entry without a machine that could serve."""
-    if entry.up_s is not None:
+    if entry.ready_s is not None:
         return replace(entry, leaves_s=now_s, leaves_why="its cloud has taken it", is_taken=True)
-    if machine is None:
+    if machine is None and entry.up_s is None:
         return entry  # asked for a moment ago
-    text = machine.text or "it went before it was up"
+    text = (machine.text if machine else "") or "it went before it served"
     return replace(entry, leaves_s=now_s, leaves_why=text)
 
 
@@ -260,12 +261,12 @@ def _may_go(
     return not serves or now_s >= entry.leaves_s
 
 
-def _refusals(entry: Entry, machine: Machine) -> list[Happening]:
-    if machine.state == "refused":
-        return [Refused(entry.zone, entry.market, machine.refusal or "other")]
-    if entry.leaves_s is not None:
-        return [Refused(entry.zone, entry.market, "other")]
-    return []
+def _refusals(entry: Entry, machine: Machine | None) -> list[Happening]:
+    """Tell why a node did not come to serve, so that nobody asks again and again for the same."""
+    if entry.ready_s is not None:
+        return []
+    refusal = machine.refusal if machine is not None and machine.state == "refused" else None
+    return [Refused(entry.zone, entry.market, refusal or "other")]
 
 
 def _reclaims(taken: Sequence[Entry], held: Sequence[Entry]) -> list[Happening]:
