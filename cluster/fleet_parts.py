@@ -86,7 +86,8 @@ def _build_sky(
         )
     python = Path(sky.python) if os.path.isabs(sky.python) else ROOT / sky.python
     bridge = SkyBridge(python, folder / "sky.log")
-    provisioner = SkyProvisioner(file.fleet.name, task, sky.envs, bridge, sky.accelerators)
+    envs = {"RAY_HEAD": sky.ray_head, **sky.envs} if sky.ray_head else sky.envs
+    provisioner = SkyProvisioner(file.fleet.name, task, envs, bridge, sky.accelerators)
     if sky.ray_head is None:
         return provisioner, CellMembers(sky.port)
     os.environ["RAY_AUTH_MODE"] = "token"

@@ -7,6 +7,7 @@ its cloud's notice is how a controller far away hears of it.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import httpx
@@ -18,6 +19,7 @@ from cluster.provisioner import ProvisionerAwayError
 NODE_LABEL = "arriero-node"
 _RPC_TIMEOUT_S = 10.0
 _NO_DEADLINE_S = 600.0
+_AT_ONCE = 32
 
 
 class Members(Protocol):
@@ -117,7 +119,10 @@ class CellMembers:
     def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
         """Return a pulse of each cell whose every model has an engine."""
         asked = [machine for machine in machines if machine.state == "up" and machine.address]
-        return {machine.id: Pulse() for machine in asked if self._is_ready(machine.address)}
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            answers = list(pool.map(lambda machine: self._is_ready(machine.address), asked))
+        ready = zip(asked, answers, strict=True)
+        return {machine.id: Pulse() for machine, is_ready in ready if is_ready}
 
     def drain(self, node: NodeId, left_s: float, why: str) -> None:
         """Leave a cell the time that is left; its front sends it nothing once it is ending."""

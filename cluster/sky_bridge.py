@@ -17,6 +17,8 @@ from typing import Any, TextIO
 # By name: type checkers take the repository's folder sky/ for the package.
 sky: Any = None
 _LAUNCH = "sky.launch"
+_NODE = "ARRIERO_NODE"
+"""What a task file asks for that wants to know the node's name."""
 _OPEN = ("PENDING", "RUNNING", "WAITING")
 
 
@@ -95,7 +97,7 @@ class SkyFleet:
         """Ask for a cluster in one zone; return the request, None where it was asked for before."""
         if self._last_launches(name, exactly=True):
             return None
-        task = _read_task(file, envs)
+        task = _read_task(file, {**envs, _NODE: name})
         resources = self._launchables(task, accelerators).get((zone, market == "spot"))
         if resources is None:
             raise ValueError(f"{file} asks for nothing that {zone} has {market}")

@@ -6,7 +6,6 @@ A zone is out of stock while FOLDER/out-of-stock/ZONE exists; FOLDER/no-quota/ZO
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -105,7 +104,6 @@ def list_instances(endpoint: str) -> list[dict[str, str]]:
 
 def main(port: int, folder: Path) -> None:
     """Serves."""
-    os.environ.setdefault("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     app = ShortStock(DomainDispatcherApplication(create_backend_app), folder)
     run_simple("127.0.0.1", port, app, threaded=True)

@@ -98,7 +98,7 @@ def _run_aws(environ: dict[str, str], folder: Path, port: str, endpoint: str) ->
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.moto_cloud", port, str(folder)],
             cwd=ROOT,
-            env=environ,
+            env=environ | {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
