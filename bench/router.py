@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import TenantId
-from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_baselines import FirstCome
 from serve_app.policy.fairness_options import Locality, MovingAverage
+from serve_app.policy.fairness_settings import VtcSettings
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.routing import EngineView, choose_engine
 from serve_app.policy.turns import Fit, TurnOrder
@@ -121,8 +122,8 @@ class Load:
     def _place(self, request: Waiting) -> Fit | None:
         if self._case.closed_lanes and int(request.lane) < self._case.closed_lanes:
             return None
-        engine_id = choose_engine(self._views)
-        return None if engine_id is None else Fit(engine_id)
+        engine = choose_engine(self._views)
+        return None if engine is None else Fit(engine.engine_id)
 
     def _end_oldest(self) -> None:
         self.order.finish(self._running.popleft())

@@ -22,8 +22,9 @@ from dataclasses import replace
 from serve_app.messages import TicketId
 from serve_app.names import TenantId
 from serve_app.policy.admission import Refusal
-from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_options import Cost
+from serve_app.policy.fairness_settings import VtcSettings
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.turns import Admission, Later, Place
 
@@ -89,7 +90,9 @@ class FirstCome:
         """Forgets a running request."""
         self._running.pop(ticket, None)
 
-    def abort(self, ticket: TicketId, *, is_computed: bool = True) -> bool:
+    def abort(
+        self, ticket: TicketId, cached_tokens: int | None = None, *, is_computed: bool = True
+    ) -> bool:
         """Forgets a request."""
         is_known = ticket in self._running or ticket in self._waiting
         self._running.pop(ticket, None)
