@@ -200,9 +200,23 @@ def _down(fleet: "FleetParts", options: argparse.Namespace) -> int:
     left_s = fleet.settings.drain_s if options.within_s is None else options.within_s
     fleet.book.order(DOWN, left_s)
     status = _see_to_it(fleet, lambda: not fleet.book.load().entries, left_s)
-    fleet.book.fulfil(DOWN)
+    _take_back(fleet, DOWN)
     print("All nodes are gone.")
     return status
+
+
+def _take_back(fleet: "FleetParts", order: str) -> None:
+    """Forget an order once no controller runs: one that does would start nodes again."""
+    for _ in range(120):
+        with fleet.book.hold() as is_mine:
+            if is_mine:
+                fleet.book.fulfil(order)
+                return
+        time.sleep(0.5)
+    raise CommandError(
+        f"all nodes are gone, but the controller, process {fleet.book.holder()}, does not end; "
+        "end it with Ctrl-C."
+    )
 
 
 def _see_to_it(fleet: "FleetParts", is_done: Callable[[], bool], left_s: float) -> int:
