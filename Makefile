@@ -15,7 +15,7 @@ VENV := .venv/bin
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
-	bench-adapter-stall bench-prefix-routing bench-migration bench-overload bench-spot chaos \
+	bench-adapter-stall bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-fleet \
 	bench-spot-bound bench-spot-curve
 
 help: ## List the commands
@@ -94,6 +94,9 @@ bench-overload: env-dev ## Measure ten times what it can serve (ARGS=--quick for
 
 chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --seed 7')
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
+
+chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
+	@$(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from serve_app.config_adapters import AdaptersSettings, find_adapter_conflict
+from serve_app.config_fleet import FleetSettings
 from serve_app.config_limits import LedgerSettings, PriceSpec
 from serve_app.config_model import (
     Accelerator,
@@ -56,6 +57,7 @@ __all__ = [
     "EchoEngine",
     "EmbeddedSource",
     "Engine",
+    "FleetSettings",
     "FrontEndSettings",
     "GatewaySettings",
     "GpuAccelerator",
@@ -240,6 +242,8 @@ class Settings(Section):
     """What is logged."""
     tracing: TracingSettings | None = None
     """Traces of requests. None makes none."""
+    fleet: FleetSettings | None = None
+    """Nodes that `arriero fleet up` keeps running. None means none: nodes are your affair."""
 
     @field_validator("auth", mode="before")
     @classmethod

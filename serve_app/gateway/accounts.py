@@ -15,6 +15,7 @@ from serve_app.config_store import StoreSettings, database_url, state_dir_of
 from serve_app.errors import InternalError, StoreError
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.fleet_costs import FleetCosts
 from serve_app.names import KeyId, TenantId
 from serve_app.store.catalog_watcher import CatalogWatcher
 from serve_app.store.database import Database
@@ -62,6 +63,7 @@ class Accounts:
     def __init__(self) -> None:
         self.catalog = Catalog()
         self.authenticator = Authenticator(self.catalog, needs_keys=True)
+        self.fleet_costs: FleetCosts | None = None
         self._store: _Store | None = None
         self._noting: asyncio.Task[None] | None = None
         self._deleting: asyncio.Task[None] | None = None
@@ -77,6 +79,7 @@ class Accounts:
         """
         if self._store is None or self._store.settings != settings.store:
             self._replace_store(settings.store)
+        self.fleet_costs = FleetCosts.of(settings)
         self.catalog.declare(settings.tenants)
         self.authenticator.needs_keys = settings.auth.kind == "keys"
         self._records = settings.records

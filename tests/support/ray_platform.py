@@ -77,6 +77,11 @@ class RayPlatform:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
+    def mark(self) -> str:
+        """By which all processes are found at the end."""
+        return self._mark
+
+    @property
     def ray_address(self) -> str:
         """Of the head."""
         return f"{HOST}:{self._ports.gcs}"
