@@ -109,8 +109,9 @@ def ray_environment(
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # Our replicas only await; a second event loop would cost a hop for every token.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        # Three looks until Serve starts a dead HAProxy again; of ten seconds each otherwise.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # Three looks until Serve starts a dead HAProxy again; every ten seconds otherwise. More
+        # often, and it takes one for dead while Ray's head is replaced.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "3",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_HAPROXY_STAND_IN),
         "ARRIERO_HAPROXY": haproxy,
