@@ -132,8 +132,9 @@ def node_environment(environ: Mapping[str, str], mark: str) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # Our replicas only await; a second event loop would cost a hop for every token.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        # Three looks until Serve starts a dead HAProxy again; of ten seconds each otherwise.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # Three looks until Serve starts a dead HAProxy again; every ten seconds otherwise. More
+        # often, and it takes one for dead while Ray's head is replaced.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "3",
     }
 
 

@@ -212,7 +212,8 @@ class Engine:
         """Builds the core and steps it, all on one thread (see VllmCore)."""
         assert self._loop is not None
         try:
-            core = self._load()
+            with serve_log_kept():
+                core = self._load()
         except BaseException as error:
             self._loop.call_soon_threadsafe(self._finish_loading, error)
             return
@@ -225,9 +226,8 @@ class Engine:
             self._loop.call_soon_threadsafe(self._die)
 
     def _load(self) -> "Core":
-        with serve_log_kept():
-            from deployments.engine_build import build_core, resolve_config
-            from deployments.engine_server import EngineServer
+        from deployments.engine_build import build_core, resolve_config
+        from deployments.engine_server import EngineServer
 
         self._detail = "fetching the model"
         path = fetch_model(self._model.source)

@@ -1,6 +1,6 @@
-"""Keeps Ray Serve's log of a replica when vLLM is imported.
+"""Keeps Ray Serve's log of a replica while a model is loaded.
 
-vLLM configures logging as it is imported, by `logging.config.dictConfig`, which closes every
+What loads it configures logging, by `logging.config.dictConfig`, which closes every
 handler that there is. One of them is Serve's buffer before the replica's log file. Without it Serve
 writes no more; and a new controller, which asks each replica for that file's name, gets an error
 and stops the replica: the death of Serve's controller would restart every engine.
