@@ -7,7 +7,6 @@ for is a file, written before the process is started.
 
 import fcntl
 import json
-import os
 import subprocess
 import sys
 import time
@@ -193,8 +192,9 @@ class LocalProvisioner:
             )
 
     def _arguments(self, node: NodeId) -> list[str]:
-        # Every node of this machine wants the same port for its agent; the pid parts two at once.
-        agent = choose_free_port(HOST, 53000 + os.getpid() % 1000 * 5, 62000) or 0
+        # Nodes that start at once must not find the same port free for their agents.
+        first = 53_000 + int(node.rpartition("-")[2]) % 500 * 10
+        agent = choose_free_port(HOST, first, first + 9) or 0
         return [
             "start",
             "--block",
