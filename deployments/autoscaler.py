@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from deployments.demand import DemandMeter
-from deployments.fleet import Fleet, KnownEngine
+from deployments.fleet import Fleet
+from deployments.known_engine import KnownEngine
 from deployments.ticket import Ticket
 from deployments.ticket_book import TicketBook
 from serve_app.config_model import ModelSettings

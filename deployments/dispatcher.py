@@ -47,6 +47,8 @@ class Dispatcher:
         self._send = send
         self._max_deaths = max_deaths
         self._preempts = preempts
+        self.n_turns = 0
+        """Requests handed out so far."""
         self._newcomer: TicketId | None = None
         """The request that has just come: it alone may go beyond an engine's room."""
 
@@ -57,17 +59,18 @@ class Dispatcher:
 
     def dispatch_newcomer(self, ticket: TicketId, now_s: float) -> None:
         """The same when a request has just come; has its adapter loaded if it has to wait."""
+        known = self._tickets[ticket]
+        self._placer.note_arrival(_wish(known))
         self._newcomer = ticket
         self._hand_out(now_s)
         self._newcomer = None
-        known = self._tickets[ticket]
         if known.engine_id is None:
             self._placer.prepare_early(_wish(known))
 
     def _hand_out(self, now_s: float) -> None:
         while (admission := self._queue.admit(self._place, now_s)) is not None:
             logger.debug("%s runs: %s.", admission.request.ticket, admission.reason)
-            self._grant(admission)
+            self._grant(admission, now_s)
 
     def _place(self, request: Waiting) -> Fit | None:
         wish = _wish(self._tickets[request.ticket])
@@ -76,14 +79,15 @@ class Dispatcher:
             return self._placer.place_beyond(wish, self._tickets.n_waiting(wish.tenant))
         return fit
 
-    def _grant(self, admission: Admission) -> None:
+    def _grant(self, admission: Admission, now_s: float) -> None:
         ticket, engine = admission.request.ticket, self._fleet.get(admission.fit.engine_id)
         assert engine is not None, "only known engines are placed on"
         endpoint = engine.report.endpoint
         assert endpoint is not None
-        known = self._tickets.begin(ticket, engine.report.engine_id)
-        if is_suspect(known.strikes, self._max_deaths()):
-            engine.on_probation = ticket
+        self.n_turns += 1
+        known = self._tickets.begin(ticket, engine.report.engine_id, now_s)
+        is_last_try = is_suspect(known.strikes, self._max_deaths())
+        self._fleet.begin_probation(admission.fit.engine_id, ticket, is_suspect=is_last_try)
         standing = Standing(
             known.tenant,
             admission.tier,
@@ -91,8 +95,19 @@ class Dispatcher:
             admission.charged,
             admission.fit.is_express,
         )
-        self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint, standing))
+        load_s = self._placer.load_s(known.adapter, known.since_s, now_s)
+        queue_s = now_s - known.since_s - load_s
+        engine_id = engine.report.engine_id
+        grant = Grant(ticket, engine_id, endpoint, standing, queue_s, load_s)
+        self._send(known.gateway, grant)
 
 
 def _wish(known: Ticket) -> Wish:
-    return Wish(known.tenant, known.model, known.adapter, known.marks, known.dialect)
+    return Wish(
+        known.tenant,
+        known.model,
+        known.adapter,
+        known.marks,
+        has_run=known.has_run,
+        dialect=known.dialect,
+    )

@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from vllm.config import VllmConfig
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreRequest,
@@ -30,8 +32,10 @@ from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns
 from serve_app.policy.prompt_chunks import Prompt, plan_prompts
 
-_News = tuple[EngineCoreRequest, Standing, Sequence[int]] | list[str] | Mapping[TenantId, int]
-"""A request with what it has got elsewhere, ids to abort, or the router's counters."""
+_News = (
+    tuple[EngineCoreRequest, Standing, Sequence[int], float] | list[str] | Mapping[TenantId, int]
+)
+"""A request, with what it has got elsewhere and when it came; ids to abort; or the counters."""
 
 
 class EchoCore:
@@ -88,7 +92,7 @@ class EchoCore:
         self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
     ) -> None:
         """Takes a request; it runs when it is its turn."""
-        self._mail.put((request, standing, produced))
+        self._mail.put((request, standing, produced, time.monotonic()))
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Takes the router's counters; they hold from the next step on."""
@@ -108,24 +112,25 @@ class EchoCore:
         """Adapters of the requests that run."""
         return self._adapters.active
 
-    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
         """Takes as long as loading would; no weights are read."""
         return self._between_steps(lambda: self._adapters.hold(adapter_id))
 
-    def activate_adapter(self, adapter_id: int) -> Future[None]:
+    def activate_adapter(self, adapter_id: int) -> Future[float]:
         """Takes as long as a copy to a slot would, if one is free."""
         return self._between_steps(lambda: self._adapters.activate(adapter_id))
 
-    def drop_adapter(self, adapter_id: int) -> Future[None]:
+    def drop_adapter(self, adapter_id: int) -> Future[float]:
         """Forgets an adapter that no request uses."""
         return self._between_steps(lambda: self._adapters.drop(adapter_id))
 
-    def _between_steps(self, errand: Callable[[], None]) -> Future[None]:
-        done: Future[None] = Future()
+    def _between_steps(self, errand: Callable[[], None]) -> Future[float]:
+        done: Future[float] = Future()
 
         def run() -> None:
+            began_s = time.monotonic()
             errand()
-            done.set_result(None)
+            done.set_result(time.monotonic() - began_s)
 
         self._mail.put(run)
         return done
@@ -173,8 +178,10 @@ class EchoCore:
 
     def _take(self, news: _News | Callable[[], None]) -> None:
         match news:
-            case EngineCoreRequest() as request, Standing() as standing, produced:
+            case EngineCoreRequest() as request, Standing() as standing, produced, came_s:
                 self._add(request, standing, len(produced))
+                queued = EngineCoreEvent(EngineCoreEventType.QUEUED, float(came_s))
+                self._waiting[TicketId(request.request_id)].events = [queued]
             case list():
                 for request_id in news:
                     self._end(TicketId(request_id))
@@ -216,6 +223,7 @@ class EchoCore:
             self._turns.start(ticket)
             entry = self._running[ticket] = self._waiting.pop(ticket)
             entry.uncomputed = self._prefill(entry)
+            entry.note_begun()
         for ticket in skipped:
             self._turns.put_back(ticket)
         if self._pace is None:

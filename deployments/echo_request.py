@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreRequest,
+    FinishReason,
+)
 from vllm.v1.outputs import LogprobsLists
 
 from deployments.echo_cache import prefill_stats
@@ -30,6 +36,13 @@ class EchoRequest:
     """Tokens of prompt and answer so far that are to be computed before it says more."""
     cached_tokens: int | None = None
     """Of its prompt, if there is a cache; None once that is told, or when it began elsewhere."""
+    events: list[EngineCoreEvent] | None = None
+    """When it came and when it began; None once that is told."""
+
+    def note_begun(self) -> None:
+        """It has got its place in the batch, perhaps once more."""
+        if self.events is not None:
+            self.events.append(EngineCoreEvent.new_event(EngineCoreEventType.SCHEDULED))
 
     def say(self, n_tokens: int) -> EngineCoreOutput:
         """Returns the next `n_tokens` tokens, fewer at the end."""
@@ -38,6 +51,7 @@ class EchoRequest:
         self.said = end
         done = FinishReason.LENGTH if self.stops_at is None else FinishReason.STOP
         cached, self.cached_tokens = self.cached_tokens, None
+        events, self.events = self.events, None
         n_prompt = len(self.request.prompt_token_ids or ())
         return EngineCoreOutput(
             self.request.request_id,
@@ -45,6 +59,7 @@ class EchoRequest:
             self._logprobs(tokens),
             finish_reason=done if end >= self.limit else None,
             stop_reason=self.stops_at if end >= self.limit else None,
+            events=events,
             prefill_stats=None if cached is None else prefill_stats(n_prompt, cached),
         )
 

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 
 import cloudpickle
 
+from deployments.departure import Departure
 from deployments.hang_watch import HangWatch
 from deployments.model_source import fetch_model
+from serve_app import telemetry
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_model import ModelSettings
 from serve_app.dialect import dialect_of_model, make_config_id
@@ -38,10 +40,13 @@ from serve_app.messages import (
     EngineState,
     FrontEndOffer,
     GatewayMail,
+    HoldOn,
+    LogLevel,
     Prepare,
     Progress,
 )
 from serve_app.router_link import FindRouter, RouterLink
+from serve_app.serve_log import serve_log_kept
 
 if TYPE_CHECKING:
     # Imported late at run time: vLLM reads the environment when it is imported.
@@ -63,8 +68,8 @@ _HEARD_S = 5.0
 _CALM_S = 2.0
 """Without requests, before an engine that drains is done: what gateways have read for it alone, as
 its successors have another tokenizer, may still be on its way."""
-_MOVE_S = 2.0
-"""Before the end of a drain, for what still runs to go elsewhere. It takes far less."""
+_WORD_S = 1.0
+"""A router that is there says within it how long to wait."""
 
 
 class Engine:
@@ -104,6 +109,10 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loaded: asyncio.Future[None] | None = None
         self._heartbeat: asyncio.Task[None] | None = None
+        self._held: asyncio.Queue[HoldOn] = asyncio.Queue()
+        self._departure = Departure(
+            self._is_busy, lambda: self._set_state("draining", ""), self._go, _CALM_S
+        )
         self._hang_watch = HangWatch(model.hang_timeout_s)
         self._thread = threading.Thread(target=self._run_core, name="engine-core", daemon=True)
         self._router = RouterLink(find_router, engine_id.encode(), self._read_mail, self._introduce)
@@ -130,7 +139,8 @@ class Engine:
         except Exception as error:
             logger.exception("Model %s could not be loaded.", self._model.name)
             await self._fail_start(f"{error}")
-        self._set_state("ready", "")
+        if not self._departure.has_begun:
+            self._set_state("ready", "")
         logger.info("Model %s is ready after %.1f s.", self._model.name, self.age_s(started_s))
 
     @staticmethod
@@ -141,12 +151,22 @@ class Engine:
     async def _fail_start(self, reason: str) -> None:
         message = f"Model {self._model.name!r} could not be started: {reason}"
         self._set_state("failed", message)
+        await self._wait_for_router()
+        with contextlib.suppress(TimeoutError):
+            hold_on = await asyncio.wait_for(self._held.get(), _WORD_S)
+            self._set_state(
+                "failed",
+                f"{message} {hold_on.n_failed} starts have failed one after the other; the next "
+                f"one is in {hold_on.wait_s:.0f} s.",
+            )
+            await asyncio.sleep(hold_on.wait_s)
+        raise EngineStartError(message)
+
+    async def _wait_for_router(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HEARD_S):
                 while not self._router.is_connected:  # noqa: ASYNC110 - it is another task's
                     await asyncio.sleep(0.05)
-        await asyncio.sleep(_FAREWELL_S)
-        raise EngineStartError(message)
 
     @property
     def load(self) -> EngineLoad:
@@ -163,14 +183,16 @@ class Engine:
             raise EngineDeadError(f"The engine of {self._model.name!r} died: {self._failure}")
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes nothing new, finishes what it can in this time and lets the rest move."""
-        self._set_state("draining", "")
-        now_s = time.monotonic()
-        await self._wait_until_idle(now_s + timeout_s - min(_MOVE_S, timeout_s / 2), _CALM_S)
+        """Takes nothing new, finishes what it can in this time and lets the rest move.
+
+        Who calls again while it drains waits for the same end; it can only come sooner.
+        """
+        await self._departure.leave(timeout_s)
+
+    def _go(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.cancel()  # The next report would bring it back.
         self._router.send(EngineGone(self._engine_id))
-        await self._wait_until_idle(now_s + timeout_s)
 
     async def stop(self) -> None:
         """Drains for `drain_timeout_s`, then stops. One that failed leaves its reason standing."""
@@ -185,15 +207,6 @@ class Engine:
             await asyncio.to_thread(self._server.stop)
         await asyncio.sleep(_FAREWELL_S)
         self._router.close()
-
-    async def _wait_until_idle(self, until_s: float, calm_s: float = 0.0) -> None:
-        busy_s = time.monotonic()
-        while (now_s := time.monotonic()) < until_s:
-            if self._is_busy():
-                busy_s = now_s
-            elif now_s - busy_s >= calm_s:
-                return
-            await asyncio.sleep(0.05)
 
     def _is_busy(self) -> bool:
         if self._server is None or self._failure is not None:
@@ -213,7 +226,8 @@ class Engine:
         """Builds the core and steps it, all on one thread (see VllmCore)."""
         assert self._loop is not None
         try:
-            core = self._load()
+            with serve_log_kept():
+                core = self._load()
         except BaseException as error:
             self._loop.call_soon_threadsafe(self._finish_loading, error)
             return
@@ -351,5 +365,9 @@ class Engine:
             self._core.synchronise(mail.counters)
         elif isinstance(mail, Prepare) and self._gate is not None:
             self._gate.prepare(mail.ref, mail.tenant)
+        elif isinstance(mail, HoldOn):
+            self._held.put_nowait(mail)
         elif isinstance(mail, Drop) and self._gate is not None:
-            self._gate.drop(mail.adapter_ids)
+            self._gate.drop(mail.refs)
+        elif isinstance(mail, LogLevel):
+            telemetry.set_log_level(mail.level)

@@ -24,6 +24,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.request import Request, RequestStatus
 
 from deployments.adapter_slots import SlotTurns
@@ -223,7 +224,16 @@ class FairTurns(Scheduler):
         with self._budget_kept(express):
             output = super().schedule(*args, **kwargs)
         self.fair_queue.settle(is_step_over=True)
+        self._note_begun(output)
         return output
+
+    def _note_begun(self, output: SchedulerOutput) -> None:
+        """Has the first output of a request say when it began; vLLM does so with its statistics."""
+        if self.log_stats or not output.scheduled_new_reqs:
+            return
+        now_s = time.monotonic()
+        for begun in output.scheduled_new_reqs:
+            self.requests[begun.req_id].record_event(EngineCoreEventType.SCHEDULED, now_s)
 
     def _make_room(self, express: Sequence[Request]) -> None:
         """Preempts what has to yield so that these can start in the step that comes."""

@@ -4,12 +4,9 @@ It hears reports and forgets who went silent; whom to send a request to is `poli
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from serve_app.dialect import dialect_of
+from deployments.known_engine import SILENT_ENGINE_S, Handed, KnownEngine
 from serve_app.messages import (
     AdapterReport,
     EngineId,
@@ -18,131 +15,16 @@ from serve_app.messages import (
     FrontEndOffer,
     TicketId,
 )
-from serve_app.names import ModelName, TenantId
+from serve_app.names import ModelName
 from serve_app.policy.adapters import AdapterEngine
-from serve_app.policy.prefixes import PrefixMemory
+from serve_app.policy.breaker import find_skipped
 from serve_app.policy.routing import EngineView
 
 logger = logging.getLogger(__name__)
 
-_SILENT_ENGINE_S = 5.0
-"""An engine without a heartbeat for so long gets nothing more; it sends one every 0.5 s."""
-SLEPT_S = _SILENT_ENGINE_S / 2
+SLEPT_S = SILENT_ENGINE_S / 2
 """A router that has not looked for so long cannot tell who was silent: what others said meanwhile
 may still wait to be read."""
-_FORGET_ASKED_S = 60.0
-"""An adapter that has neither come nor failed by then may be asked for again."""
-_FORGET_FAILED_S = 60.0
-"""How long the reason stays visible for which an engine died."""
-_FORGET_UNSTARTED_S = 86_400.0
-"""The same, if it could not even start. It goes when another one starts."""
-
-
-@dataclass
-class KnownEngine:
-    """One engine as the router knows it."""
-
-    report: EngineReport
-    heard_s: float
-    in_flight: dict[TicketId, "Handed"] = field(default_factory=dict)
-    """Requests handed to it and not ended."""
-    by_tenant: Counter[TenantId] = field(default_factory=Counter)
-    by_adapter: Counter[int] = field(default_factory=Counter)
-    """The same, counted by tenant and by adapter; those with none are left out."""
-    in_memory: frozenset[int] = frozenset()
-    on_disk: frozenset[int] = frozenset()
-    """Adapters, as it said last."""
-    asked_s: dict[int, float] = field(default_factory=dict)
-    """Adapters that it was asked to prepare and has not said to have, and when."""
-    prefixes: PrefixMemory = field(default_factory=PrefixMemory)
-    """What its prefix cache is believed to hold."""
-    is_reachable: bool = True
-    has_served: bool = False
-    """Whether it was ever ready."""
-    on_probation: TicketId | None = None
-    """A suspect of killing engines that has not got a token here yet: nobody else may come."""
-
-    @property
-    def dialect(self) -> str:
-        """What it understands; empty before it has said so."""
-        return dialect_of(self.report.config_id)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it takes what comes."""
-        return self.report.state == "ready" and self.is_reachable
-
-    def serves(self, model: ModelName, dialect: str) -> bool:
-        """Whether it runs requests for a model in a dialect; an empty one is any."""
-        return self.report.model == model and dialect in ("", self.dialect)
-
-    @property
-    def is_unstarted(self) -> bool:
-        """Whether it failed before it ever served."""
-        return self.report.state == "failed" and not self.has_served
-
-    @property
-    def keep_s(self) -> float:
-        """How long it stays known after its last word."""
-        if self.is_unstarted:
-            return _FORGET_UNSTARTED_S
-        return _FORGET_FAILED_S if self.report.state == "failed" else _SILENT_ENGINE_S
-
-    def hand(self, ticket: TicketId, handed: "Handed") -> None:
-        """Counts a request as handed to it. Known ones are left as they are."""
-        if ticket not in self.in_flight:
-            self.in_flight[ticket] = handed
-            self.by_tenant[handed.tenant] += 1
-            if handed.adapter_id is not None:
-                self.by_adapter[handed.adapter_id] += 1
-            self.prefixes.note(handed.marks)
-
-    def take_back(self, ticket: TicketId) -> None:
-        """Counts a request no more. Unknown ones are left in peace."""
-        self.acquit(ticket)
-        handed = self.in_flight.pop(ticket, None)
-        if handed is not None:
-            _count_down(self.by_tenant, handed.tenant)
-            if handed.adapter_id is not None:
-                _count_down(self.by_adapter, handed.adapter_id)
-
-    def acquit(self, ticket: TicketId) -> bool:
-        """Ends a request's probation; says whether it was on one."""
-        was_suspect = self.on_probation == ticket
-        if was_suspect:
-            self.on_probation = None
-        return was_suspect
-
-    def take_report(self, report: EngineReport, now_s: float) -> None:
-        """Takes what it says of itself."""
-        self.report, self.heard_s, self.is_reachable = report, now_s, True
-        self.has_served |= report.state == "ready"
-        self.prefixes.capacity = report.prefix_tokens
-        adapters = report.adapters
-        self.in_memory, self.on_disk = frozenset(adapters.in_memory), frozenset(adapters.on_disk)
-        self.asked_s = {
-            adapter_id: asked_s
-            for adapter_id, asked_s in self.asked_s.items()
-            if adapter_id not in self.in_memory
-            and adapter_id not in adapters.failures
-            and now_s - asked_s < _FORGET_ASKED_S
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Handed:
-    """A request that an engine has."""
-
-    tenant: TenantId
-    adapter_id: int | None = None
-    marks: Sequence[int] = ()
-    """Of its prompt."""
-
-
-def _count_down(counts: Counter[Any], key: Hashable) -> None:
-    counts[key] -= 1
-    if not counts[key]:
-        del counts[key]
 
 
 def _have_moved(now: AdapterReport, before: AdapterReport) -> bool:
@@ -155,10 +37,12 @@ class Fleet:
     Args:
         limit: Returns how many requests the settings allow an engine to be handed; None leaves it
             to the engine.
+        now: The monotonic clock.
     """
 
-    def __init__(self, limit: Callable[[], int | None]) -> None:
+    def __init__(self, limit: Callable[[], int | None], now: Callable[[], float]) -> None:
         self._limit = limit
+        self._now = now
         self._engines: dict[EngineId, KnownEngine] = {}
         self._front_ends: dict[str, bytes] = {}
 
@@ -243,7 +127,32 @@ class Fleet:
             return False
         logger.warning("Engine %s cannot be reached by a gateway.", engine_id)
         engine.is_reachable = False
+        self.note_failure(engine_id)
         return True
+
+    def note_failure(self, engine_id: EngineId) -> None:
+        """A request failed at an engine, or could not get there."""
+        engine = self._engines.get(engine_id)
+        if engine is None:
+            return
+        was_open, now_s = engine.breaker.is_open(self._now()), self._now()
+        engine.breaker = engine.breaker.with_failure(now_s)
+        if engine.breaker.is_open(now_s) and not was_open:
+            logger.error("Engine %s keeps failing and is skipped for a while.", engine_id)
+
+    def note_success(self, engine_id: EngineId, tickets: Iterable[TicketId]) -> bool:
+        """Requests have got tokens; says whether that ends an engine's probation."""
+        engine = self._engines.get(engine_id)
+        if engine is None or not any(map(engine.acquit, tickets)):
+            return False
+        engine.breaker = engine.breaker.with_success()
+        return True
+
+    def begin_probation(self, engine_id: EngineId, ticket: TicketId, *, is_suspect: bool) -> None:
+        """Keeps others from an engine while its new request or the engine itself is on trial."""
+        engine = self._engines[engine_id]
+        if is_suspect or engine.breaker.is_half_open(self._now()):
+            engine.on_probation = ticket
 
     def drop(self, engine_id: EngineId, reason: str) -> KnownEngine | None:
         """Forgets an engine; returns what was known of it."""
@@ -267,7 +176,10 @@ class Fleet:
         takes = engine.report.state == "ready" or self._is_last_of_its_dialect(engine)
         return EngineView(
             engine.report.engine_id,
-            is_ready=takes and engine.is_reachable and engine.on_probation is None,
+            is_ready=takes
+            and engine.is_reachable
+            and engine.on_probation is None
+            and not self._is_skipped(engine),
             in_flight=len(engine.in_flight),
             room=self._limit() or engine.report.max_running,
             cached_tokens=engine.prefixes.match(marks),
@@ -279,6 +191,17 @@ class Fleet:
             return False
         ready = {e.dialect for e in self if e.is_ready and e.report.model == engine.report.model}
         return bool(ready) and engine.dialect not in ready
+
+    def _is_skipped(self, engine: KnownEngine) -> bool:
+        """Whether it keeps failing, and another one can read what it reads."""
+        if engine.breaker.until_s is None:
+            return False
+        ready = {
+            peer.report.engine_id: peer.breaker
+            for peer in self
+            if peer.is_ready and peer.serves(engine.report.model, engine.dialect)
+        }
+        return engine.report.engine_id in find_skipped(ready, self._now())
 
     def dialects(self) -> dict[ModelName, frozenset[str]]:
         """Returns what each model's engines understand, of models of which one is ready."""
@@ -316,7 +239,7 @@ class Fleet:
             view.room,
             engine.report.adapters.slots,
             engine.by_adapter.keys(),
-            engine.in_memory | engine.asked_s.keys() if engine.asked_s else engine.in_memory,
+            engine.in_memory | engine.asked.keys() if engine.asked else engine.in_memory,
             engine.on_disk,
             view.cached_tokens,
         )
@@ -324,7 +247,22 @@ class Fleet:
     def statuses(self, model: ModelName) -> list[EngineStatus]:
         """Returns a model's that can be reached, as gateways show them."""
         reports = [e.report for e in self if e.is_reachable and e.report.model == model]
-        return [EngineStatus(r.engine_id, r.state, r.detail, r.load) for r in reports]
+        return [self._status_of(report) for report in reports]
+
+    def _status_of(self, report: EngineReport) -> EngineStatus:
+        return EngineStatus(
+            report.engine_id,
+            report.state,
+            self._detail_of(report),
+            report.load,
+            report.adapters.tally,
+            len(report.adapters.in_memory),
+        )
+
+    def _detail_of(self, report: EngineReport) -> str:
+        if not self._is_skipped(self._engines[report.engine_id]):
+            return report.detail
+        return "it keeps failing and gets no requests for a while"
 
     def config_id(self, model: ModelName) -> str:
         """Returns which front end fits a model's newest engine; empty while there is none."""

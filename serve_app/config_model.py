@@ -288,6 +288,10 @@ class ModelSettings(Section):
     cost_factor: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
     """What a token of this model counts for, beside those of other models of its domain. A change
     restarts the router, and tenants start anew."""
+    ttft_objective_s: Seconds | None = None
+    """Seconds within which the first token should come. Who cannot get it by then is refused at
+    once, or when it has waited so long, with 503 and `Retry-After`, in place of being served late
+    and making others late. None serves everyone, however late."""
     startup_timeout_s: Seconds = 1800.0
     """Seconds after which an engine that does not answer yet is started again."""
     drain_timeout_s: Seconds = 300.0

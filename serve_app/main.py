@@ -35,7 +35,8 @@ _SHUTDOWN_SLACK_S = 10.0
 _START_TRIES = 3
 """After so many failures in a row a new version of a model's engines is given up."""
 _NOT_THE_ENGINES = {
-    *("replicas", "autoscaling", "rollout", "canary", "front_end", "aliases", "cost_factor")
+    *("replicas", "autoscaling", "rollout", "canary", "front_end", "aliases", "cost_factor"),
+    "ttft_objective_s",
 }
 """Settings of a model that its running engines need not know."""
 _MANY = 1_000_000
@@ -142,6 +143,8 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
         **(group if placement.bundles else {}),
         max_ongoing_requests=_MANY,
         graceful_shutdown_timeout_s=model.drain_timeout_s + _SHUTDOWN_SLACK_S,
+        # Nothing runs by way of Serve here that would be worth a wait before the drain begins.
+        graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2.0,
         health_check_timeout_s=model.health_timeout_s,
     )(EngineReplica)

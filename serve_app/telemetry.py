@@ -11,10 +11,14 @@ import msgspec
 
 from serve_app.config import LoggingSettings
 
+logger = logging.getLogger(__name__)
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that the present task works for."""
 
 _PACKAGES = ("serve_app", "deployments", "cluster")
+_FIELDS = "arriero_fields"
+_configured_level = "INFO"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,12 @@ COUNTER_LAG = Gauge(
     "How far a waiting tenant is behind the waiting tenant that has got the most service.",
     ("domain", "tenant"),
 )
-GAUGES = (SERVICE_GAP, SERVICE_GAP_BOUND, COUNTER_LAG)
+FAILED_STARTS = Gauge(
+    "arriero_engine_failed_starts",
+    "Engines that failed to start, one after the other, since one was ready.",
+    ("model",),
+)
+GAUGES = (SERVICE_GAP, SERVICE_GAP_BOUND, COUNTER_LAG, FAILED_STARTS)
 
 
 class Recorder(Protocol):
@@ -101,6 +110,16 @@ def version() -> str:
         return "0"
 
 
+def with_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `extra` of a log line with fields beside its text: numbers and names, no texts."""
+    return {_FIELDS: fields}
+
+
+def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = getattr(record, _FIELDS, {})
+    return fields
+
+
 class _HumanFormatter(logging.Formatter):
     """time LEVEL module: text [request id]."""
 
@@ -110,6 +129,9 @@ class _HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Returns one line, and a traceback where there is one."""
         line = super().format(record)
+        fields = _fields_of(record)
+        if fields:
+            line += " " + " ".join(f"{name}={value}" for name, value in fields.items())
         request = request_id.get()
         return f"{line} [{request}]" if request else line
 
@@ -125,6 +147,7 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "request_id": request_id.get() or None,
+            **_fields_of(record),
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
@@ -133,6 +156,8 @@ class _JsonFormatter(logging.Formatter):
 
 def set_up_logging(settings: LoggingSettings) -> None:
     """Sends this platform's log lines to standard error. May be called again."""
+    global _configured_level
+    _configured_level = settings.level
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if settings.format == "json" else _HumanFormatter())
     for package in _PACKAGES:
@@ -140,3 +165,15 @@ def set_up_logging(settings: LoggingSettings) -> None:
         logger.setLevel(settings.level)
         logger.handlers = [handler]
         logger.propagate = False
+
+
+def set_log_level(level: str) -> None:
+    """Changes how much this process logs; empty is what the settings say."""
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(level or _configured_level)
+    logger.info("The log level is now %s.", log_level())
+
+
+def log_level() -> str:
+    """The least severe level that is written."""
+    return logging.getLevelName(logging.getLogger(_PACKAGES[0]).level)

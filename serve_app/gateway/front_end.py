@@ -108,11 +108,21 @@ class FrontEnd:
         payload: bytes,
         client: ModelClient,
         keep_alive_s: int,
+        *,
         dialect: str = "",
+        is_traced: bool = False,
     ) -> "FrontEnd":
         """Builds a front end from what an engine offered (`deployments.engine`).
 
         Loads the tokenizer, which takes a second or so.
+
+        Args:
+            model: The model's settings.
+            payload: What the engine offered.
+            client: Reaches the model's engines.
+            keep_alive_s: Seconds of silence after which a stream says that it lives.
+            dialect: What those engines understand; empty is not known.
+            is_traced: Whether vLLM's own spans are wanted.
         """
         config: VllmConfig
         tasks: tuple[SupportedTask, ...]
@@ -125,7 +135,7 @@ class FrontEnd:
         args.model = folder
         args.served_model_name = list(model.names)
         args.structured_outputs_config = config.structured_outputs_config
-        engine = RemoteEngineClient(config, tasks, client, dialect)
+        engine = RemoteEngineClient(config, tasks, client, dialect=dialect, is_traced=is_traced)
         app = build_app(args, tasks, config.model_config)
         await init_app_state(engine, app.state, args, tasks)
         # vLLM asks this for the adapter that a request's `model` names; it has none of its own.

@@ -7,11 +7,12 @@ deployment.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
 from serve_app.catalog import Caller
 from serve_app.config import Settings
@@ -37,9 +38,15 @@ from serve_app.gateway.model_cards import (
 )
 from serve_app.gateway.model_client import ModelClient
 from serve_app.gateway.served_model import ServedModel
+from serve_app.gateway.timing_report import wants_last_chunk
+from serve_app.gateway.timings import RequestClock
+from serve_app.messages import AdapterRef, ModelStatus
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
+
+if TYPE_CHECKING:
+    from serve_app.gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +64,16 @@ class Target:
     front_end: FrontEnd
     adapter: Adapter | None
     version: str = ""
+
+
+class KnownModel(NamedTuple):
+    """A model as a gateway sees it."""
+
+    name: ModelName
+    domain: ModelName
+    state: str
+    detail: str
+    status: ModelStatus
 
 
 FindRouterOf = Callable[[ModelName], FindRouter]
@@ -84,14 +101,20 @@ class Gateway:
         self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.accounts = Accounts()
-        self.adapters = GatewayAdapters(self.accounts)
+        self.adapters = GatewayAdapters(self.accounts, self._say_gone)
         self._find_ledger = find_ledger
         self._ledger: LedgerClient | None = None
+        self.tracing: Tracing | None = None
+        """None where requests are not traced."""
         self.settings: Settings
 
     def configure(self, settings: Settings) -> None:
         """Takes new settings. Models that did not change keep their connections and streams."""
         self.settings = settings
+        if self.tracing is None and settings.tracing is not None:
+            from serve_app.gateway.tracing import Tracing
+
+            self.tracing = Tracing(settings.tracing)
         self.accounts.configure(settings)
         self.adapters.configure(settings.adapters)
         self._configure_ledger(settings.ledger)
@@ -112,14 +135,14 @@ class Gateway:
             if known is None:
                 models[name] = self._connect(model, shown_as)
             else:
-                known.client.limits = self.settings.limits
+                known.client.configure(self.settings.limits)
                 if (known.settings, known.shown_as) != (model, shown_as):
                     self._replace_settings(known, model, shown_as)
 
     def check_health(self) -> None:
         """Raises InternalError when a part has failed: a new gateway is the remedy."""
         self.accounts.check_health()
-        for model in (*self._models.values(), *self._canaries.values()):
+        for model in self._served():
             if model.front_end is not None and model.front_end.has_failed:
                 name = model.settings.name
                 raise InternalError(f"The front end of {name!r} stopped handling outputs.")
@@ -128,11 +151,13 @@ class Gateway:
         """Writes down what is left and drops every connection."""
         self.close()
         await self.adapters.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         await self.accounts.close()
 
     def close(self) -> None:
         """Drops every connection."""
-        for model in (*self._models.values(), *self._canaries.values()):
+        for model in self._served():
             model.client.close()
         for task in self._tasks:
             task.cancel()
@@ -152,15 +177,23 @@ class Gateway:
             check_scope(caller, scope)
         return caller
 
-    def make_meter(self, caller: Caller, headers: Mapping[str, str]) -> Meter:
-        """Returns what counts a request for a model.
+    def make_meter(self, caller: Caller, headers: Mapping[str, str], started_s: float) -> Meter:
+        """Returns what counts and times a request for a model.
+
+        Args:
+            caller: Whose it is.
+            headers: Of the request.
+            started_s: When it arrived, by the monotonic clock.
 
         Raises:
             ApiError: 400; `x-request-timeout` is no number of seconds.
         """
         assert self._ledger is not None, "configure comes first"
         timeout_s = read_timeout(headers, self.settings.gateway.request_timeout_s)
-        return Meter(caller, self._ledger, timeout_s)
+        meter = Meter(caller, self._ledger, timeout_s)
+        meter.clock = RequestClock(started_s)
+        meter.wants_last_chunk = wants_last_chunk(headers)
+        return meter
 
     def price_of(self, model: ModelName, adapter: str) -> PriceSpec:
         """Returns what tokens of a base model, or of its adapter of this full name, cost."""
@@ -210,6 +243,12 @@ class Gateway:
             return AdapterChoice(asked, await self.adapters.resolve(adapter, caller))
         except AdapterRefusedError:
             raise self.no_such_model(asked, caller) from None
+
+    def _say_gone(self, refs: list[AdapterRef]) -> None:
+        for ref in refs:
+            model = self._models.get(ref.base)
+            if model is not None:
+                model.client.say_gone(ref)
 
     def _resolve(self, model_name: str | None, caller: Caller) -> tuple[ModelName, Adapter | None]:
         """Whether a model does not exist or is another tenant's is not told apart."""
@@ -263,7 +302,29 @@ class Gateway:
             "ready": all(m["ready"] for m in models.values()) and store != "loading",
             "models": models | canaries,
             "store": {"state": store},
+            "adapters": self.adapters.counts(),
         }
+
+    def known_models(self) -> list[KnownModel]:
+        """Every model and how it stands, in the settings' order, and then canaries."""
+        return [
+            KnownModel(
+                model.settings.name,
+                model.settings.domain_name,
+                model.state.state,
+                model.state.detail,
+                model.client.status,
+            )
+            for model in self._served()
+        ]
+
+    def set_log_level(self, level: str) -> None:
+        """Changes how much this gateway and all that it is connected to log; empty resets it."""
+        telemetry.set_log_level(level)
+        for model in self._served():
+            model.client.set_log_level(level)
+        if self._ledger is not None:
+            self._ledger.set_log_level(level)
 
     def model_cards(self, caller: Caller) -> list[Card]:
         """Every model and alias that the caller may use, as `/v1/models` lists them."""
@@ -340,7 +401,12 @@ class Gateway:
         try:
             keep_alive_s = self.settings.gateway.sse_keep_alive_s
             fresh = await FrontEnd.build(
-                model.shown_as, payload, model.client, keep_alive_s, dialect
+                model.shown_as,
+                payload,
+                model.client,
+                keep_alive_s,
+                dialect=dialect,
+                is_traced=self.tracing is not None,
             )
         except Exception as error:
             logger.exception("The front end of %s could not be built.", model.settings.name)
@@ -363,6 +429,9 @@ class Gateway:
         model.settings, model.shown_as = settings, shown_as
         if model.payload:
             self._spawn(self._build_front_end(model, model.payload, model.dialect))
+
+    def _served(self) -> Iterator[ServedModel]:
+        return chain(self._models.values(), self._canaries.values())
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
