@@ -86,21 +86,27 @@ class Fleet:
             engine.prefixes.capacity = report.prefix_tokens
             for ticket, handed in running:
                 engine.hand(ticket, handed)
-            is_news = True
+            has_changed = True
         else:
-            is_news = (report.state, report.detail) != (engine.report.state, engine.report.detail)
-        if is_news and report.state == "ready":
-            self._forget_unstarted(report.model)
-        if is_news:
-            logger.info("Engine %s: %s %s", report.engine_id, report.state, report.detail)
-        is_news |= _have_moved(report.adapters, engine.report.adapters)
+            before = engine.report
+            has_changed = (report.state, report.detail) != (before.state, before.detail)
+        has_moved = _have_moved(report.adapters, engine.report.adapters)
         engine.take_report(report, now_s)
-        return is_news
+        if has_changed:
+            logger.info("Engine %s: %s %s", report.engine_id, report.state, report.detail)
+            self._outdate_reasons(engine, now_s)
+        return has_changed or has_moved
 
-    def _forget_unstarted(self, model: ModelName) -> None:
+    def _outdate_reasons(self, newest: KnownEngine, now_s: float) -> None:
+        """Why others could not start is no news once one starts, or says why it cannot."""
+        if not newest.is_ready and not newest.is_unstarted:
+            return
         for engine_id, engine in list(self._engines.items()):
-            if engine.report.model == model and engine.is_unstarted:
-                self.drop(engine_id, "others start")
+            is_peer = engine is not newest and engine.report.model == newest.report.model
+            if is_peer and engine.is_unstarted:
+                engine.is_outdated = True
+                if now_s - engine.heard_s > engine.keep_s:
+                    self.drop(engine_id, "another one has started, or failed to")
 
     def take_offer(self, offer: FrontEndOffer) -> None:
         """Keeps a front end; forgets those that no engine uses any more."""

@@ -16,7 +16,7 @@ SILENT_ENGINE_S = 5.0
 _FORGET_FAILED_S = 60.0
 """How long the reason stays visible for which an engine died."""
 _FORGET_UNSTARTED_S = 86_400.0
-"""The same, if it could not even start. It goes when another one starts."""
+"""The same, if it could not even start, until another one starts or fails to."""
 _FORGET_ASKED_S = 60.0
 """An adapter that has neither come nor failed by then may be asked for again."""
 
@@ -63,6 +63,8 @@ class KnownEngine:
     is_reachable: bool = True
     has_served: bool = False
     """Whether it was ever ready."""
+    is_outdated: bool = False
+    """Whether another one has started or failed to since it failed to."""
     breaker: Breaker = field(default_factory=Breaker)
     on_probation: TicketId | None = None
     """A suspect of killing engines, or the first request after the engine kept failing, that has
@@ -91,7 +93,7 @@ class KnownEngine:
     def keep_s(self) -> float:
         """How long it stays known after its last word."""
         if self.is_unstarted:
-            return _FORGET_UNSTARTED_S
+            return SILENT_ENGINE_S if self.is_outdated else _FORGET_UNSTARTED_S
         return _FORGET_FAILED_S if self.report.state == "failed" else SILENT_ENGINE_S
 
     def hand(self, ticket: TicketId, handed: Handed) -> None:

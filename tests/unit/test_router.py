@@ -15,6 +15,7 @@ from serve_app.messages import (
     FrontEndWanted,
     GatewayMail,
     Grant,
+    HoldOn,
     Introduce,
     Leave,
     ModelStatus,
@@ -223,6 +224,26 @@ def test_engine_that_could_not_start_stays_visible_until_another_starts() -> Non
     assert [e.state for e in last_status(desk.post.take(A)).engines] == ["ready", "failed"]
     desk.router.handle(ENGINE, report("e3"))
     assert [e.state for e in last_status(desk.post.take(A)).engines] == ["ready", "ready"]
+
+
+def test_of_engines_that_could_not_start_the_newest_reason_stays() -> None:
+    desk = Desk()
+    for engine in ("e1", "e2", "e3"):
+        desk.router.handle(ENGINE, report(engine, "failed"))
+        desk.pass_s(30, gateways=[A])
+    assert [e.engine_id for e in last_status(desk.post.take(A)).engines] == ["e3"]
+
+
+def test_engine_that_holds_on_after_others_have_started_counts_as_failed_once() -> None:
+    desk = Desk()
+    desk.router.handle(b"e1", report("e1", "failed"))
+    desk.router.handle(b"e2", report("e2"))
+    desk.router.handle(b"e1", report("e1", "failed"))
+    assert len([m for m in desk.post.take(b"e1") if isinstance(m, HoldOn)]) == 1
+    desk.pass_s(30, gateways=[A])
+    desk.router.handle(b"e2", report("e2"))
+    desk.pass_s(1, gateways=[A])
+    assert [e.engine_id for e in last_status(desk.post.take(A)).engines] == ["e2"]
 
 
 def test_silent_gateway_frees_what_it_had() -> None:
