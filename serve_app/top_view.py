@@ -8,7 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-_COLOURS = {"ready": "green", "ok": "green", "loading": "yellow", "draining": "yellow"}
+_COLOURS = {
+    **dict.fromkeys(("ready", "ok", "asleep"), "green"),
+    **dict.fromkeys(("loading", "waking", "draining"), "yellow"),
+}
 _TENANTS_SHOWN = 20
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str | Text]]
