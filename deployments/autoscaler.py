@@ -61,6 +61,11 @@ class _Scaled:
     woken_s: float = -_WAKE_LASTS_S
     """When a gateway said last that somebody waits there."""
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether it may sleep, and no engine is ready."""
+        return self.scaler.least == 0 and self.awake_since_s is None
+
 
 class Autoscaler:
     """Follows the models of one router.
@@ -185,27 +190,27 @@ class Autoscaler:
         return ScalingStatus(wanted.engines, wanted.reason, round(model.start_s, 1))
 
     def find_overdue(self, ticket: Ticket, now_s: float, max_wait_s: float) -> str | None:
-        """Returns why a waiting request has waited too long; None if it has not.
-
-        The time until its model is awake is not the time that it waits for room.
-        """
-        model = self._models.get(ticket.model)
-        waited_s = now_s - ticket.since_s
-        if model is not None and model.scaler.least == 0:
-            if model.awake_since_s is None:
-                if waited_s <= model.wake_timeout_s:
-                    return None
-                return (
-                    f"The model slept and was not awake after {waited_s:.0f} s; its "
-                    f"autoscaling.wake_timeout_s is {model.wake_timeout_s:g} s. /ready says more."
-                )
-            waited_s = min(waited_s, now_s - model.awake_since_s)
+        """Returns why a waiting request has waited too long; None if it has not."""
+        model, slept_s = self._models.get(ticket.model), now_s - ticket.since_s
+        if model is not None and model.sleeps and slept_s > model.wake_timeout_s:
+            return (
+                f"The model slept and was not awake after {slept_s:.0f} s; its "
+                f"autoscaling.wake_timeout_s is {model.wake_timeout_s:g} s. /ready says more."
+            )
+        waited_s = self.waited_s(ticket, now_s)
         if waited_s <= max_wait_s:
             return None
         return (
             f"No engine had room for {waited_s:.0f} s; limits.max_wait_s is {max_wait_s:g} s. "
             "Try again later."
         )
+
+    def waited_s(self, ticket: Ticket, now_s: float) -> float:
+        """Returns how long a request has waited for room; until its model is awake it does not."""
+        model, waited_s = self._models.get(ticket.model), now_s - ticket.since_s
+        if model is None or model.scaler.least > 0:
+            return waited_s
+        return 0.0 if model.awake_since_s is None else min(waited_s, now_s - model.awake_since_s)
 
     def shortest_patience_s(self, max_wait_s: float) -> float:
         """Returns how long any request may wait at least."""

@@ -1,7 +1,8 @@
 """Keeps a router's objectives for the first token: what would be late is turned away in time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from deployments.ticket import Ticket
 from deployments.ticket_book import TicketBook
 from serve_app.config import Settings
 from serve_app.messages import TicketId
@@ -16,10 +17,17 @@ class Punctuality:
     Args:
         tickets: The requests.
         settings: The models' objectives; those without serve everyone, however late.
+        waited_s: Returns how long a request has waited for room by a time of the clock.
     """
 
-    def __init__(self, tickets: TicketBook, settings: Settings) -> None:
+    def __init__(
+        self,
+        tickets: TicketBook,
+        settings: Settings,
+        waited_s: Callable[[Ticket, float], float],
+    ) -> None:
         self._tickets = tickets
+        self._waited_s = waited_s
         self._pace = Pace()
         self._objectives_s: Mapping[ModelName, float] = {}
         self._retry_after_s = 1.0
@@ -61,8 +69,9 @@ class Punctuality:
         if not self._objectives_s:
             return
         least_s = min(self._objectives_s.values())
-        for ticket, known, waited_s in self._tickets.waiting_longer_than(least_s, now_s):
+        for ticket, known, _ in self._tickets.waiting_longer_than(least_s, now_s):
             objective_s = self._objectives_s.get(known.model)
+            waited_s = self._waited_s(known, now_s)
             if objective_s is not None and waited_s > objective_s and not known.has_run:
                 reason = (
                     f"No engine had room for {waited_s:.1f} s, and the first token should have "

@@ -118,7 +118,6 @@ class Router:
         self._fleet = Fleet(lambda: self._limits.max_running_per_engine, now)
         self._farewell = AdapterFarewell(self._drop_adapter)
         self._tickets = TicketBook(self._queue, self._fleet, self._farewell)
-        self._punctuality = Punctuality(self._tickets, settings)
         self._load_charges = LoadCharges(self._queue, settings.fairness.adapter_load_tokens)
         placer = Placer(
             self._fleet, self._queue.counters, self._tickets.share_of, self._send_to_engine, now
@@ -135,6 +134,7 @@ class Router:
         )
         models = [model for model in settings.versions if model.domain_name == domain]
         self._autoscaler = Autoscaler(models, self._cost, self._fleet, self._tickets, board)
+        self._punctuality = Punctuality(self._tickets, settings, self._autoscaler.waited_s)
         self._announcer = Announcer(
             self._queue,
             self._cost,

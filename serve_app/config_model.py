@@ -291,7 +291,8 @@ class ModelSettings(Section):
     ttft_objective_s: Seconds | None = None
     """Seconds within which the first token should come. Who cannot get it by then is refused at
     once, or when it has waited so long, with 503 and `Retry-After`, in place of being served late
-    and making others late. None serves everyone, however late."""
+    and making others late. The time until a sleeping model is awake does not count. None serves
+    everyone, however late."""
     startup_timeout_s: Seconds = 1800.0
     """Seconds after which an engine that does not answer yet is started again."""
     drain_timeout_s: Seconds = 300.0

@@ -42,11 +42,19 @@ class FakeBoard:
 class Desk:
     """A router of one model that scales, with its post and its clock."""
 
-    def __init__(self, least: int = 0, most: int = 4, engines: int | None = None) -> None:
+    def __init__(
+        self,
+        least: int = 0,
+        most: int = 4,
+        engines: int | None = None,
+        objective_s: float | None = None,
+    ) -> None:
         self.clock, self.post = FakeClock(), FakeMailbox()
         autoscaling = {"sleep_after_s": 30.0, "scale_down_after_s": 20.0, "wake_timeout_s": 60.0}
         replicas = {"min": least, "max": most}
-        model = write_model(replicas=replicas, autoscaling=autoscaling)
+        model = write_model(
+            replicas=replicas, autoscaling=autoscaling, ttft_objective_s=objective_s
+        )
         settings = parse_settings(write_args(model, limits={"max_wait_s": 10.0}))
         board = FakeBoard(engines)
         self.router = Router(TINY, settings, self.post, self.clock, board=board)
@@ -123,6 +131,17 @@ def test_time_until_a_model_is_awake_is_not_time_that_a_request_waits_for_room()
     desk.pass_s(4, "e1")
     (reason,) = desk.refusals()
     assert "max_wait_s is 10 s" in reason
+
+
+def test_nor_is_it_time_that_makes_a_first_token_late() -> None:
+    desk = Desk(engines=0, objective_s=5.0)
+    desk.enqueue(3)
+    desk.pass_s(40)
+    desk.pass_s(4, "e1")
+    assert desk.refusals() == []
+    desk.pass_s(4, "e1")
+    (reason,) = desk.refusals()
+    assert "ttft_objective_s" in reason
 
 
 def test_backlog_raises_the_number_and_its_end_lowers_it_late() -> None:
