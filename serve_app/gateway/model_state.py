@@ -42,7 +42,7 @@ def describe(model: ModelSettings, status: ModelStatus, *, has_front_end: bool) 
         for engine in status.engines:
             if engine.state == state == "loading" and may_sleep:
                 return ModelState("waking", _describe_waking(model, status, engine.detail))
-            if engine.state == state:
+            if engine.state == state and not (state == "draining" and may_sleep):
                 return ModelState(state, engine.detail)
     if may_sleep:
         return ModelState("waking", _describe_waking(model, status, "an engine is asked for"))

@@ -45,6 +45,7 @@ def status(*states: EngineState, scaling: ScalingStatus | None = None) -> ModelS
         (0, ["loading"], WANTED, True, "waking"),
         (0, ["ready"], WANTED, False, "waking"),
         (0, ["ready"], WANTED, True, "ready"),
+        (0, ["draining"], WANTED, True, "waking"),
         (0, ["failed"], WANTED, True, "failed"),
     ],
 )
