@@ -101,6 +101,7 @@ class Fleet:
         """Why others could not start is no news once one starts, or says why it cannot."""
         if not newest.is_ready and not newest.is_unstarted:
             return
+        newest.is_outdated = False
         for engine_id, engine in list(self._engines.items()):
             is_peer = engine is not newest and engine.report.model == newest.report.model
             if is_peer and engine.is_unstarted:

@@ -7,8 +7,18 @@ from deployments.router import Router
 from serve_app.config import parse_settings
 from serve_app.config_model import ModelSettings
 from serve_app.dialect import dialect_of, dialect_of_model, make_config_id
-from serve_app.messages import EngineGone, EngineId, EngineState, Grant, Refuse, Resume
+from serve_app.messages import (
+    EngineGone,
+    EngineId,
+    EngineState,
+    Grant,
+    Refuse,
+    Requeue,
+    Resume,
+    RunningTicket,
+)
 from serve_app.names import ModelName
+from serve_app.policy.breaker import MOST
 from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
 from tests.support.settings import write_args, write_model, write_vllm_model
 
@@ -93,6 +103,17 @@ def test_engine_that_drains_takes_nothing_that_others_understand() -> None:
     desk.report("new", "a")
     desk.enqueue("a0", "a")
     assert desk.mail() == {"a0": "new"}
+
+
+def test_engine_that_keeps_failing_is_not_skipped_for_one_of_another_dialect() -> None:
+    desk = Desk()
+    desk.report("old", "a")
+    desk.report("new", "b")
+    desk.enqueue("a0", "a")
+    for _ in range(MOST + 1):
+        assert desk.mail() == {"a0": "old"}
+        run = RunningTicket(msgspec.structs.replace(enqueue("a0"), dialect="a"), None, 0)
+        desk.router.handle(A, Requeue(run, EngineId("old")))
 
 
 def test_request_that_no_engine_understands_any_more_is_refused() -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from deployments.router import Router
@@ -232,6 +233,16 @@ def test_of_engines_that_could_not_start_the_newest_reason_stays() -> None:
         desk.router.handle(ENGINE, report(engine, "failed"))
         desk.pass_s(30, gateways=[A])
     assert [e.engine_id for e in last_status(desk.post.take(A)).engines] == ["e3"]
+
+
+def test_of_two_that_fail_by_turns_the_last_reason_stays() -> None:
+    desk = Desk()
+    for engine in ("e1", "e2", "e1"):
+        said = msgspec.structs.replace(report(engine, "failed"), detail=f"said at {desk.clock()}")
+        desk.router.handle(ENGINE, said)
+        desk.pass_s(1, gateways=[A])
+    desk.pass_s(30, gateways=[A])
+    assert [e.engine_id for e in last_status(desk.post.take(A)).engines] == ["e1"]
 
 
 def test_engine_that_holds_on_after_others_have_started_counts_as_failed_once() -> None:
