@@ -15,7 +15,7 @@ VENV := .venv/bin
 .PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-lora-ops bench-adapter-routing bench-adapter-stall bench-prefix-routing \
-	bench-migration bench-spot chaos chaos-fleet
+	bench-migration bench-spot bench-spot-bound bench-spot-curve chaos chaos-fleet
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -90,6 +90,12 @@ chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 
 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)
+
+bench-spot-bound: env-dev ## Say what availability costs at least on spot traces (ARGS='--traces FOLDER')
+	@$(VENV)/python -m bench.spot_bound $(ARGS)
+
+bench-spot-curve: env-dev ## Draw spot's cost over availability (ARGS='--traces FOLDER --plots FOLDER')
+	@$(VENV)/python -m bench.spot_curve $(ARGS)
 
 constraints: env ## Resolve the pinned versions anew
 	@$(VENV)/python -m cluster.pins

@@ -35,8 +35,17 @@ def resolve_config(model: ModelSettings, path: str) -> VllmConfig:
 def build_core(model: ModelSettings, config: VllmConfig, emit: Emit) -> Core:
     """Returns what steps the model; to be called on the thread that will run it."""
     if isinstance(model.engine, EchoEngine):
-        return EchoCore(config, emit, _pace_of(model.engine), _adapter_pace(model.engine, config))
-    return VllmCore(config, emit)
+        engine = model.engine
+        adapters = _adapter_pace(engine, config)
+        return EchoCore(
+            config,
+            emit,
+            _pace_of(engine),
+            adapters,
+            engine.prefix_cache_tokens,
+            model.prompt_chunk_tokens,
+        )
+    return VllmCore(config, emit, model.prompt_chunk_tokens)
 
 
 def build_store(settings: AdapterCacheSettings, config: VllmConfig) -> AdapterFiles:

@@ -128,7 +128,7 @@ class VllmCore(EngineCoreProc):
     `abort` and `stop` may be called from another thread.
     """
 
-    def __init__(self, config: VllmConfig, emit: Emit) -> None:
+    def __init__(self, config: VllmConfig, emit: Emit, prompt_chunk: int | None = None) -> None:
         self.input_queue = queue.Queue[tuple[EngineCoreRequestType, Any]]()
         self.output_queue = _Outlet(emit)  # type: ignore[assignment]  # used as a sink only
         self.engine_index = 0
@@ -151,6 +151,8 @@ class VllmCore(EngineCoreProc):
             log_stats=False,
             executor_fail_callback=self._executor_failed,
         )
+        if isinstance(self.scheduler, FairTurns):
+            self.scheduler.prompt_chunk = prompt_chunk
         if config.device_config.device_type == "cpu":
             _leave_one_core_free()
 
