@@ -96,7 +96,7 @@ chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
 
 chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
-	@$(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
+	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)
