@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
 from serve_app.messages import AdapterRef, AdapterReport
 from serve_app.names import TenantId
@@ -80,6 +81,7 @@ class AdapterTier:
         files: Where adapters come from.
         loop: The engine's.
         floor: Adapters that other tenants' leave to each tenant.
+        series: Counts those that come and go.
         on_settled: Called when an adapter has come, or has failed to.
     """
 
@@ -88,11 +90,13 @@ class AdapterTier:
         files: AdapterFiles,
         loop: asyncio.AbstractEventLoop,
         floor: int,
+        series: AdapterSeries,
         on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._files = files
         self._loop = loop
         self._floor = floor
+        self._series = series
         self._on_settled = on_settled
         self._core: Core
         self._adapters: dict[int, Adapter] = {}
@@ -182,10 +186,12 @@ class AdapterTier:
     def _note_end(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
         error = task.exception()
         if error is None:
+            self._series.load(adapter.load_s)
             self._failures.pop(adapter.ref.id, None)
             self._drop_if_unwanted(adapter)
             return
         logger.warning("Adapter %s could not be loaded: %s", adapter.ref.name, error)
+        self._series.fail()
         self._adapters.pop(adapter.ref.id, None)
         self._failures[adapter.ref.id] = str(error)
         while len(self._failures) > _FAILURES:
@@ -206,6 +212,7 @@ class AdapterTier:
             if victim is None:
                 await self._unused.wait()
             else:
+                self._series.evict()
                 await self._let_go(self._adapters[victim.id])
 
     def _drop_if_unwanted(self, adapter: Adapter) -> None:

@@ -28,6 +28,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.engine_frames import ABORT, ADD, ALIVE, BEGIN
 from serve_app.messages import Endpoint, EngineLoad, Handover, Standing, TicketId
+from serve_app.metrics import Counter
 from serve_app.names import TenantId
 from serve_app.wire import listen
 
@@ -112,6 +113,19 @@ class Core(Intake, Protocol):
         """Makes `run` return."""
 
 
+class OutputsWatch(Protocol):
+    """Sees what the core says before gateways do; called on the server's thread."""
+
+    def begin(self, request: EngineCoreRequest) -> None:
+        """A request has come."""
+
+    def forget(self, request_id: str) -> None:
+        """A request was aborted."""
+
+    def take(self, outputs: EngineCoreOutputs) -> None:
+        """Takes a message of the core; may keep what gateways have no use for."""
+
+
 class _Client:
     """A gateway as this engine knows it."""
 
@@ -125,10 +139,16 @@ class EngineServer:
     """Moves messages between gateways and a core.
 
     `core` is set once the model is loaded; nobody knows the endpoint before that.
+
+    Args:
+        host: Address that gateways can reach this process at.
+        tokens: Counts those that were generated.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, tokens: Counter) -> None:
         self.core: Intake | None = None
+        self.watch: OutputsWatch | None = None
+        self._tokens = tokens
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._router = context.socket(zmq.ROUTER)
         self.endpoint: Endpoint = listen(self._router, host)
@@ -205,6 +225,10 @@ class EngineServer:
     def _send_outputs(self) -> None:
         self._wake_receiver.recv()
         client_index, outputs = self._outputs.get_nowait()
+        if self.watch is not None:
+            self.watch.take(outputs)
+        if not outputs.outputs:
+            return  # It told of the core only.
         client = self._clients[client_index]
         self._count_tokens(sum(len(output.new_token_ids) for output in outputs.outputs))
         self._note_progress(client, outputs.outputs)
@@ -223,6 +247,7 @@ class EngineServer:
 
     def _count_tokens(self, n_tokens: int) -> None:
         now_s = time.monotonic()
+        self._tokens.add(n_tokens)
         self._recent.append((now_s, n_tokens))
         while self._recent[0][0] < now_s - _RATE_WINDOW_S:
             self._recent.popleft()
@@ -265,6 +290,8 @@ class EngineServer:
             request.request_id = request_id
             request.client_index = index
             client.requests[request_id] = handover.ticket
+            if self.watch is not None:
+                self.watch.begin(request)
             self.core.accept(request, handover.standing, handover.produced)
         except Exception:
             # Whatever is wrong with it, its client must not wait for ever.
@@ -277,6 +304,8 @@ class EngineServer:
         known = [r for r in request_ids if r in client.requests]
         for request_id in known:
             del client.requests[request_id]
+            if self.watch is not None:
+                self.watch.forget(request_id)
         if known:
             self.core.abort(known)
 

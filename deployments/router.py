@@ -14,12 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
-from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import SLEPT_S, Fleet, Handed, KnownEngine
 from deployments.placer import Placer, Wish
+from deployments.router_metrics import RouterMetrics
 from deployments.router_state import (
     Keeper,
     RouterState,
@@ -59,6 +60,7 @@ from serve_app.messages import (
     Standing,
     TicketId,
 )
+from serve_app.metrics import Metrics
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.admission import QueueView, admit
 from serve_app.policy.fairness_figures import Longest, measure_fairness
@@ -66,7 +68,6 @@ from serve_app.policy.fairness_options import Share
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.suspicion import is_suspect
 from serve_app.policy.turns import Admission, Fit
-from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Router:
         listener: Where gateways and engines connect to.
         now: The monotonic clock.
         keeper: Keeps the counters for the next router; None leaves that with nothing to go on from.
-        recorder: Takes metrics.
+        metrics: Of this process.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Router:
         listener: Mailbox,
         now: Callable[[], float] = time.monotonic,
         keeper: Keeper | None = None,
-        recorder: Recorder | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._domain = domain
         self._limits = settings.limits
@@ -145,7 +146,7 @@ class Router:
         self._listener = listener
         self._now = now
         self._keeper = keeper
-        self._gauges = None if recorder is None else FairnessGauges(domain, recorder)
+        self._metrics = RouterMetrics(domain, metrics)
         self._audit = make_audit_log(domain, settings)
         self._cost = cost_of(settings, domain)
         self._queue = make_turn_order(
@@ -270,8 +271,11 @@ class Router:
         weights = {tenant: share.weight for tenant, share in self._shares.items()}
         figures = measure_fairness(self._queue, self._cost, self._longest, window, weights)
         self._status_of_fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
-        if self._gauges is not None:
-            self._gauges.show(figures)
+        self._metrics.show_fairness(figures)
+        by_tenant = (engine.by_tenant for engine in self._fleet)
+        self._metrics.show_crowd(self._n_waiting, by_tenant, self._limits.max_waiting)
+        reports = (engine.report for engine in self._fleet)
+        self._metrics.show_engines((report.model, report.state) for report in reports)
 
     def handle(self, sender: bytes, mail: RouterMail) -> None:
         """Takes one message; called for each, in order."""
@@ -288,6 +292,7 @@ class Router:
                 self._tell_counters(sender)
                 return
             case EngineGone():
+                self._count_lost(self._fleet.get(mail.engine_id), "left")
                 self._tell_lost(self._fleet.drop(mail.engine_id, "it left"), is_leaving=True)
                 self._publish_status()
                 return
@@ -322,6 +327,10 @@ class Router:
         if mail.ticket in self._tickets:
             return
         self._add_waiting(sender, mail)
+        model = self._gateways[sender].model
+        if mail.adapter is not None:
+            is_hit = self._fleet.has_adapter(model, mail.adapter.id)
+            self._metrics.look_up_adapter(model, is_hit=is_hit)
         self._newcomer = mail.ticket
         self._dispatch()
         self._newcomer = None
@@ -331,6 +340,7 @@ class Router:
         refusal = admit(self._view_queue(mail.tenant), self._limits)
         if refusal is not None:
             self._leave(Leave(mail.ticket))
+            self._metrics.refuse(model, "crowded")
             self._send(
                 sender, Refuse(mail.ticket, "crowded", refusal.reason, refusal.retry_after_s)
             )
@@ -482,6 +492,7 @@ class Router:
                 return
             if known.engine_id is None:
                 self._leave(Leave(ticket))
+                self._metrics.refuse(known.model, "overdue")
                 reason = (
                     f"No engine had room for {waited_s:.0f} s; limits.max_wait_s is "
                     f"{self._limits.max_wait_s:g} s. Try again later."
@@ -521,6 +532,9 @@ class Router:
         if is_suspect(known.strikes, self._limits.max_engine_deaths_in_a_row):
             engine.on_probation = ticket
         self._stop_waiting(known)
+        waited_s = self._now_s - known.since_s
+        is_express = admission.fit.is_express
+        self._metrics.grant(known.tenant, known.model, waited_s, express=is_express)
         self._fleet.hand(known.engine_id, ticket, known.handed)
         standing = Standing(
             known.tenant,
@@ -552,8 +566,13 @@ class Router:
             for gateway in sorted({self._tickets[ticket].gateway for ticket in engine.in_flight}):
                 self._send(gateway, mail)
 
+    def _count_lost(self, engine: KnownEngine | None, cause: Literal["left", "silent"]) -> None:
+        if engine is not None:
+            self._metrics.lose_engine(engine.report.model, cause)
+
     def _drop_silent(self) -> None:
         for engine in self._fleet.drop_silent(self._now_s):
+            self._count_lost(engine, "silent")
             self._tell_lost(engine, is_leaving=False)
         for identity, gateway in list(self._gateways.items()):
             if self._now_s - gateway.heard_s > _SILENT_GATEWAY_S:

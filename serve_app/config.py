@@ -20,6 +20,7 @@ from pydantic import (
 
 from serve_app.config_adapters import AdaptersSettings, find_adapter_conflict
 from serve_app.config_limits import LedgerSettings, PriceSpec
+from serve_app.config_metrics import MetricsSettings
 from serve_app.config_model import (
     Accelerator,
     CpuAccelerator,
@@ -219,6 +220,8 @@ class Settings(Section):
     """Where tenants, keys and usage are kept."""
     logging: LoggingSettings = LoggingSettings()
     """What is logged."""
+    metrics: MetricsSettings = MetricsSettings()
+    """What is shown to Prometheus."""
 
     @field_validator("auth", mode="before")
     @classmethod

@@ -29,7 +29,7 @@ from serve_app.gateway.adapter_choice import AdapterChoice, current_adapter
 from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
-from serve_app.gateway.auth import current_caller
+from serve_app.gateway.auth import check_scope, current_caller
 from serve_app.gateway.body import (
     ClientGoneError,
     Outer,
@@ -40,10 +40,12 @@ from serve_app.gateway.body import (
 from serve_app.gateway.deadline import late_error
 from serve_app.gateway.error_body import ApiError, from_validation, render
 from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.gateway.limit_answers import limit_headers
 from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
 from serve_app.gateway.usage_routes import add_usage_routes
+from serve_app.metrics_server import as_discovery
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,17 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
     async def version() -> dict[str, str]:
         """Versions of this platform and of the engine."""
         return {"version": telemetry.version(), "vllm": vllm.__version__}
+
+    @app.get("/metrics/targets", tags=["state"])
+    async def targets() -> list[dict[str, Any]]:
+        """Where every process shows its metrics, for Prometheus' `http_sd_configs`.
+
+        Where keys are on, for keys with the scope `admin`.
+        """
+        caller = current_caller.get()
+        if caller.key is not None:
+            check_scope(caller, "admin")
+        return as_discovery(await asyncio.to_thread(gateway.metrics.read_targets))
 
     @app.get("/v1/models", tags=["models"])
     async def models(
@@ -211,8 +224,8 @@ class Edge:
             return
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
-        answered = _Answered(send, request_id)
-        path = scope["path"]
+        answered = _Answered(send, request_id, self._gateway.metrics)
+        path, is_gone = scope["path"], False
         telemetry.request_id.set(request_id)
         try:
             if path not in _OPEN_PATHS:
@@ -224,10 +237,13 @@ class Edge:
         except ApiError as error:
             await answered.with_error(error, path)
         except ClientGoneError:
-            pass
+            is_gone = True
         except Exception:
             logger.exception("Request %s failed.", request_id)
             await answered.with_error(internal_error(), path)
+        finally:
+            if answered.meter is not None:
+                answered.meter.count(is_gone=is_gone)
 
 
 def _scope_of(path: str) -> KeyScope | None:
@@ -241,16 +257,18 @@ def _scope_of(path: str) -> KeyScope | None:
 class _Answered:
     """A `send` that adds the request id and the limits, and knows whether an answer has begun."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, metrics: GatewayMetrics) -> None:
         self.meter: Meter | None = None
         """Of a request for a model."""
         self._send = send
+        self._metrics = metrics
         self._request_id = request_id.encode()
         self._has_begun = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._has_begun = True
+            self._metrics.answer(message["status"])
             headers = [h for h in message["headers"] if h[0].lower() != b"x-request-id"]
             headers.append((b"x-request-id", self._request_id))
             if self.meter is not None and self.meter.is_limited:

@@ -12,6 +12,7 @@ import time
 import uuid
 from contextvars import ContextVar
 from http import HTTPStatus
+from typing import Literal
 
 from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput
@@ -21,6 +22,7 @@ from serve_app.catalog import Caller
 from serve_app.config_limits import PriceSpec
 from serve_app.errors import OverloadedError
 from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.gateway_metrics import UNMEASURED, GatewayMetrics, RequestSeries
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.limit_answers import describe_refusal
 from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
@@ -60,7 +62,7 @@ class Generation:
         self.has_begun = True
         if output.new_token_ids:
             self.completion_tokens += len(output.new_token_ids)
-            self.meter.note_token()
+            self.meter.note_tokens(len(output.new_token_ids))
         if output.prefill_stats is not None:
             self.cached_tokens += output.prefill_stats.num_cached_tokens
 
@@ -162,9 +164,16 @@ class Meter:
         caller: Who is charged.
         ledger: Grants and settles.
         timeout_s: Seconds that the request may take; None means no bound.
+        metrics: Where it is counted.
     """
 
-    def __init__(self, caller: Caller, ledger: LedgerClient, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        ledger: LedgerClient,
+        timeout_s: float | None,
+        metrics: GatewayMetrics = UNMEASURED,
+    ) -> None:
         self.caller = caller
         self.ledger = ledger
         self.timeout_s = timeout_s
@@ -186,6 +195,11 @@ class Meter:
         self.failure: ApiError | None = None
         """Why, where this gateway knows it better than the front end can say."""
         self._price = _FREE
+        self._metrics = metrics
+        self.series: RequestSeries | None = None
+        """Where it is counted; None until the body is read."""
+        self._end: tuple[Outcome | Literal["refused"], UsageRecord | None] = ("refused", None)
+        metrics.begin()
         self._started_s = time.time()
         self._first_token_s: float | None = None
         self._turns: list[Turn] = []
@@ -204,6 +218,7 @@ class Meter:
         self.is_limited = self.caller.has_limits_on(model)
         self.is_max_tokens_given = is_max_tokens_given
         self._price = price
+        self.series = self._metrics.of(self.caller.tenant_id, model, adapter)
 
     def plan(self, name: str, prompt_tokens: int, max_tokens: tuple[int, ...]) -> Generation:
         """Adds a generation. Nothing is reserved until the first one is admitted.
@@ -223,10 +238,13 @@ class Meter:
         """Returns the generation that the front end calls so."""
         return self._by_name[name]
 
-    def note_token(self) -> None:
+    def note_tokens(self, n_tokens: int) -> None:
         """Some engine has produced something."""
+        assert self.series is not None, "begin comes first"
+        self.series.completion_tokens.add(n_tokens)
         if self._first_token_s is None:
             self._first_token_s = time.time()
+            self.series.ttft.observe(self._first_token_s - self._started_s)
 
     def fail(self, error: ApiError) -> GracefulHTTPError:
         """Notes why it is refused; returns what vLLM's front end is to be told."""
@@ -253,7 +271,20 @@ class Meter:
         was_asked = any(g.request_ids for g in generations)
         if not begun and (self.is_refused or not was_asked):
             return None
-        return self._record(begun, outcome)
+        record = self._record(begun, outcome)
+        self._end = (outcome, record)
+        return record
+
+    def count(self, *, is_gone: bool = False) -> None:
+        """Counts the request, once, when all is said.
+
+        Args:
+            is_gone: Whether its client went away before it was understood.
+        """
+        series = self.series or self._metrics.of(self.caller.tenant_id, "", "")
+        outcome, record = self._end
+        series.end("cancelled" if is_gone else outcome, record)
+        self._metrics.end()
 
     def _record(self, begun: list[Generation], outcome: Outcome) -> UsageRecord:
         prompt_tokens = sum(g.prompt_tokens for g in begun)

@@ -11,6 +11,7 @@ as messages, so that a client which goes away while it is queued is simply withd
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
@@ -24,6 +25,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
 from serve_app.engine_frames import ABORT, ALIVE, BEGIN
+from serve_app.gateway.gateway_metrics import ModelSeries
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.messages import (
     Alive,
@@ -72,6 +74,7 @@ class ModelClient:
         find_router: How to find the model's router.
         limits: How often a request may lose its engine.
         on_front_end: Called with (config_id, payload) when the engines' configuration is new.
+        series: Counts requests that lose their engine.
     """
 
     def __init__(
@@ -81,12 +84,16 @@ class ModelClient:
         find_router: FindRouter,
         limits: LimitSettings,
         on_front_end: Callable[[str, bytes], None],
+        series: ModelSeries,
     ) -> None:
         self.name = name
         self.limits = limits
         self.status = ModelStatus("", [], 0)
         self._identity = identity
         self._on_front_end = on_front_end
+        self._series = series
+        self._moved_s: dict[TicketId, float] = {}
+        """When those lost their engine that have got nothing from another one since."""
         self._front_end_id = ""
         self._tickets: dict[TicketId, Ticket] = {}
         self._runs: dict[str, Ticket] = {}
@@ -156,6 +163,7 @@ class ModelClient:
     def _end(self, ticket_id: TicketId, *, is_finished: bool = False) -> Ticket | None:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
+            self._moved_s.pop(ticket_id, None)
             leave = ticket.leave(is_finished=is_finished)
             if ticket.n_runs:
                 self._runs.pop(ticket.run_id, None)
@@ -264,6 +272,8 @@ class ModelClient:
         if ticket is None:
             return False  # It was aborted, or goes on elsewhere.
         output.request_id = ticket.id
+        if self._moved_s and output.new_token_ids:
+            self._measure_move(ticket)
         ticket.take(output)
         if output.finish_reason == FinishReason.ABORT:
             # Not by us: the engine ends and could not say so in time, or took us for dead.
@@ -271,6 +281,12 @@ class ModelClient:
             output.finish_reason = None
             return bool(output.new_token_ids)
         return True
+
+    def _measure_move(self, ticket: Ticket) -> None:
+        moved_s = self._moved_s.pop(ticket.id, None)
+        if moved_s is not None:
+            recomputed_tokens = ticket.enqueue.prompt_tokens + len(ticket.produced)
+            self._series.go_on(time.monotonic() - moved_s, recomputed_tokens)
 
     def _finish(self, output: EngineCoreOutput) -> None:
         has_failed = output.finish_reason == FinishReason.ERROR
@@ -307,6 +323,8 @@ class ModelClient:
         ticket.lose_engine(has_died=has_died)
         limits = self.limits
         if may_go_on(ticket.record, limits.max_engine_deaths_in_a_row, limits.max_engine_deaths):
+            self._series.move(has_died=has_died)
+            self._moved_s.setdefault(ticket.id, time.monotonic())
             self._router.send(Requeue(ticket.describe()))
             return
         self._end(ticket.id)
