@@ -38,7 +38,6 @@ class Panel:
         unit: Of all of them.
         kind: A line over time, or one number.
         width: Of 24.
-        needs: What has to be in use for it to have data; empty is always.
         limit: Where it turns red; None never.
     """
 
@@ -103,9 +102,7 @@ def quantiles(metric: str, selector: str, by: str = "") -> tuple[Query, ...]:
     """
     if by:
         return (Query(quantile(0.99, metric, selector, by), f"{{{{{by}}}}}"),)
-    return tuple(
-        Query(quantile(q, metric, selector), f"p{q * 100:g}") for q in (0.5, 0.9, 0.99)
-    )
+    return tuple(Query(quantile(q, metric, selector), f"p{q * 100:g}") for q in (0.5, 0.9, 0.99))
 
 
 def quantile(q: float, metric: str, selector: str, by: str = "") -> str:
