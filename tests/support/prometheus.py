@@ -35,11 +35,14 @@ class PrometheusServer:
         url: Of a gateway.
         key: With the scope `admin`.
         more: Further addresses to scrape, as `static_configs` has them.
+        every: How often it scrapes.
     """
 
-    def __init__(self, folder: Path, url: str, key: str = "", more: Any = ()) -> None:
+    def __init__(
+        self, folder: Path, url: str, key: str = "", more: Any = (), every: str = "1s"
+    ) -> None:
         self._program = find_prometheus()
-        self._config = write_config(folder, url, "1s", key, more)
+        self._config = write_config(folder, url, every, key, more)
         port = choose_free_port(_HOST, 19_090, 19_290)
         assert port is not None, "no port is free"
         self._port = port
