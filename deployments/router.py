@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 
@@ -292,8 +291,10 @@ class Router:
                 self._tell_counters(sender)
                 return
             case EngineGone():
-                self._count_lost(self._fleet.get(mail.engine_id), "left")
-                self._tell_lost(self._fleet.drop(mail.engine_id, "it left"), is_leaving=True)
+                engine = self._fleet.drop(mail.engine_id, "it left")
+                if engine is not None:
+                    self._metrics.lose_engine(engine.report.model, "left")
+                self._tell_lost(engine, is_leaving=True)
                 self._publish_status()
                 return
         if sender not in self._gateways and not isinstance(mail, Resume):
@@ -555,6 +556,7 @@ class Router:
         )
         if self._fleet.take_report(report, running, self._now_s):
             if report.state == "failed":
+                self._metrics.lose_engine(report.model, "failed")
                 self._tell_lost(self._fleet.get(report.engine_id), is_leaving=False)
             self._dispatch()
             self._publish_status()
@@ -566,13 +568,10 @@ class Router:
             for gateway in sorted({self._tickets[ticket].gateway for ticket in engine.in_flight}):
                 self._send(gateway, mail)
 
-    def _count_lost(self, engine: KnownEngine | None, cause: Literal["left", "silent"]) -> None:
-        if engine is not None:
-            self._metrics.lose_engine(engine.report.model, cause)
-
     def _drop_silent(self) -> None:
         for engine in self._fleet.drop_silent(self._now_s):
-            self._count_lost(engine, "silent")
+            if engine.report.state != "failed":  # That was counted when it said so.
+                self._metrics.lose_engine(engine.report.model, "silent")
             self._tell_lost(engine, is_leaving=False)
         for identity, gateway in list(self._gateways.items()):
             if self._now_s - gateway.heard_s > _SILENT_GATEWAY_S:

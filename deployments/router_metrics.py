@@ -24,6 +24,9 @@ from serve_app.telemetry import (
     Metric,
 )
 
+Cause = Literal["left", "failed", "silent"]
+"""Why an engine is gone: it was drained; it said that it failed; its process is no more."""
+_CAUSES: tuple[Cause, ...] = ("left", "failed", "silent")
 _STATES: tuple[EngineState, ...] = ("loading", "ready", "draining", "failed")
 
 
@@ -51,7 +54,7 @@ class RouterMetrics:
         """A request with an adapter has come."""
         self._count(ADAPTER_REQUESTS, model, "hit" if is_hit else "miss")
 
-    def lose_engine(self, model: ModelName, cause: Literal["left", "silent"]) -> None:
+    def lose_engine(self, model: ModelName, cause: Cause) -> None:
         """An engine is gone."""
         self._count(ENGINES_LOST, model, cause)
 
@@ -91,10 +94,21 @@ class RouterMetrics:
     def show_engines(self, engines: Iterable[tuple[ModelName, EngineState]]) -> None:
         """Replaces what was shown."""
         counts = Tally(engines)
-        self._models |= {model for model, _ in counts}
+        for model in {model for model, _ in counts} - self._models:
+            self._begin_to_count(model)
         for model in self._models:
             for state in _STATES:
                 self._metrics.gauge(ENGINES, model, state).set(counts[model, state])
+
+    def _begin_to_count(self, model: ModelName) -> None:
+        """From 0: Prometheus takes a counter's first value for where it began."""
+        self._models.add(model)
+        for cause in _CAUSES:
+            self._metrics.counter(ENGINES_LOST, model, cause)
+        for reason in ("crowded", "overdue"):
+            self._metrics.counter(REFUSALS, model, reason)
+        for kind in ("room", "express"):
+            self._metrics.counter(GRANTS, model, kind)
 
     def _tally(self, counts: Iterable[Mapping[TenantId, int]]) -> dict[str, float]:
         by_label: dict[str, float] = {}

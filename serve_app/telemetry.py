@@ -78,6 +78,8 @@ MIGRATION_GAP = Metric("histogram", "gateway", "arriero_migration_gap_seconds", 
     "From the loss of an engine to the next token from another one.", _WAIT_S)
 RECOMPUTED_TOKENS = Metric("counter", "gateway", "arriero_recomputed_tokens_total", ("model",),
     "Tokens of prompts and answers that another engine had to compute again.")
+STOPPED = Metric("counter", "gateway", "arriero_stopped_requests_total", ("model",),
+    "Requests that are not tried again, as engines died under them.")
 UNSTORED_RECORDS = Metric("gauge", "gateway", "arriero_usage_records_waiting", (),
     "Usage records that are neither on disk nor in the store.")
 LOST_RECORDS = Metric("gauge", "gateway", "arriero_usage_records_lost", (),
@@ -106,7 +108,7 @@ COUNTER_LAG = Metric("gauge", "router", "arriero_fairness_lag_tokens", ("domain"
 ENGINES = Metric("gauge", "router", "arriero_engines", ("model", "state"),
     "Engines, by what they say they do.")
 ENGINES_LOST = Metric("counter", "router", "arriero_engines_lost_total", ("model", "cause"),
-    "Engines that are gone: they said that they leave, or fell silent.")
+    "Engines that are gone: they left, said that they failed, or fell silent.")
 ADAPTER_REQUESTS = Metric("counter", "router", "arriero_adapter_requests_total",
     ("model", "result"),
     "Requests with an adapter: a hit found it in some engine's memory, a miss had it loaded.")

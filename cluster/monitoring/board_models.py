@@ -26,7 +26,7 @@ MODELS = Board(
                 ),
                 Panel(
                     "Engines lost",
-                    "That left (`left`) or died (`silent`), in five minutes.",
+                    "That left (`left`) or died (`failed`, `silent`), in five minutes.",
                     (
                         Query(
                             "sum by (model, cause) "
@@ -112,8 +112,10 @@ MODELS = Board(
             (
                 Panel(
                     "Requests that moved",
-                    "Their engine died or left, and they went on at another one.",
+                    "Their engine died or left, and they went on at another one. Stopped are those "
+                    "under which engines died again and again.",
                     (
+                        Query(rate("arriero_stopped_requests_total", _M), "stopped"),
                         Query(
                             rate("arriero_migrations_total", _M, "model, cause"),
                             "{{model}} {{cause}}",

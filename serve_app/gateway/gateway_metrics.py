@@ -23,6 +23,7 @@ from serve_app.telemetry import (
     RECOMPUTED_TOKENS,
     REQUESTS,
     RESPONSES,
+    STOPPED,
     TTFT,
     UNSTORED_RECORDS,
 )
@@ -51,6 +52,8 @@ class RequestSeries:
         self.prompt_tokens: Counter = metrics.counter(PROMPT_TOKENS, *self._labels)
         self.cached_tokens: Counter = metrics.counter(CACHED_TOKENS, *self._labels)
         self.completion_tokens: Counter = metrics.counter(COMPLETION_TOKENS, *self._labels)
+        # From 0, before the first has ended: Prometheus takes a first value for where it began.
+        self._ends["finished"] = metrics.counter(REQUESTS, *self._labels, "finished")
 
     def end(self, outcome: str, record: UsageRecord | None) -> None:
         """Counts a request that has ended, and what it used unless it was refused."""
@@ -75,10 +78,15 @@ class ModelSeries:
         }
         self._gap = metrics.histogram(MIGRATION_GAP, model)
         self._recomputed = metrics.counter(RECOMPUTED_TOKENS, model)
+        self._stopped = metrics.counter(STOPPED, model)
 
     def move(self, *, has_died: bool) -> None:
         """A request lost its engine."""
         self._moves[has_died].add()
+
+    def stop(self) -> None:
+        """A request is not tried again: it may be what engines die of."""
+        self._stopped.add()
 
     def go_on(self, gap_s: float, recomputed_tokens: int) -> None:
         """The first token since has come from another one."""

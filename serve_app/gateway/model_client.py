@@ -327,5 +327,6 @@ class ModelClient:
             self._moved_s.setdefault(ticket.id, time.monotonic())
             self._router.send(Requeue(ticket.describe()))
             return
+        self._series.stop()
         self._end(ticket.id)
         ticket.sink.fail(ticket.id, ticket.explain_losses())
