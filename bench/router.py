@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import TenantId
-from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_baselines import FirstCome
 from serve_app.policy.fairness_options import Locality, MovingAverage
+from serve_app.policy.fairness_settings import VtcSettings
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.routing import EngineView, choose_engine
 from serve_app.policy.turns import Fit, TurnOrder

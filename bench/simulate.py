@@ -28,7 +28,7 @@ from bench.sim_metrics import (
 )
 from bench.workloads import REFERENCE_RPS, WORKLOADS, Workload
 from serve_app.names import TenantId
-from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_baselines import (
     FirstCome,
     RequestCap,
@@ -36,6 +36,7 @@ from serve_app.policy.fairness_baselines import (
 )
 from serve_app.policy.fairness_bound import Capacity, bound_gap
 from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction, Share
+from serve_app.policy.fairness_settings import VtcSettings
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.turns import TurnOrder
 

@@ -7,10 +7,11 @@ from deployments.audit_log import AuditLog
 from serve_app.config import FairnessSettings, Settings, cost_factors_of
 from serve_app.config_store import state_dir_of
 from serve_app.names import ModelName
-from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_audit import Record
 from serve_app.policy.fairness_baselines import ByRequest, OneLine
 from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction
+from serve_app.policy.fairness_settings import VtcSettings
 
 
 def make_turn_order(

@@ -28,14 +28,11 @@ Source: Sheng et al., *Fairness in Serving Large Language Models*, OSDI 2024, al
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.admission import Refusal
 from serve_app.policy.fairness_audit import (
-    Admitted,
-    Arrived,
     Charged,
     Ended,
     Forgotten,
@@ -44,10 +41,9 @@ from serve_app.policy.fairness_audit import (
     Requeued,
     Restored,
 )
+from serve_app.policy.fairness_choice import Choice, Chooser
 from serve_app.policy.fairness_options import (
     UNITS,
-    Cost,
-    Locality,
     NoPrediction,
     Predictor,
     Rates,
@@ -55,6 +51,13 @@ from serve_app.policy.fairness_options import (
     TierFloor,
     plan_rates,
 )
+from serve_app.policy.fairness_records import (
+    tell_admission,
+    tell_arrival,
+    tell_opened,
+    tell_resumption,
+)
+from serve_app.policy.fairness_settings import VtcSettings, to_units
 from serve_app.policy.fairness_ticket import (
     SavedTicket,
     SavedTier,
@@ -66,38 +69,6 @@ from serve_app.policy.fairness_ticket import (
 from serve_app.policy.fairness_tier import Tier, Turn
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.turns import Admission, Fit, Place
-
-
-@dataclass(frozen=True)
-class VtcSettings:
-    """What a fair queue is told once."""
-
-    cost: Cost = field(default_factory=Cost)
-    locality: Locality | None = None
-    burst: float = 0.0
-    """Service that a tenant which was away may have saved up, so that a short burst of a light
-    tenant goes first. Counters of backlogged tenants then differ by at most this much more."""
-    max_credit: float | None = None
-    """Service that a tenant whose lanes have no room may save up; None sets no bound. Not below the
-    bound on counters."""
-    passing: float | None = 0.0
-    """How far above a tenant whose request is only too big for the room left (`Later`) others may
-    go first, in service. Then all wait until it fits. None lets them pass for ever. Counters of
-    backlogged tenants then differ by at most this much more."""
-    floor: float = 0.1
-    """Least share of a lower tier while higher ones wait, 0 to 1."""
-    lifts: bool = True
-    """False is Least Counter First, for comparison only."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    turn: Turn
-    tier: int
-    fit: Fit
-    refused: tuple[str, ...]
-    asked: tuple[tuple[int, float], ...] = ()
-    """Tiers in the order in which they were asked, with what each was owed; empty if one waits."""
 
 
 class Vtc:
@@ -129,12 +100,16 @@ class Vtc:
         self._n_waiting: dict[int, int] = {}
         self._order = 0
         self._refundable = 0
-        self._max_credit = _to_units(self._settings.max_credit)
-        self._burst = _to_units(self._settings.burst) or 0
-        self._passing = _to_units(self._settings.passing)
-        self._quantum = _to_units(getattr(self._settings.locality, "quantum", None)) or 0
+        passing = self._settings.passing
+        self._chooser = Chooser(
+            self._tiers,
+            self._tickets,
+            self._floor,
+            self._settings.locality,
+            None if passing is None else to_units(passing),
+        )
         if audit is not None:
-            audit(self._opened())
+            audit(tell_opened(self._settings, self._floor))
 
     def set_shares(self, shares: Mapping[TenantId, Share]) -> None:
         """Takes new weights and tiers; tickets that are known keep theirs."""
@@ -149,7 +124,7 @@ class Vtc:
         tier.join(ticket.account, request.lane, request.ticket, ticket.order)
         self._n_waiting[ticket.tier] = self._n_waiting.get(ticket.tier, 0) + 1
         if self._audit is not None:
-            self._audit(self._tell_arrival(ticket, now_s))
+            self._audit(tell_arrival(ticket, now_s))
         return None
 
     def admit(self, place: Place, now_s: float) -> Admission | None:
@@ -222,7 +197,7 @@ class Vtc:
             known.is_running = True
         elif not known.is_running:
             turn = Turn(known.account, request.lane, request.ticket)
-            self._start(_Choice(turn, known.tier, Fit(_NO_ENGINE), ()), now_s)
+            self._start(Choice(turn, known.tier, Fit(_NO_ENGINE)), now_s)
         self.charge(request.ticket, max(produced_tokens - known.produced_tokens, 0))
 
     def __len__(self) -> int:
@@ -267,23 +242,16 @@ class Vtc:
             holds_waiting: False leaves out what waits, for a router that will be told it again, and
                 says instead who is to be expected.
         """
+        tickets = [
+            save_ticket(ticket, is_resumed=False)
+            for name, ticket in self._tickets.items()
+            if ticket.is_running or (holds_waiting and name not in self._resumed)
+        ]
+        tickets += [save_ticket(ticket, is_resumed=True) for ticket in self._resumed.values()]
         return Snapshot(
             self._order,
-            {
-                index: SavedTier(
-                    {a.tenant: a.counter for a in tier.accounts.values()},
-                    tier.last_leaver,
-                    tier.reached,
-                    tier.expected() + ([] if holds_waiting else tier.waiting()),
-                )
-                for index, tier in self._tiers.items()
-            },
-            [
-                save_ticket(ticket, is_resumed=False)
-                for name, ticket in self._tickets.items()
-                if ticket.is_running or (holds_waiting and name not in self._resumed)
-            ]
-            + [save_ticket(ticket, is_resumed=True) for ticket in self._resumed.values()],
+            {index: _save_tier(t, holds_waiting=holds_waiting) for index, t in self._tiers.items()},
+            tickets,
             self._predictor.export(),
             self._floor.export(),
         )
@@ -317,18 +285,20 @@ class Vtc:
 
     def tell_all(self) -> tuple[Opened, Restored]:
         """Returns the records with which a log can begin in the middle."""
-        return self._opened(), Restored(self.snapshot())
+        return tell_opened(self._settings, self._floor), Restored(self.snapshot())
 
     # --- choosing ----------------------------------------------------------------------------
 
     def _resume(self, ticket: Ticket, fit: Fit, now_s: float) -> Admission:
         del self._resumed[ticket.request.ticket]
         ticket.is_running = True
-        self._tell_admission(ticket, fit, (), (), now_s, is_resumed=True)
+        if self._audit is not None:
+            self._audit(tell_resumption(ticket, fit, now_s))
         return self._admission(ticket, fit, "it had lost its engine", is_resumed=True)
 
     def _admit_new(self, place: Place, now_s: float) -> Admission | None:
-        choice = self._choose(place)
+        waiting = [index for index in sorted(self._n_waiting) if self._n_waiting[index]]
+        choice = self._chooser.choose(waiting, place)
         if choice is None:
             return None
         counter = choice.turn.account.counter
@@ -344,54 +314,6 @@ class Vtc:
         counter = ticket.account.counter
         return Admission(ticket.request, fit, reason, is_resumed, ticket.tier, counter, ticket.paid)
 
-    def _choose(self, place: Place) -> _Choice | None:
-        waiting = [index for index in sorted(self._n_waiting) if self._n_waiting[index]]
-        tiers = self._floor.order(waiting) if len(waiting) > 1 else waiting
-        for index in tiers:
-            choice, is_held = self._choose_in_tier(index, place)
-            if choice is not None and len(tiers) > 1:
-                asked = tuple((tier, self._floor.owed(tier)) for tier in tiers)
-                return replace(choice, asked=asked)
-            if choice is not None or is_held:
-                return choice
-        return None
-
-    def _choose_in_tier(self, index: int, place: Place) -> tuple[_Choice | None, bool]:
-        """Returns the choice, and whether all have to wait for one that is too big."""
-        tier = self._tiers[index]
-        refused: list[str] = []
-        choice: _Choice | None = None
-        limit: int | None = None
-        is_held = False
-        while choice is None and (turn := tier.least()) is not None:
-            is_held = limit is not None and turn.account.counter > limit
-            if is_held:
-                break
-            fit = place(self._tickets[turn.ticket].request)
-            if not isinstance(fit, Fit):
-                if fit is not None and limit is None and self._passing is not None:
-                    limit = turn.account.counter + self._passing
-                refused.append(turn.lane)
-                tier.set_aside(turn.lane)
-                continue
-            if self._settings.locality is not None:
-                turn, fit = self._choose_near(tier, self._settings.locality, turn, fit, place)
-            choice = _Choice(turn, index, fit, tuple(refused))
-        for lane in refused:
-            tier.put_back(lane)
-        return choice, is_held
-
-    def _choose_near(
-        self, tier: Tier, locality: Locality, turn: Turn, fit: Fit, place: Place
-    ) -> tuple[Turn, Fit]:
-        best, best_fit = turn, fit
-        limit = turn.account.counter + self._quantum
-        for other in tier.turns_within(limit, locality.max_candidates):
-            other_fit = place(self._tickets[other.ticket].request)
-            if isinstance(other_fit, Fit) and _nearness(other_fit) > _nearness(best_fit):
-                best, best_fit = other, other_fit
-        return best, best_fit
-
     # --- tickets and what they pay -----------------------------------------------------------
 
     def _add(self, request: Waiting) -> Ticket:
@@ -404,7 +326,7 @@ class Vtc:
         self._tickets[request.ticket] = ticket
         return ticket
 
-    def _start(self, choice: _Choice, now_s: float) -> Ticket:
+    def _start(self, choice: Choice, now_s: float) -> Ticket:
         ticket = self._tickets[choice.turn.ticket]
         tier = self._tiers[choice.tier]
         tier.admit(choice.turn)
@@ -415,9 +337,8 @@ class Vtc:
         self._settle(ticket, is_computed=True)
         ticket.account.ahead += ticket.ahead
         tier.drop_idle(self._refundable)
-        self._tell_admission(
-            ticket, choice.fit, choice.refused, choice.asked, now_s, is_resumed=False
-        )
+        if self._audit is not None:
+            self._audit(tell_admission(ticket, choice, now_s))
         return ticket
 
     def _end(self, ticket: Ticket, cached_tokens: int, *, is_computed: bool) -> None:
@@ -449,8 +370,12 @@ class Vtc:
 
     def _tier(self, index: int) -> Tier:
         if index not in self._tiers:
+            settings = self._settings
+            credit = settings.max_credit
             self._tiers[index] = Tier(
-                lifts=self._settings.lifts, burst=self._burst, max_credit=self._max_credit
+                lifts=settings.lifts,
+                burst=to_units(settings.burst),
+                max_credit=None if credit is None else to_units(credit),
             )
         return self._tiers[index]
 
@@ -463,56 +388,6 @@ class Vtc:
     def _served_of_waiting(self, index: int) -> dict[TenantId, int]:
         accounts = self._tiers[index].accounts.values()
         return {a.tenant: a.counter - a.ahead for a in accounts if a.lanes}
-
-    # --- records -----------------------------------------------------------------------------
-
-    def _opened(self) -> Opened:
-        return Opened(
-            quantum_units=self._quantum,
-            burst_units=self._burst,
-            max_credit_units=self._max_credit,
-            floor=self._floor.floor,
-            cap_units=self._floor.cap_units,
-        )
-
-    def _tell_arrival(self, ticket: Ticket, now_s: float) -> Arrived:
-        request, rates = ticket.request, ticket.rates
-        return Arrived(
-            request.ticket,
-            request.tenant,
-            ticket.tier,
-            request.lane,
-            request.prompt_tokens,
-            (rates.prompt, rates.cached, rates.output),
-            ticket.account.counter,
-            now_s,
-        )
-
-    def _tell_admission(
-        self,
-        ticket: Ticket,
-        fit: Fit,
-        refused: Iterable[str],
-        asked: Iterable[tuple[int, float]],
-        now_s: float,
-        *,
-        is_resumed: bool,
-    ) -> None:
-        if self._audit is None:
-            return
-        self._audit(
-            Admitted(
-                ticket.request.ticket,
-                fit.engine_id,
-                ticket.cached_tokens,
-                ticket.predicted_tokens,
-                list(refused),
-                ticket.account.counter,
-                is_resumed,
-                now_s,
-                list(asked),
-            )
-        )
 
     def _load(self, saved: SavedTicket) -> None:
         tier = self._tiers[saved.tier]
@@ -533,13 +408,11 @@ _DEFAULT_SHARE = Share()
 _NO_ENGINE = EngineId("")
 
 
-def _to_units(service: float | None) -> int | None:
-    return None if service is None else round(service * UNITS)
-
-
-def _nearness(fit: Fit) -> tuple[bool, int]:
-    return fit.is_loaded, fit.cached_tokens
-
-
 def _spread(served: Mapping[TenantId, int]) -> float:
     return (max(served.values()) - min(served.values())) / UNITS if served else 0.0
+
+
+def _save_tier(tier: Tier, *, holds_waiting: bool) -> SavedTier:
+    counters = {account.tenant: account.counter for account in tier.accounts.values()}
+    expected = tier.expected() + ([] if holds_waiting else tier.waiting())
+    return SavedTier(counters, tier.last_leaver, tier.reached, expected)

@@ -22,8 +22,9 @@ from dataclasses import replace
 from serve_app.messages import TicketId
 from serve_app.names import TenantId
 from serve_app.policy.admission import Refusal
-from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_options import Cost
+from serve_app.policy.fairness_settings import VtcSettings
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.turns import Admission, Later, Place
 

@@ -87,8 +87,7 @@ def platform(
 
 @pytest.fixture
 def admin(platform: LocalPlatform) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {ADMIN.text}"}
-    with httpx.Client(base_url=platform.url, headers=headers, timeout=30.0) as client:
+    with platform.client(ADMIN.text) as client:
         yield client
 
 

@@ -59,8 +59,7 @@ def platform(
 
 @pytest.fixture
 def admin(platform: LocalPlatform) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {ADMIN.text}"}
-    with httpx.Client(base_url=platform.url, headers=headers, timeout=30.0) as client:
+    with platform.client(ADMIN.text) as client:
         yield client
 
 
@@ -240,8 +239,7 @@ def test_declared_adapter_is_not_removed_here(admin: httpx.Client) -> None:
 
 
 def test_only_an_administrator_changes_adapters(platform: LocalPlatform) -> None:
-    headers = {"authorization": f"Bearer {ACME.text}"}
-    with httpx.Client(base_url=platform.url, headers=headers) as client:
+    with platform.client(ACME.text) as client:
         for method, path in (
             ("GET", "/admin/adapters"),
             ("POST", "/admin/adapters"),

@@ -48,8 +48,7 @@ def platform(
 
 @pytest.fixture
 def client(platform: LocalPlatform) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {ADMIN.text}"}
-    with httpx.Client(base_url=platform.url, headers=headers, timeout=60.0) as client:
+    with platform.client(ADMIN.text) as client:
         yield client
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import TenantId
-from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_audit import Admitted, Charged, Ended, Record, replay
 from serve_app.policy.fairness_options import (
     UNITS,
@@ -16,6 +16,7 @@ from serve_app.policy.fairness_options import (
     Predictor,
     Share,
 )
+from serve_app.policy.fairness_settings import VtcSettings
 from serve_app.policy.fairness_ticket import SavedTier, Snapshot
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.turns import Fit, Later

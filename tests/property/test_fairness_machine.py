@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import TenantId
-from serve_app.policy.fairness import Vtc, VtcSettings
+from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_audit import Record, replay
 from serve_app.policy.fairness_bound import Capacity, GapMeter, bound_gap
 from serve_app.policy.fairness_options import (
@@ -27,6 +27,7 @@ from serve_app.policy.fairness_options import (
     NoPrediction,
     Share,
 )
+from serve_app.policy.fairness_settings import VtcSettings
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.turns import Fit
 

@@ -120,6 +120,11 @@ class LocalPlatform:
         """Every gateway's address."""
         return [gateway.url for gateway in self._gateways]
 
+    def client(self, key: str) -> httpx.Client:
+        """A client of the first gateway with this key."""
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60.0)
+
     def ready(self, url: str | None = None) -> dict[str, Any]:
         """What `/ready` says."""
         answer: dict[str, Any] = httpx.get(f"{url or self.url}/ready", timeout=10.0).json()

@@ -1,0 +1,52 @@
+"""What a router knows of one request, and of one gateway that sends some."""
+
+from dataclasses import dataclass, field
+
+from deployments.fleet import Handed
+from serve_app.messages import AdapterRef, EngineId, TicketId
+from serve_app.names import ModelName, TenantId
+
+_NOT_SAID = ModelName("")
+
+
+@dataclass
+class Gateway:
+    """One connection of a gateway, as the router knows it."""
+
+    heard_s: float
+    model: ModelName = _NOT_SAID
+    """Which of the router's models this connection is for; empty until it says so."""
+    tickets: set[TicketId] = field(default_factory=set)
+
+
+@dataclass
+class Ticket:
+    """One request, from its arrival to its end."""
+
+    gateway: bytes
+    tenant: TenantId
+    engine_id: EngineId | None
+    """None while it waits."""
+    since_s: float
+    model: ModelName
+    adapter: AdapterRef | None = None
+    completion_tokens: int = 0
+    """Those charged so far."""
+    lost_tokens: int = 0
+    """Of those, how many died with an engine and will be produced again."""
+    strikes: int = 0
+    """Engines in a row that died under it and gave it no token."""
+    has_run: bool = False
+    """Whether an engine has had it: it has paid for its prompt."""
+
+    @property
+    def handed(self) -> Handed:
+        """As an engine's bookkeeping has it."""
+        return Handed(self.tenant, None if self.adapter is None else self.adapter.id)
+
+    def count(self, n_tokens: int) -> int:
+        """Takes note of produced tokens; returns how many of them were not charged before."""
+        again = min(self.lost_tokens, n_tokens)
+        self.lost_tokens -= again
+        self.completion_tokens += n_tokens - again
+        return n_tokens - again
