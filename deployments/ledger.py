@@ -128,6 +128,7 @@ class Ledger:
             tasks.create_task(self._tend())
             tasks.create_task(self._sweep())
             tasks.create_task(self._show_regularly())
+            tasks.create_task(self._metrics.watch())
 
     def close(self) -> None:
         """Stops listening and lets go of the journal."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from serve_app.ledger_messages import Refused, Reserve, Usage
+from serve_app.loop_watch import watch_loop
 from serve_app.metrics import Metrics
 from serve_app.names import TenantId
 from serve_app.policy.leases import Lease
@@ -28,6 +29,10 @@ class LedgerMetrics:
         self._leases = self._metrics.gauge(LEASES)
         self._shown: set[tuple[str, str]] = set()
         """Tenants' labels and limits whose use was shown last."""
+
+    async def watch(self) -> None:
+        """Watches the event loop until cancelled."""
+        await watch_loop(self._metrics)
 
     def refuse(self, ask: Reserve, refused: Refused) -> None:
         """A request may not begin."""

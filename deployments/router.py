@@ -149,6 +149,7 @@ class Router:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._receive_mail())
             tasks.create_task(self._look_around_regularly())
+            tasks.create_task(self._metrics.watch())
             if self._keeper is not None:
                 tasks.create_task(save_regularly(self._keeper, self.state))
             if self._audit is not None:

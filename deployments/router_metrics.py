@@ -4,6 +4,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from serve_app.loop_watch import watch_loop
 from serve_app.messages import EngineState
 from serve_app.metrics import Counter, Metrics
 from serve_app.names import ModelName, TenantId
@@ -40,6 +41,10 @@ class RouterMetrics:
         """Tenants' labels that were not 0 when they were last shown."""
         self._models: set[ModelName] = set()
         self._counters: dict[tuple[Metric, str, str], Counter] = {}
+
+    async def watch(self) -> None:
+        """Watches the event loop until cancelled."""
+        await watch_loop(self._metrics)
 
     def grant(self, tenant: TenantId, model: ModelName, waited_s: float, *, express: bool) -> None:
         """A request goes to an engine."""
