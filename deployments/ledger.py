@@ -259,11 +259,15 @@ class Ledger:
         # So much of it is needed that replacing it sooner would be work for nothing.
         self._compact_bytes = max(_COMPACT_BYTES, self._journal.n_bytes)
 
+    def show(self) -> None:
+        """Shows operators how it stands; called regularly."""
+        unsynced_s = 0.0 if self._dirty_s is None else time.monotonic() - self._dirty_s
+        self._metrics.show(len(self._book.state.running), unsynced_s)
+        self._metrics.show_budgets(self._limiter.budgets(self._read_clock()))
+
     async def _show_regularly(self) -> None:
         while True:
-            unsynced_s = 0.0 if self._dirty_s is None else time.monotonic() - self._dirty_s
-            self._metrics.show(len(self._book.state.running), unsynced_s)
-            self._metrics.show_budgets(self._limiter.budgets(self._read_clock()))
+            self.show()
             await asyncio.sleep(_SHOW_EVERY_S)
 
     async def _sweep(self) -> None:

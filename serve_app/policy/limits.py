@@ -154,11 +154,11 @@ class Limiter:
         for scope in list(self._book.state.accounts):
             if scope.key is not None or scope.model is not None:
                 continue
-            spec, account = self._source.limits_of(scope), self._book.account(scope)
+            spec = self._source.limits_of(scope)
             for budget in _BUDGETS:
                 limit = getattr(spec, budget.limit)
                 if limit:
-                    used = budget.measure(account.used(budget.span))
+                    used = budget.measure(self._book.account(scope).used(budget.span))
                     yield BudgetUse(scope.tenant, budget.limit, used / (limit * budget.units))
 
     # --- what a request asks for ------------------------------------------------------------
