@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import uvloop
@@ -150,8 +151,8 @@ def _compare(cells: tuple[Cell, ...], rounds: int, seed: int) -> dict[str, Figur
 
 
 def _platform(models: set[str], *, is_on: bool) -> RayServed:
-    echo = {"kind": "echo", "max_num_seqs": 1024}
-    engines = {
+    echo: dict[str, Any] = {"kind": "echo", "max_num_seqs": 1024}
+    engines: dict[str, dict[str, Any]] = {
         MODEL_NAME: echo,
         _PACED: {**echo, "tokens_per_s": 1000.0},
         _REAL: {"kind": "vllm", "args": dict(ENGINE_ARGS)},

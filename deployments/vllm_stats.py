@@ -38,7 +38,7 @@ class VllmStats:
 
     def __init__(self, config: VllmConfig) -> None:
         self._logger = PrometheusStatLogger(config, [0])
-        self._logger.log_engine_initialized()
+        self._logger.log_engine_initialized()  # type: ignore[no-untyped-call]  # vLLM's
         self._requests: dict[str, _Request] = {}
         # Off: which adapters run would be a label's value, and there are thousands.
         self._lora = LoRARequestStates(log_stats=False)
@@ -59,7 +59,7 @@ class VllmStats:
     def take(self, outputs: EngineCoreOutputs) -> None:
         """Counts a message of the core, and keeps from it what gateways have no use for."""
         stats, outputs.scheduler_stats = outputs.scheduler_stats, None
-        iteration = IterationStats()
+        iteration = IterationStats()  # type: ignore[no-untyped-call]  # vLLM's
         for output in outputs.outputs:
             request = self._requests.get(output.request_id)
             if request is not None:
