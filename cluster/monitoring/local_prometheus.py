@@ -29,6 +29,7 @@ ALERTS = Path(__file__).parent / "alerts.yaml"
 
 _HOST = "127.0.0.1"
 _PORTS = (9090, 9190)
+_GOODBYE_S = 30.0
 _HOW_TO_GET = (
     "There is no `prometheus` on the PATH. Install it: `apt-get install prometheus` on Debian and "
     "Ubuntu, `brew install prometheus` on macOS, or from prometheus.io; then again."
@@ -51,9 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = STATE_FILE.parent / "prometheus"
     config = write_config(folder, url, options.every, os.environ.get("ARRIERO_ADMIN_KEY", ""))
     print(f"Prometheus scrapes {url}: http://{_HOST}:{port} (alerts: /alerts). Stop: Ctrl-C")
+    return _run_until_interrupted(command_of(program, config, port))
+
+
+def _run_until_interrupted(command: Sequence[str]) -> int:
+    process = subprocess.Popen(command)
     try:
-        return subprocess.run(command_of(program, config, port), check=False).returncode
-    except KeyboardInterrupt:
+        return process.wait()
+    except KeyboardInterrupt:  # It hears the same, and writes down what it has.
+        process.wait(_GOODBYE_S)
         return 0
 
 
