@@ -66,7 +66,7 @@ class Gauge:
 
     def set(self, value: float) -> None:
         """Replaces the value."""
-        self.value = value
+        self.value = float(value)  # True is 1 here, and no word.
 
     def samples(self) -> Iterator[tuple[str, str, float]]:
         """Yields suffix of the name, further label, value."""

@@ -150,7 +150,10 @@ def seen(
         platform.deploy_and_wait(write_platform(tiny_model, folder))
         with PrometheusServer(folder / "prometheus", platform.url, ADMIN.text, more) as prometheus:
             # Gateway, router, ledger, two engines, and the fleet.
-            platform.wait_until(lambda: is_all_up(prometheus, 6), 60.0, "scraped")
+            try:
+                platform.wait_until(lambda: is_all_up(prometheus, 6), 60.0, "scraped")
+            except TimeoutError as error:
+                raise AssertionError(f"{prometheus.targets()}") from error
             with Load(platform.url) as load:
                 time.sleep(15.0)
                 platform.kill_replica(engine_of(TINY))

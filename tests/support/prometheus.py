@@ -77,9 +77,12 @@ class PrometheusServer:
         return float(found[0]["value"][1]) if found else 0.0
 
     def targets(self) -> dict[str, str]:
-        """Returns how each process that is scraped is, by the name of its replica."""
+        """Returns how each process that is scraped is, by its replica: `up`, or what is wrong."""
         found = self._get("targets", state="active")["activeTargets"]
-        return {target["labels"].get("replica", ""): target["health"] for target in found}
+        return {
+            target["labels"].get("replica", ""): target["lastError"] or target["health"]
+            for target in found
+        }
 
     def rules(self) -> list[dict[str, Any]]:
         """Returns the alert rules as it has loaded them."""

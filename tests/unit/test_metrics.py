@@ -12,6 +12,7 @@ from serve_app.metrics_server import MetricsServer, MetricsTarget, as_discovery
 from serve_app.telemetry import (
     COMPLETION_TOKENS,
     INTER_TOKEN,
+    MODEL_READY,
     REQUESTS,
     TABLE,
     TTFT,
@@ -38,6 +39,12 @@ def test_rendering_is_what_prometheus_reads() -> None:
         "_count": 3,
         "_sum": 1000.7,
     }
+
+
+def test_a_gauge_takes_a_truth_for_a_number() -> None:
+    metrics = Metrics()
+    metrics.gauge(MODEL_READY, "m").set(True)
+    assert 'arriero_model_ready{model="m"} 1.0' in metrics.render()
 
 
 def test_a_value_observed_many_times_counts_as_often() -> None:
