@@ -5,6 +5,7 @@ stops exactly what it started.
 """
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,8 @@ class RayPlatform:
         self._folder = Path(tempfile.mkdtemp(prefix="at-", dir="/tmp"))
         self._mark = new_mark()
         self._ports = choose_ports()
-        port = choose_free_port(HOST, 18_300, 18_499)
+        # It is bound much later: who starts at the same time must not find the same one free.
+        port = choose_free_port(HOST, random.randrange(18_300, 18_490), 18_499)
         assert port is not None, "no port is free"
         self._port = port
         self.url = f"http://{HOST}:{port}"
