@@ -14,7 +14,7 @@ VENV := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help up down status monitoring test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
-	bench-fairness bench-lora-ops bench-adapter-routing bench-adapter-stall \
+	bench-fairness bench-lora-ops bench-adapter-routing bench-adapter-stall bench-prefix-routing \
 	bench-migration bench-spot bench-observability chaos
 
 help: ## List the commands
@@ -71,6 +71,9 @@ bench-simulate: env-dev ## Simulate the paper's workloads under every order (ARG
 
 bench-lora-ops: env-dev ## Measure what adapters cost a CPU engine's products (ARGS=--quick for less)
 	@$(VENV)/python -m bench.lora_ops $(ARGS)
+
+bench-prefix-routing: env-dev ## Simulate how much of prompts is computed again, by way of routing
+	@$(VENV)/python -m bench.prefix_routing $(ARGS)
 
 bench-adapter-routing: env-dev ## Simulate how often adapters are loaded, by way of routing
 	@$(VENV)/python -m bench.adapter_routing $(ARGS)

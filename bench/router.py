@@ -122,8 +122,8 @@ class Load:
     def _place(self, request: Waiting) -> Fit | None:
         if self._case.closed_lanes and int(request.lane) < self._case.closed_lanes:
             return None
-        engine_id = choose_engine(self._views)
-        return None if engine_id is None else Fit(engine_id)
+        engine = choose_engine(self._views)
+        return None if engine is None else Fit(engine.engine_id)
 
     def _end_oldest(self) -> None:
         self.order.finish(self._running.popleft())

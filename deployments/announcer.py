@@ -21,6 +21,7 @@ class Announcer:
         fleet: The engines.
         tickets: The requests, and the gateways that are told.
         send: Sends a gateway a status.
+        slack: Service that locality lets counters differ by.
         preempts: Whether engines take requests beyond their room.
         metrics: Shows the same to operators.
     """
@@ -33,6 +34,7 @@ class Announcer:
         tickets: TicketBook,
         send: Callable[[bytes, ModelStatus], None],
         *,
+        slack: float,
         preempts: bool,
         metrics: RouterMetrics,
     ) -> None:
@@ -41,6 +43,7 @@ class Announcer:
         self._fleet = fleet
         self._tickets = tickets
         self._send = send
+        self._slack = slack
         self._preempts = preempts
         self._metrics = metrics
         self._fairness = FairnessStatus()
@@ -51,7 +54,7 @@ class Announcer:
         window = sum(e.room_beyond if self._preempts else e.room for e in views)
         weights = {tenant: share.weight for tenant, share in self._tickets.shares.items()}
         longest = self._tickets.longest
-        figures = measure_fairness(self._queue, self._cost, longest, window, weights)
+        figures = measure_fairness(self._queue, self._cost, longest, window, weights, self._slack)
         self._fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
         self._metrics.show_fairness(figures)
 

@@ -101,4 +101,4 @@ class Dispatcher:
 
 
 def _wish(known: Ticket) -> Wish:
-    return Wish(known.tenant, known.model, known.adapter)
+    return Wish(known.tenant, known.model, known.adapter, known.marks)

@@ -117,6 +117,11 @@ class EchoCore:
         return self._max_running
 
     @property
+    def prefix_tokens(self) -> int:
+        """It has no prefix cache."""
+        return 0
+
+    @property
     def tasks(self) -> tuple[SupportedTask, ...]:
         """It generates and can do nothing else."""
         return ("generate",)

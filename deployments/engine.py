@@ -334,6 +334,7 @@ class Engine:
             load=self.load,
             model=self._model.name,
             adapters=AdapterReport() if self._gate is None else self._gate.report(),
+            prefix_tokens=self._core.prefix_tokens,
         )
 
     async def _report_regularly(self) -> None:

@@ -65,6 +65,10 @@ class Core(Intake, Protocol):
     """What steps a model; `run` on a thread of its own, the rest from any thread."""
 
     @property
+    def prefix_tokens(self) -> int:
+        """Tokens that its prefix cache holds; 0 is none."""
+
+    @property
     def max_running(self) -> int:
         """Sequences that one batch can hold."""
 

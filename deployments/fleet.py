@@ -5,7 +5,7 @@ It hears reports and forgets who went silent; whom to send a request to is `poli
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.adapters import AdapterEngine
+from serve_app.policy.prefixes import PrefixMemory
 from serve_app.policy.routing import EngineView
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class KnownEngine:
     """Adapters, as it said last."""
     asked_s: dict[int, float] = field(default_factory=dict)
     """Adapters that it was asked to prepare and has not said to have, and when."""
+    prefixes: PrefixMemory = field(default_factory=PrefixMemory)
+    """What its prefix cache is believed to hold."""
     is_reachable: bool = True
     on_probation: TicketId | None = None
     """A suspect of killing engines that has not got a token here yet: nobody else may come."""
@@ -61,6 +64,7 @@ class KnownEngine:
             self.by_tenant[handed.tenant] += 1
             if handed.adapter_id is not None:
                 self.by_adapter[handed.adapter_id] += 1
+            self.prefixes.note(handed.marks)
 
     def take_back(self, ticket: TicketId) -> None:
         """Counts a request no more. Unknown ones are left in peace."""
@@ -81,6 +85,7 @@ class KnownEngine:
     def take_report(self, report: EngineReport, now_s: float) -> None:
         """Takes what it says of itself."""
         self.report, self.heard_s, self.is_reachable = report, now_s, True
+        self.prefixes.capacity = report.prefix_tokens
         adapters = report.adapters
         self.in_memory, self.on_disk = frozenset(adapters.in_memory), frozenset(adapters.on_disk)
         self.asked_s = {
@@ -98,6 +103,8 @@ class Handed:
 
     tenant: TenantId
     adapter_id: int | None = None
+    marks: Sequence[int] = ()
+    """Of its prompt."""
 
 
 def _count_down(counts: Counter[Any], key: Hashable) -> None:
@@ -160,6 +167,7 @@ class Fleet:
         engine = self._engines.get(report.engine_id)
         if engine is None:
             engine = self._engines[report.engine_id] = KnownEngine(report, now_s)
+            engine.prefixes.capacity = report.prefix_tokens
             for ticket, handed in running:
                 engine.hand(ticket, handed)
             is_news = True
@@ -216,8 +224,8 @@ class Fleet:
 
     # --- what others may see -----------------------------------------------------------------
 
-    def view(self, engine: KnownEngine) -> EngineView:
-        """Returns an engine as routing sees it."""
+    def view(self, engine: KnownEngine, marks: Sequence[int] = ()) -> EngineView:
+        """Returns an engine as routing sees it, for a prompt with these marks."""
         return EngineView(
             engine.report.engine_id,
             is_ready=engine.report.state == "ready"
@@ -225,18 +233,21 @@ class Fleet:
             and engine.on_probation is None,
             in_flight=len(engine.in_flight),
             room=self._limit() or engine.report.max_running,
+            cached_tokens=engine.prefixes.match(marks),
         )
 
-    def views(self, model: ModelName | None = None) -> Iterator[EngineView]:
+    def views(
+        self, model: ModelName | None = None, marks: Sequence[int] = ()
+    ) -> Iterator[EngineView]:
         """Yields the engines of a model as routing sees them, or all."""
-        return (self.view(e) for e in self if model is None or e.report.model == model)
+        return (self.view(e, marks) for e in self if model is None or e.report.model == model)
 
-    def adapter_views(self, model: ModelName) -> list[AdapterEngine]:
+    def adapter_views(self, model: ModelName, marks: Sequence[int] = ()) -> list[AdapterEngine]:
         """Returns the engines of a model as the placement of adapters sees them."""
-        return [self._view_adapters(engine) for engine in self if engine.report.model == model]
+        return [self._view_adapters(e, marks) for e in self if e.report.model == model]
 
-    def _view_adapters(self, engine: KnownEngine) -> AdapterEngine:
-        view = self.view(engine)
+    def _view_adapters(self, engine: KnownEngine, marks: Sequence[int]) -> AdapterEngine:
+        view = self.view(engine, marks)
         return AdapterEngine(
             view.engine_id,
             view.is_ready,
@@ -246,6 +257,7 @@ class Fleet:
             engine.by_adapter.keys(),
             engine.in_memory | engine.asked_s.keys() if engine.asked_s else engine.in_memory,
             engine.on_disk,
+            view.cached_tokens,
         )
 
     def has_adapter(self, model: ModelName, adapter_id: int) -> bool:

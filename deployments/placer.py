@@ -4,13 +4,13 @@ Asks the policies: `routing` for the base model, `adapters` for those with an ad
 who may go to a full engine.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deployments.fleet import Fleet, KnownEngine
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId
-from serve_app.policy.adapters import choose_place, choose_preparation
+from serve_app.policy.adapters import Nearness, choose_place, choose_preparation
 from serve_app.policy.express import Holder, may_go_beyond
 from serve_app.policy.fairness_options import Share
 from serve_app.policy.routing import choose_engine, rank_beyond
@@ -24,6 +24,8 @@ class Wish:
     tenant: TenantId
     model: ModelName
     adapter: AdapterRef | None = None
+    marks: Sequence[int] = ()
+    """Of its prompt (`policy.prefixes`)."""
 
 
 class Placer:
@@ -55,8 +57,8 @@ class Placer:
         """Returns an engine with room; None when the request has to wait."""
         if wish.adapter is not None:
             return self._place_with(wish, wish.adapter)
-        engine_id = choose_engine(self._fleet.views(wish.model))
-        return None if engine_id is None else Fit(engine_id)
+        engine = choose_engine(self._fleet.views(wish.model, wish.marks))
+        return None if engine is None else Fit(engine.engine_id, engine.cached_tokens)
 
     def place_beyond(self, wish: Wish, n_waiting: int) -> Fit | None:
         """Returns a full engine on which somebody yields to the request; None if nobody does.
@@ -83,12 +85,14 @@ class Placer:
 
     def _place_with(self, wish: Wish, adapter: AdapterRef) -> Fit | None:
         """Where no engine has the adapter, one is asked to load it, and the request waits."""
-        place = choose_place(self._fleet.adapter_views(wish.model), adapter.id)
+        place = choose_place(self._fleet.adapter_views(wish.model, wish.marks), adapter.id)
         if place is None:
             return None
         engine = self._known(place.engine_id)
         if adapter.id in engine.in_memory or adapter.id in engine.report.adapters.failures:
-            return Fit(place.engine_id)  # The engine tells the client why it failed.
+            # If it has failed, the engine tells the client why.
+            is_loaded = place.nearness is Nearness.RUNNING
+            return Fit(place.engine_id, place.cached_tokens, is_loaded=is_loaded)
         self._prepare(engine, wish.tenant, adapter)
         return None
 

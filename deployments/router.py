@@ -121,6 +121,7 @@ class Router:
             self._fleet,
             self._tickets,
             self._send,
+            slack=settings.fairness.locality_quantum,
             preempts=preempts,
             metrics=self._metrics,
         )

@@ -1,5 +1,6 @@
 """What a router knows of one request, and of one gateway that sends some."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deployments.fleet import Handed
@@ -30,6 +31,8 @@ class Ticket:
     since_s: float
     model: ModelName
     adapter: AdapterRef | None = None
+    marks: Sequence[int] = ()
+    """Of its prompt (`policy.prefixes`)."""
     completion_tokens: int = 0
     """Those charged so far."""
     lost_tokens: int = 0
@@ -42,7 +45,7 @@ class Ticket:
     @property
     def handed(self) -> Handed:
         """As an engine's bookkeeping has it."""
-        return Handed(self.tenant, None if self.adapter is None else self.adapter.id)
+        return Handed(self.tenant, None if self.adapter is None else self.adapter.id, self.marks)
 
     def count(self, n_tokens: int) -> int:
         """Takes note of produced tokens; returns how many of them were not charged before."""

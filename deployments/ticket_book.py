@@ -24,6 +24,7 @@ from serve_app.policy.admission import QueueView
 from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_figures import Longest
 from serve_app.policy.fairness_options import Share
+from serve_app.policy.prefixes import split_marks
 from serve_app.policy.queueing import Waiting
 
 _DEFAULT_SHARE = Share()
@@ -180,7 +181,7 @@ class TicketBook:
         else:
             n_tokens = max(mail.completion_tokens, known.completion_tokens)
             is_computed = n_tokens > 0 or mail.cached_tokens is not None
-            self._queue.abort(mail.ticket, is_computed=is_computed)
+            self._queue.abort(mail.ticket, mail.cached_tokens, is_computed=is_computed)
 
     def adopt(self, sender: bytes, running: RunningTicket, now_s: float) -> None:
         """Takes a ticket that has begun, and charges what its tenant has not been charged."""
@@ -192,6 +193,7 @@ class TicketBook:
         else:
             self._move(enqueue.ticket, known, running.engine_id, now_s)
             known.adapter, known.model = enqueue.adapter, self.gateways[sender].model
+            known.marks = split_marks(enqueue.marks)
         known.has_run, known.strikes = True, running.strikes
         known.lost_tokens = max(known.completion_tokens - n_tokens, 0)
         known.completion_tokens = max(known.completion_tokens, n_tokens)
@@ -208,7 +210,15 @@ class TicketBook:
         self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None, now_s: float
     ) -> Ticket:
         owner = self.gateways[gateway]
-        known = Ticket(gateway, enqueue.tenant, engine_id, now_s, owner.model, enqueue.adapter)
+        known = Ticket(
+            gateway,
+            enqueue.tenant,
+            engine_id,
+            now_s,
+            owner.model,
+            enqueue.adapter,
+            split_marks(enqueue.marks),
+        )
         self._tickets[enqueue.ticket] = known
         owner.tickets.add(enqueue.ticket)
         self.longest = self.longest.with_request(_waiting(enqueue, owner.model))

@@ -10,7 +10,7 @@ from serve_app.names import ModelName
 from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_audit import Record
 from serve_app.policy.fairness_baselines import ByRequest, OneLine
-from serve_app.policy.fairness_options import Cost, MovingAverage, NoPrediction
+from serve_app.policy.fairness_options import Cost, Locality, MovingAverage, NoPrediction
 from serve_app.policy.fairness_settings import VtcSettings
 
 
@@ -23,7 +23,9 @@ def make_turn_order(
     if fairness.policy == "round_robin":
         return ByRequest()
     predictor = MovingAverage() if fairness.predicts_lengths else NoPrediction()
-    vtc = VtcSettings(cost=cost, lifts=fairness.policy == "vtc")
+    quantum = fairness.locality_quantum
+    locality = Locality(quantum) if quantum else None
+    vtc = VtcSettings(cost=cost, locality=locality, lifts=fairness.policy == "vtc")
     return Vtc(vtc, predictor, audit=audit)
 
 

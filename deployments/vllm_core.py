@@ -253,6 +253,14 @@ class VllmCore(EngineCoreProc):
         self.shutdown_state = EngineShutdownState.REQUESTED
         self.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
 
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens that the prefix cache holds; 0 is none."""
+        cache = self.vllm_config.cache_config
+        if not cache.enable_prefix_caching:
+            return 0
+        return int(cache.num_gpu_blocks or 0) * int(cache.block_size)
+
     def counts(self) -> tuple[int, int, float]:
         """Requests running, requests waiting, share of KV-cache blocks in use."""
         running, waiting = self.scheduler.get_request_counts()

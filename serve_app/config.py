@@ -160,6 +160,10 @@ class FairnessSettings(Section):
     """Whether a request whose turn it is takes a running one's place in a full engine, if its
     tenant holds fewer places than the other, by weight, and has nothing else waiting. So what
     others send hardly delays a tenant within its share. Each request yields at most once."""
+    locality_quantum: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    """Service by which a tenant may be ahead of the one whose turn it is and yet go first, because
+    an engine has its adapter or more of its prompt's prefix. Tenants' service then differs by at
+    most this much more. 0 keeps strictly to turns; engines are chosen by prefix all the same."""
     audit: AuditSettings | None = None
     """Log of decisions. None writes none."""
     policy: Literal["vtc", "fcfs", "lcf", "round_robin"] = "vtc"

@@ -110,6 +110,8 @@ class Enqueue(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int
     adapter: AdapterRef | None = None
     """What it runs with; None is the base model alone."""
+    marks: bytes = b""
+    """Of its prompt, as `policy.prefixes.mark_prompt` wrote them."""
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
@@ -203,6 +205,8 @@ class EngineReport(msgspec.Struct, frozen=True, tag=True):
     model: ModelName = ModelName("")
     """Which of the router's models it serves."""
     adapters: AdapterReport = AdapterReport()
+    prefix_tokens: int = 0
+    """Tokens that its prefix cache holds; 0 is none."""
 
 
 class FrontEndOffer(msgspec.Struct, frozen=True, tag=True):

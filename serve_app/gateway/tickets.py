@@ -22,6 +22,7 @@ from serve_app.messages import (
     RunningTicket,
     TicketId,
 )
+from serve_app.policy.prefixes import mark_prompt
 from serve_app.policy.suspicion import Record
 from serve_app.wire import Frames
 
@@ -132,6 +133,7 @@ def make_ticket(
         prompt_tokens=len(request.prompt_token_ids or ()),
         max_tokens=(params.max_tokens or 0) if params is not None else 0,
         adapter=_adapter_of(request),
+        marks=_mark(request),
     )
     has_grammar = params is not None and params.structured_outputs is not None
     return Ticket(frames, sink, enqueue, has_grammar)
@@ -152,6 +154,14 @@ def _adapter_of(request: EngineCoreRequest) -> AdapterRef | None:
         return None
     base = lora.base_model_name or ""
     return AdapterRef.at(lora.lora_path, id=lora.lora_int_id, name=lora.lora_name, base=base)
+
+
+def _mark(request: EngineCoreRequest) -> bytes:
+    """Marks of its prompt; none where tokens do not say all of it, as with images."""
+    if request.mm_features or request.prompt_embeds is not None or not request.prompt_token_ids:
+        return b""
+    adapter = "" if request.lora_request is None else request.lora_request.lora_path
+    return mark_prompt(request.prompt_token_ids, f"{request.cache_salt or ''}\0{adapter}")
 
 
 def _find_too_large(params: SamplingParams | None) -> str | None:

@@ -9,9 +9,9 @@ The rule:
   - Of these, only engines with at most a quarter more load than the average count, if any are.
     So a hot adapter spreads over as many engines as its rate needs.
   - Of these, the one that has the adapter nearest: in flight, in memory, on disk. Among those that
-    have it in flight or in memory, the least loaded. Where nobody has, its home: the engines'
-    order by a hash of engine and adapter. So the cold tail lies in one memory each, and stays
-    there when engines come and go.
+    have it in flight or in memory, the one with most of the prompt cached, then the least loaded.
+    Where nobody has, its home: the engines' order by a hash of engine and adapter. So the cold tail
+    lies in one memory each, and stays there when engines come and go.
 
 Invariants (each a property test of that name):
 
@@ -27,15 +27,14 @@ Sheng et al., *S-LoRA*, MLSys 2024, on clustering by adapter; homes are by rende
 (Thaler and Ravishankar, 1998).
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import blake2b
 
 from serve_app.messages import EngineId
+from serve_app.policy.routing import within_bound
 
-_SLACK = 1.25
-"""Load that an engine may have, beside the average."""
 _CLAIMING = 1
 """Adapters in flight on an engine beyond its slots."""
 
@@ -62,6 +61,7 @@ class AdapterEngine:
         running: Adapters of the requests in flight.
         in_memory: Adapters that it said it has in memory, or was asked to prepare.
         on_disk: Adapters that its node has on disk.
+        cached_tokens: Tokens of the request's prompt that it is believed to have cached.
     """
 
     engine_id: EngineId
@@ -72,6 +72,7 @@ class AdapterEngine:
     running: Set[int] = field(default_factory=frozenset)
     in_memory: Set[int] = field(default_factory=frozenset)
     on_disk: Set[int] = field(default_factory=frozenset)
+    cached_tokens: int = 0
 
     @property
     def load(self) -> float:
@@ -108,6 +109,8 @@ class AdapterPlace:
     engine_id: EngineId
     nearness: Nearness
     reason: str
+    cached_tokens: int = 0
+    """As the engine's."""
 
 
 def choose_place(engines: Sequence[AdapterEngine], adapter: int | None) -> AdapterPlace | None:
@@ -120,17 +123,20 @@ def choose_place(engines: Sequence[AdapterEngine], adapter: int | None) -> Adapt
     able = [engine for engine in engines if engine.may_take(adapter)]
     if not able:
         return None
-    within = _find_within_bound(engines, able)
+    within = within_bound(engines, able)
     if adapter is None:
-        chosen = min(within, key=lambda e: (e.load, e.engine_id))
-        return AdapterPlace(chosen.engine_id, Nearness.RUNNING, "least loaded")
+        chosen = min(within, key=_order_of)
+        return AdapterPlace(
+            chosen.engine_id, Nearness.RUNNING, "least loaded", chosen.cached_tokens
+        )
     nearest = min(engine.nearness(adapter) for engine in within)
     have = [engine for engine in within if engine.nearness(adapter) == nearest]
     if nearest >= Nearness.ON_DISK:
         return AdapterPlace(_choose_home(have, adapter), nearest, "not in a memory: its home")
-    chosen = min(have, key=lambda e: (e.load, e.engine_id))
+    chosen = min(have, key=_order_of)
     words = nearest.name.lower().replace("_", " ")
-    return AdapterPlace(chosen.engine_id, nearest, f"{words} there, least loaded of {len(have)}")
+    reason = f"{words} there, least loaded of {len(have)}"
+    return AdapterPlace(chosen.engine_id, nearest, reason, chosen.cached_tokens)
 
 
 def choose_preparation(engines: Sequence[AdapterEngine], adapter: int) -> EngineId | None:
@@ -141,18 +147,11 @@ def choose_preparation(engines: Sequence[AdapterEngine], adapter: int) -> Engine
     able = [engine for engine in engines if engine.is_ready and engine.slots > 0]
     if not able or any(e.nearness(adapter) <= Nearness.IN_MEMORY for e in able):
         return None
-    return _choose_home(_find_within_bound(engines, able), adapter)
+    return _choose_home(within_bound(engines, able), adapter)
 
 
-def _find_within_bound(
-    engines: Iterable[AdapterEngine], able: Sequence[AdapterEngine]
-) -> Sequence[AdapterEngine]:
-    """Those that stay within the bound with one request more, else all that are able."""
-    ready = [engine for engine in engines if engine.is_ready]
-    average = (sum(e.in_flight for e in ready) + 1) / sum(e.room for e in ready)
-    # One request is always within, or nothing could start on idle engines.
-    within = [e for e in able if e.in_flight < max(1.0, _SLACK * average * e.room)]
-    return within or able
+def _order_of(engine: AdapterEngine) -> tuple[int, float, EngineId]:
+    return -engine.cached_tokens, engine.load, engine.engine_id
 
 
 def _choose_home(engines: Sequence[AdapterEngine], adapter: int) -> EngineId:

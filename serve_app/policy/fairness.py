@@ -166,12 +166,15 @@ class Vtc:
         cached = known.cached_tokens if cached_tokens is None else cached_tokens
         self._end(known, cached, is_computed=True)
 
-    def abort(self, ticket: TicketId, *, is_computed: bool = True) -> bool:
+    def abort(
+        self, ticket: TicketId, cached_tokens: int | None = None, *, is_computed: bool = True
+    ) -> bool:
         """Ends a ticket early. What was produced stays paid; nothing is learned from it."""
         known = self._tickets.get(ticket)
         if known is None:
             return False
-        self._end(known, known.cached_tokens, is_computed=is_computed)
+        cached = known.cached_tokens if cached_tokens is None else cached_tokens
+        self._end(known, cached, is_computed=is_computed)
         return True
 
     def requeue(self, ticket: TicketId) -> None:

@@ -90,7 +90,9 @@ class FirstCome:
         """Forgets a running request."""
         self._running.pop(ticket, None)
 
-    def abort(self, ticket: TicketId, *, is_computed: bool = True) -> bool:
+    def abort(
+        self, ticket: TicketId, cached_tokens: int | None = None, *, is_computed: bool = True
+    ) -> bool:
         """Forgets a request."""
         is_known = ticket in self._running or ticket in self._waiting
         self._running.pop(ticket, None)

@@ -54,6 +54,7 @@ def measure_fairness(
     longest: Longest,
     window_requests: int,
     weights: Mapping[TenantId, float],
+    slack: float = 0.0,
 ) -> Figures:
     """Returns the figures of this moment. Linear in the tenants that wait.
 
@@ -63,8 +64,10 @@ def measure_fairness(
         longest: Of all requests that it was given.
         window_requests: How many requests all engines together take at once.
         weights: By tenant; others have 1.
+        slack: Service that locality lets counters differ by.
     """
     lags = queue.find_lags()
     least_weight = min((weights.get(tenant, 1.0) for tenant in lags), default=1.0)
     capacity = Capacity(longest.prompt_tokens, window_requests * longest.tokens)
-    return Figures(queue.find_gap(), bound_gap(cost, capacity, least_weight=least_weight), lags)
+    bound = bound_gap(cost, capacity, slack=slack, least_weight=least_weight)
+    return Figures(queue.find_gap(), bound, lags)

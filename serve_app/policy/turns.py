@@ -84,11 +84,14 @@ class TurnOrder(Protocol):
             cached_tokens: Prompt tokens that were really cached; None leaves what `Fit` said.
         """
 
-    def abort(self, ticket: TicketId, *, is_computed: bool = True) -> bool:
+    def abort(
+        self, ticket: TicketId, cached_tokens: int | None = None, *, is_computed: bool = True
+    ) -> bool:
         """Ends a ticket early, waiting or running; says whether it was known.
 
         Args:
             ticket: Which.
+            cached_tokens: As for `finish`.
             is_computed: Whether the engine has begun on its prompt. If not, nothing is owed for it.
         """
 

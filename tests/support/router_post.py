@@ -76,6 +76,7 @@ def enqueue(
     max_tokens: int = 10,
     prompt_tokens: int = 5,
     adapter: AdapterRef | None = None,
+    marks: bytes = b"",
 ) -> Enqueue:
     """A request that wants an engine."""
     return Enqueue(
@@ -86,6 +87,7 @@ def enqueue(
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
         adapter=adapter,
+        marks=marks,
     )
 
 
@@ -95,6 +97,7 @@ def report(
     max_running: int = 2,
     model: str = "",
     adapters: AdapterReport = AdapterReport(),  # noqa: B008 - frozen
+    prefix_tokens: int = 0,
 ) -> EngineReport:
     """An engine that says how it is."""
     endpoint = Endpoint(f"tcp://{engine}", b"k") if state in ("ready", "draining") else None
@@ -106,4 +109,5 @@ def report(
         max_running=max_running,
         model=ModelName(model),
         adapters=adapters,
+        prefix_tokens=prefix_tokens,
     )
