@@ -19,11 +19,20 @@ _HOST = "127.0.0.1"
 
 def find_prometheus() -> str:
     """Returns the program; skips the test where there is none, and fails it where CI runs."""
-    program = shutil.which("prometheus")
+    return _find("prometheus")
+
+
+def find_promtool() -> str:
+    """Returns the program that checks Prometheus' files; as above."""
+    return _find("promtool")
+
+
+def _find(name: str) -> str:
+    program = shutil.which(name)
     if program is None:
         if os.environ.get("CI"):
-            pytest.fail("prometheus is missing; it is Debian's package of that name")
-        pytest.skip("prometheus is missing")
+            pytest.fail(f"{name} is missing; Debian's package `prometheus` has it")
+        pytest.skip(f"{name} is missing")
     return program
 
 

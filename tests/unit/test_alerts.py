@@ -1,8 +1,6 @@
 """Alert rules: run by promtool, and each with a section for the one who is woken."""
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,11 @@ import yaml
 from cluster.monitoring.local_prometheus import ALERTS
 from cluster.monitoring.slo import TTFT_S, TTFT_SHARE
 from serve_app.telemetry import TABLE, TTFT
+from tests.support.prometheus import find_promtool
 
 ROOT = Path(__file__).parents[2]
 TESTS = Path(__file__).with_name("alerts_test.yaml")
 RULES: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
-
-
-def find_promtool() -> str:
-    program = shutil.which("promtool")
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("promtool is missing; Debian's package `prometheus` has it")
-        pytest.skip("promtool is missing")
-    return program
 
 
 def test_rules_fire_when_they_should_and_only_then() -> None:

@@ -2,13 +2,17 @@
 
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 from cluster.monitoring.boards import BOARDS
 from cluster.monitoring.grafana import FOLDER, main, render_files
 from cluster.monitoring.panels import Board, fill_in
 from serve_app.telemetry import TABLE
+from tests.support.prometheus import find_promtool
 
 KNOWN = {m.name for m in TABLE} | {
     f"{m.name}_{part}" for m in TABLE if m.buckets for part in ("bucket", "count", "sum")
@@ -61,3 +65,13 @@ def test_every_metric_is_on_some_dashboard() -> None:
 def test_queries_are_filled_in_as_grafana_does() -> None:
     asked = fill_in('rate(x{model=~"$model"}[$__rate_interval])', "20s")
     assert asked == 'rate(x{model=~".+"}[20s])'
+
+
+def test_prometheus_understands_every_query(tmp_path: Path) -> None:
+    queries = [query.expr for board in BOARDS for p in board.panels() for query in p.queries]
+    rules = [{"record": f"q{i}", "expr": fill_in(q, "20s")} for i, q in enumerate(queries)]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": rules}]}))
+    command = [find_promtool(), "check", "rules", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
