@@ -110,7 +110,9 @@ def write_config(folder: Path, url: str, every: str, key: str = "", more: Any = 
         key_file = folder / "key"
         key_file.touch(mode=0o600)
         key_file.write_text(key)
-        discovery["authorization"] = {"credentials_file": str(key_file.absolute())}
+        # Prometheus 2.42 leaves the type out for a discovery unless it is told.
+        credentials = {"type": "Bearer", "credentials_file": str(key_file.absolute())}
+        discovery["authorization"] = credentials
     job: dict[str, Any] = {"job_name": "arriero", "http_sd_configs": [discovery]}
     if more:
         job["static_configs"] = list(more)

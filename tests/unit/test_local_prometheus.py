@@ -26,7 +26,10 @@ def test_key_is_in_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:
     config = write_config(tmp_path / "p", "http://h", "5s", key="sk-secret")
     assert "sk-secret" not in config.read_text()
     assert "sk-secret" not in " ".join(command_of("prometheus", config, 9090))
+    (job,) = yaml.safe_load(config.read_text())["scrape_configs"]
     key_file = tmp_path / "p" / "key"
+    authorization = {"type": "Bearer", "credentials_file": str(key_file)}
+    assert job["http_sd_configs"][0]["authorization"] == authorization
     assert key_file.read_text() == "sk-secret"
     assert key_file.stat().st_mode & 0o077 == 0
     assert os.stat(tmp_path / "p").st_mode & 0o077 == 0
