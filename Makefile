@@ -14,8 +14,9 @@ VENV := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help up down status monitoring test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
-	bench-fairness bench-lora-ops bench-adapter-routing bench-adapter-stall bench-prefix-routing \
-	bench-migration bench-spot bench-observability chaos
+	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
+	bench-adapter-stall bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-fleet \
+	bench-spot-bound bench-spot-curve bench-observability
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -78,8 +79,14 @@ bench-prefix-routing: env-dev ## Simulate how much of prompts is computed again,
 bench-adapter-routing: env-dev ## Simulate how often adapters are loaded, by way of routing
 	@$(VENV)/python -m bench.adapter_routing $(ARGS)
 
+bench-objective: env-dev ## Simulate first tokens in time at overload (ARGS=--quick for less)
+	@$(VENV)/python -m bench.objective $(ARGS)
+
 bench-adapter-stall: env-dev ## Measure what others feel of a cold adapter (ARGS=--quick for less)
 	@$(VENV)/python -m bench.adapter_stall $(ARGS)
+
+bench-adapters: env-dev ## Measure many adapters, beside vLLM and Ray Serve LLM (ARGS=--quick for minutes)
+	@$(VENV)/python -m bench.adapters $(ARGS)
 
 bench-fairness: env-dev ## Measure fairness of the running platform (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.fairness $(ARGS)
@@ -90,11 +97,23 @@ bench-observability: env-dev ## Measure what metrics cost (ARGS=--quick for less
 bench-migration: env-dev ## Measure what the death of an engine costs (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.migration $(ARGS)
 
+bench-overload: env-dev ## Measure ten times what it can serve (ARGS=--quick for two minutes)
+	@$(VENV)/python -m bench.overload $(ARGS)
+
 chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --seed 7')
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
 
+chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
+	@$(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
+
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)
+
+bench-spot-bound: env-dev ## Say what availability costs at least on spot traces (ARGS='--traces FOLDER')
+	@$(VENV)/python -m bench.spot_bound $(ARGS)
+
+bench-spot-curve: env-dev ## Draw spot's cost over availability (ARGS='--traces FOLDER --plots FOLDER')
+	@$(VENV)/python -m bench.spot_curve $(ARGS)
 
 constraints: env ## Resolve the pinned versions anew
 	@$(VENV)/python -m cluster.pins

@@ -43,6 +43,8 @@ BATCH = 20
 """Requests in a batch: what the paper's engine holds of 256/256."""
 SPARE = 4
 """Requests that an engine is handed beyond its batch."""
+_RUNNING_TOKENS = 384
+"""Of the KV cache for each place of the batch, in the mean of 256/256. The rest is prefix cache."""
 _READY_S = 180.0
 _STATUS_EVERY_S = 1.5
 """How old what `/ready` says may be, and somewhat more."""
@@ -191,12 +193,16 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def describe_echo(engine: EngineModel, speed: float, n_engines: int) -> dict[str, Any]:
+def describe_echo(
+    engine: EngineModel, speed: float, n_engines: int, prompt_chunk: int | None = None
+) -> dict[str, Any]:
     """Returns a model entry: the paper's engine so many times as fast, in so many parts."""
     batch = {name: getattr(engine, name) / speed * n_engines for name in Pace.__struct_fields__}
     name = MODEL_NAME if n_engines == 1 else THREE
-    entry = describe_model(name, {"kind": "echo", "max_num_seqs": BATCH, "batch": batch})
-    return entry | {"replicas": {"min": n_engines, "max": n_engines}}
+    pace = {"batch": batch, "prefix_cache_tokens": engine.kv_tokens - BATCH * _RUNNING_TOKENS}
+    entry = describe_model(name, {"kind": "echo", "max_num_seqs": BATCH, **pace})
+    replicas = {"min": n_engines, "max": n_engines}
+    return entry | {"replicas": replicas, "prompt_chunk_tokens": prompt_chunk}
 
 
 def describe_pair(engine: EngineModel, speed: float) -> list[dict[str, Any]]:

@@ -86,6 +86,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--policies", type=_names_of(POLICIES), help=f"of {', '.join(POLICIES)}")
     parser.add_argument("--engine", choices=("echo", "vllm"), default="echo")
     parser.add_argument("--speed", type=float, default=10.0, help="of the echo engine; paper's: 1")
+    parser.add_argument("--chunk", type=int, help="`prompt_chunk_tokens` of the first model")
     parser.add_argument("--seconds", type=float, help="the paper's, for each workload")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plots", type=Path, default=Path(__file__).parent / "plots")
@@ -130,7 +131,9 @@ def _make_platform(
 ) -> FairPlatform:
     engine = EngineModel()
     is_echo = options.engine == "echo"
-    models = [describe_echo(engine, options.speed, 1) if is_echo else describe_vllm()]
+    models = [
+        describe_echo(engine, options.speed, 1, options.chunk) if is_echo else describe_vllm()
+    ]
     if "engines" in chosen and is_echo:
         models.append(describe_echo(engine, options.speed, 3))
     if "pinned" in chosen and is_echo:

@@ -118,7 +118,7 @@ async def measure_unlimited(n_requests: int) -> float:
         meter.begin(_MODEL, PriceSpec(), is_max_tokens_given=True)
         meter.plan("request", 100, (256,))
         assert not meter.is_limited
-        meter.close("finished")
+        meter.close("finished", 200)
     return 1e6 * (time.thread_time() - started_s) / n_requests
 
 

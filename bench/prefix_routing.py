@@ -15,12 +15,13 @@ import argparse
 import heapq
 import itertools
 import random
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.report import Figure, describe_run, print_figures, print_table, say
 from bench.sim_engine import EngineModel
+from deployments.echo_cache import BlockCache
 from serve_app.messages import EngineId, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.fairness import Vtc
@@ -33,7 +34,6 @@ from serve_app.policy.routing import EngineView, choose_engine
 from serve_app.policy.turns import Fit
 
 _SEATS = 16
-_BLOCK = 16
 _CACHE_TOKENS = 65_536
 _PROMPT_TOKENS_A_STEP = 512
 _TENANTS = 8
@@ -67,45 +67,13 @@ class Turn:
     produced: int = 0
 
 
-class BlockCache:
-    """What an engine really holds: whole blocks, those used last."""
-
-    def __init__(self) -> None:
-        self._blocks: OrderedDict[int, None] = OrderedDict()
-
-    def match(self, prompt: Sequence[int]) -> int:
-        """Returns how many of the first tokens are there."""
-        n_tokens = 0
-        for block in _blocks(prompt):
-            if block not in self._blocks:
-                break
-            n_tokens += _BLOCK
-        return n_tokens
-
-    def hold(self, prompt: Sequence[int]) -> None:
-        """Computes a prompt."""
-        for block in reversed(_blocks(prompt)):
-            self._blocks[block] = None
-            self._blocks.move_to_end(block)
-        while len(self._blocks) * _BLOCK > _CACHE_TOKENS:
-            self._blocks.popitem(last=False)
-
-
-def _blocks(prompt: Sequence[int]) -> list[int]:
-    hashes, before = [], 0
-    for start in range(0, len(prompt) - _BLOCK + 1, _BLOCK):
-        before = hash((before, *prompt[start : start + _BLOCK]))
-        hashes.append(before)
-    return hashes
-
-
 @dataclass
 class Engine:
     """An engine and what its router believes of it."""
 
     name: EngineId
     running: list[Turn] = field(default_factory=list)
-    cache: BlockCache = field(default_factory=BlockCache)
+    cache: BlockCache = field(default_factory=lambda: BlockCache(_CACHE_TOKENS))
     believed: PrefixMemory = field(default_factory=lambda: PrefixMemory(_CACHE_TOKENS))
     tokens: int = 0
     busy_s: float = 0.0
@@ -117,7 +85,7 @@ class Engine:
 
     def take(self, turn: Turn) -> int:
         """Starts a request; returns how much of its prompt was there in truth."""
-        cached = turn.cached = min(self.cache.match(turn.prompt), len(turn.prompt) - 1)
+        cached = turn.cached = self.cache.match(turn.prompt)
         turn.uncomputed = len(turn.prompt) - cached
         self.cache.hold(turn.prompt)
         self.believed.note(turn.marks)

@@ -15,7 +15,8 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -25,6 +26,7 @@ from bench.spot_rivals import EvenSpread, OnDemandOnly, SpotHedge
 from bench.spot_sim import (
     Outcome,
     Placement,
+    Purpose,
     Replay,
     Setting,
     Trace,
@@ -32,7 +34,7 @@ from bench.spot_sim import (
     list_offers,
     load_trace,
 )
-from cluster.policy.fleet import Offer
+from cluster.policy.fleet import Market, Offer
 from cluster.policy.placement import PlacementSettings, SpotPlacement
 
 TRACES = ("AWS1", "AWS2", "AWS3", "GCP1")
@@ -47,12 +49,20 @@ PARTS = {"whole": dict.fromkeys(TRACES, WHOLE), "held-out": HELD_OUT}
 Maker = Callable[[Setting, Sequence[Offer], int], Placement]
 
 
-def _make_ours(setting: Setting, offers: Sequence[Offer], _: int) -> Placement:
+def _make_ours(
+    setting: Setting, offers: Sequence[Offer], _: int, *, caution: float | None = None
+) -> Placement:
     notice_s = min((setting.notices_s.get(offer.cloud, 0.0) for offer in offers), default=0.0)
     settings = PlacementSettings(
         setting.target, setting.start_up_s, GOALS[setting.start_up_s], notice_s=notice_s
     )
+    if caution is not None:
+        settings = replace(settings, caution=caution)
     return SpotPlacement(settings, offers)
+
+
+def _make_hedge(setting: Setting, offers: Sequence[Offer], seed: int, *, extra: int) -> Placement:
+    return SpotHedge(setting.target, extra, offers, seed)
 
 
 POLICIES: Mapping[str, Maker] = {
@@ -61,9 +71,15 @@ POLICIES: Mapping[str, Maker] = {
         setting.target, [offers[seed % len(offers)]]
     ),
     "even spread": lambda setting, offers, _: EvenSpread(setting.target, offers),
-    "SpotHedge": lambda setting, offers, seed: SpotHedge(setting.target, 1, offers, seed),
+    "SpotHedge": partial(_make_hedge, extra=1),
     "Arriero": _make_ours,
 }
+SWEPT: Mapping[str, Mapping[str, Maker]] = {
+    "SpotHedge": {f"SpotHedge +{n}": partial(_make_hedge, extra=n) for n in range(4)},
+    "Arriero": {f"Arriero x{c:g}": partial(_make_ours, caution=c) for c in (0.03, 0.1, 0.3, 1.0)},
+}
+"""The policies over a parameter of each, for `bench.spot_curve`."""
+_MAKERS = {**POLICIES, **SWEPT["SpotHedge"], **SWEPT["Arriero"]}
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ def run_job(job: Job) -> Outcome:
     trace = _load(job.folder)
     setting = Setting(start_up_s=job.start_up_s, notices_s=NOTICES_S if job.has_notice else {})
     offset_s = choose_offsets(trace, setting, job.n_windows, job.part)[job.window]
-    policy = POLICIES[job.policy](setting, list_offers(trace, setting), job.window)
+    policy = _MAKERS[job.policy](setting, list_offers(trace, setting), job.window)
     return Replay(trace, policy, setting, offset_s).run()
 
 
@@ -151,6 +167,21 @@ _HEAD = (
 )
 
 
+def print_spent(title: str, results: Results) -> None:
+    """Prints what the cost is made of."""
+    rows = []
+    for (trace, policy, start_up_s, has_notice), outcomes in results.items():
+        shares = [mean(o.spent.get(use, 0.0) for o in outcomes) for use in _USES]
+        name = f"{trace}, {start_up_s:g} s, {policy}{' + notice' if has_notice else ''}"
+        rows.append([name, *(f"{share:.3f}" for share in shares)])
+    print_table(title, ["policy", *(f"{market}, {use}" for market, use in _USES)], rows)
+
+
+_MARKETS: tuple[Market, ...] = ("spot", "on-demand")
+_PURPOSES: tuple[Purpose, ...] = ("serving", "spare", "starting")
+_USES = tuple(itertools.product(_MARKETS, _PURPOSES))
+
+
 def judge(results: Results, has_notice: bool, prefix: str) -> dict[str, Figure]:
     """Returns the figures of the last line, each with its target."""
     figures: dict[str, Figure] = {}
@@ -172,9 +203,11 @@ def judge(results: Results, has_notice: bool, prefix: str) -> dict[str, Figure]:
     return figures
 
 
-def _list_jobs(folder: Path, n_windows: int, parts: Mapping[str, tuple[float, float]]) -> list[Job]:
-    """The held-out windows are run without notices and for two policies, as they take long."""
-    is_whole = parts is not HELD_OUT
+def _list_jobs(
+    folder: Path, n_windows: int, parts: Mapping[str, tuple[float, float]], *, is_lean: bool
+) -> list[Job]:
+    """Lists jobs; lean ones, and the held-out windows, are without notices and of two policies."""
+    is_whole = parts is not HELD_OUT and not is_lean
     policies = list(POLICIES) if is_whole else ["SpotHedge", "Arriero"]
     return [
         Job(folder / trace, policy, start_up_s, has_notice, parts[trace], window, n_windows)
@@ -193,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="two windows instead of ten")
     parser.add_argument("--plots", type=Path, help="folder for the plot")
     parser.add_argument("--part", choices=["both", *PARTS], default="both", help="of the traces")
+    parser.add_argument("--lean", action="store_true", help="no notices, SpotHedge and ours only")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(argv)
     n_windows = 2 if options.quick else 10
@@ -200,9 +234,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for prefix, parts in PARTS.items():
         if options.part not in ("both", prefix):
             continue
-        jobs = _list_jobs(options.traces, n_windows, parts)
+        jobs = _list_jobs(options.traces, n_windows, parts, is_lean=options.lean)
         results = run_jobs(jobs, options.processes)
         print_results(f"Windows: {prefix}", results)
+        print_spent(f"Cost by use: {prefix}", results)
         for has_notice in sorted({job.has_notice for job in jobs}):
             figures |= judge(results, has_notice, f"{prefix}, ")
         if options.plots and prefix == "whole":

@@ -8,15 +8,16 @@ notice, the newest first. On-demand nodes always come and stay.
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cluster.policy.fleet import (
     Happening,
     Launched,
+    Market,
     Node,
     NodeId,
     Offer,
@@ -28,6 +29,11 @@ from cluster.policy.fleet import (
 
 _MOST_ROUNDS = 12
 """Of launches in one tick."""
+
+
+Purpose = Literal["serving", "spare", "starting"]
+"""What a node is paid for."""
+Use = tuple[Market, Purpose]
 
 
 class Placement(Protocol):
@@ -86,6 +92,8 @@ class Outcome:
         reclaims: Spot nodes taken.
         launches: That succeeded.
         on_demand: Share of the cost.
+        spent: The cost by market and use: nodes that serve the target, spare ones beyond it, and
+            those that start.
     """
 
     availability: float
@@ -95,6 +103,7 @@ class Outcome:
     reclaims: int
     launches: int
     on_demand: float
+    spent: Mapping[Use, float] = field(default_factory=dict)
 
 
 def load_trace(folder: Path) -> Trace:
@@ -137,7 +146,7 @@ class Replay:
         self._clouds = {offer.zone: offer.cloud for offer in list_offers(trace, setting)}
         self._made = 0
         self._happenings: list[Happening] = []
-        self._costs: Counter[str] = Counter()
+        self._spent: defaultdict[Use, float] = defaultdict(float)
         self._reclaims = self._missing = 0
         self._served = self._served_late = 0
 
@@ -153,16 +162,18 @@ class Replay:
             self._mark_ready(now_s)
             self._ask(now_s)
             self._count(tick >= first)
-        whole = setting.target * n_ticks
-        spot, on_demand = self._costs["spot"], self._costs["on-demand"]
+        whole = setting.target * n_ticks * setting.on_demand_usd_per_h
+        total = sum(self._spent.values())
+        on_demand = sum(usd for (market, _), usd in self._spent.items() if market == "on-demand")
         return Outcome(
             self._served_late / (n_ticks - first),
             self._served / n_ticks,
-            (spot + on_demand) / (whole * setting.on_demand_usd_per_h),
+            total / whole,
             self._missing / (setting.target * (n_ticks - first)),
             self._reclaims,
             self._made,
-            on_demand / (spot + on_demand or 1.0),
+            on_demand / (total or 1.0),
+            {use: usd / whole for use, usd in self._spent.items()},
         )
 
     def _take(self, now_s: float) -> None:
@@ -227,9 +238,23 @@ class Replay:
         if is_late:
             self._served_late += served
             self._missing += max(0, setting.target - n_ready)
-        for node in paid:
-            price = setting.spot_usd_per_h if node.market == "spot" else setting.on_demand_usd_per_h
-            self._costs[node.market] += price  # type: ignore[assignment]
+        self._charge(paid)
+
+    def _charge(self, paid: Sequence[Node]) -> None:
+        """Spot nodes serve first, so that on-demand nodes beside enough of them are spare."""
+        setting, open_places = self._setting, self._setting.target
+        prices: tuple[tuple[Market, float], ...] = (
+            ("spot", setting.spot_usd_per_h),
+            ("on-demand", setting.on_demand_usd_per_h),
+        )
+        for market, price in prices:
+            ready = sum(node.is_ready for node in paid if node.market == market)
+            starting = sum(node.market == market for node in paid) - ready
+            serving = min(ready, open_places)
+            open_places -= serving
+            self._spent[market, "serving"] += price * serving
+            self._spent[market, "spare"] += price * (ready - serving)
+            self._spent[market, "starting"] += price * starting
 
 
 def choose_offsets(

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -136,11 +136,21 @@ def tail_of(path: Path, n_chars: int = 3000) -> str:
 
 @dataclass
 class BareVllm:
-    """vLLM's own OpenAI server, as anyone would start it on a processor."""
+    """vLLM's own OpenAI server, as anyone would start it on a processor.
+
+    Args:
+        model_path: Folder of the model.
+        env: Environment of every process.
+        name: For people.
+        engine_args: As flags.
+        flags: Further ones.
+    """
 
     model_path: Path
     env: Mapping[str, str] = field(default_factory=dict)
     name: str = "bare vLLM"
+    engine_args: Mapping[str, Any] = field(default_factory=lambda: ENGINE_ARGS)
+    flags: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="arb-"))
@@ -152,7 +162,8 @@ class BareVllm:
         """Starts it; does not wait."""
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", str(self.model_path), "--served-model-name", MODEL_NAME]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), *_as_flags(ENGINE_ARGS)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), *_as_flags(self.engine_args)]
+        command += self.flags
         # The platform writes no line a request; neither does this.
         command += ["--disable-log-stats", "--disable-uvicorn-access-log"]
         env = {**os.environ, **_VLLM_ENV, **self.env}
@@ -457,7 +468,13 @@ class LiteLlm:
 
 
 def ray_serve_llm(
-    model_path: Path, env: Mapping[str, str], packages: Path, *, is_direct: bool = False
+    model_path: Path,
+    env: Mapping[str, str],
+    packages: Path,
+    *,
+    is_direct: bool = False,
+    engine_args: Mapping[str, Any] | None = None,
+    lora: Mapping[str, Any] | None = None,
 ) -> RayServed:
     """`ray.serve.llm` with one replica.
 
@@ -466,14 +483,18 @@ def ray_serve_llm(
         env: Environment of every process.
         packages: Folder with what it needs besides (`bench.peers`).
         is_direct: Its own fast path, off by default there: no ingress, HAProxy before the server.
+        engine_args: None means the usual ones.
+        lora: Its `lora_config`; None leaves adapters off.
     """
     llm_config = {
         "model_loading_config": {"model_id": MODEL_NAME, "model_source": str(model_path)},
         "accelerator_config": {"kind": "cpu"},
         "deployment_config": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 1}},
-        "engine_kwargs": {**ENGINE_ARGS, "disable_log_stats": True},
+        "engine_kwargs": {**(engine_args or ENGINE_ARGS), "disable_log_stats": True},
         "log_engine_metrics": False,
     }
+    if lora is not None:
+        llm_config["lora_config"] = dict(lora)
     application = {
         "name": "llm",
         "import_path": "ray.serve.llm:build_openai_app",

@@ -94,8 +94,33 @@ def ray_environment(
         mark: By which our processes are found again.
         haproxy: Path of the real HAProxy.
     """
-    kept = {name: value for name, value in environ.items() if name not in _OTHER_CLUSTERS}
     sockets = folder / "h"
+    return {
+        **node_environment(environ, mark),
+        "AUTOSCALER_METRIC_PORT": str(ports.monitor_metrics),
+        "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_HAPROXY_STAND_IN),
+        "ARRIERO_HAPROXY": haproxy,
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
+        # Serve puts a node id of 56 characters between folder and name, hence names of one letter.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "c"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "a"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "m"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "s"),
+    }
+
+
+def node_environment(environ: Mapping[str, str], mark: str) -> dict[str, str]:
+    """Return what the processes of every node inherit, the head's and further ones'.
+
+    Args:
+        environ: The user's environment.
+        mark: By which our processes are found again.
+    """
+    kept = {name: value for name, value in environ.items() if name not in _OTHER_CLUSTERS}
     return {
         **kept,
         MARK: mark,
@@ -108,23 +133,13 @@ def ray_environment(
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray runs workers at the lowest priority otherwise, and here they are what matters.
         "RAY_worker_niceness": "0",
-        "AUTOSCALER_METRIC_PORT": str(ports.monitor_metrics),
-        "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         # HAProxy in front, replicas behind it: a request crosses no Python proxy.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # Our replicas only await; a second event loop would cost a hop for every token.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_HAPROXY_STAND_IN),
-        "ARRIERO_HAPROXY": haproxy,
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
-        # Serve puts a node id of 56 characters between folder and name, hence names of one letter.
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "c"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "a"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "m"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "s"),
+        # Three looks until Serve starts a dead HAProxy again; every ten seconds otherwise. More
+        # often, and it takes one for dead while Ray's head is replaced.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "3",
     }
 
 

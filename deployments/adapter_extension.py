@@ -2,17 +2,22 @@
 
 vLLM's `add_lora` always activates: as a prefetch it takes a slot, and may take one in use. Here
 the two are apart: `hold_adapter` reads, casts and packs between two steps, `activate_adapter`
-copies to a slot between two others. Where none was free, vLLM does it in the step that needs it.
+copies to a slot, a part at a time between others. Where none was free, vLLM does it in the step
+that needs it.
 
 A worker extension: vLLM mixes this class into its worker (`worker_extension_cls`), in every process
 that has one. Imports vLLM.
 """
 
+import math
+import time
+from collections.abc import Iterator
 from typing import Any
 
+from vllm.lora.layers import ClassificationHeadWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.lora_model import LoRAModel
-from vllm.lora.model_manager import LoRAModelManager
+from vllm.lora.model_manager import LoRAModelManager, LRUCacheLoRAModelManager
 from vllm.lora.request import LoRARequest
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
@@ -22,14 +27,18 @@ class AdapterExtension:
 
     model_runner: Any
 
+    @property
+    def _adapters(self) -> LRUCacheLoRAModelManager:
+        manager: LRUCacheLoRAModelManager = self.model_runner.lora_manager._adapter_manager
+        return manager
+
     def hold_adapter(self, adapter_id: int, path: str) -> None:
         """Takes an adapter from a local folder into host memory. Known ids are left alone.
 
         Raises:
             Exception: It cannot be used with this model; nothing has changed.
         """
-        lora_manager = self.model_runner.lora_manager
-        adapters: LoRAModelManager = lora_manager._adapter_manager
+        lora_manager, adapters = self.model_runner.lora_manager, self._adapters
         if adapter_id in adapters._registered_adapters:
             return
         assert len(adapters) < adapters.capacity, "the caller makes room first"
@@ -37,14 +46,61 @@ class AdapterExtension:
         _check_sizes(adapters, lora)
         adapters.add_adapter(lora)
 
-    def activate_adapter(self, adapter_id: int) -> None:
-        """Copies an adapter that is held to a slot, in the place of the longest unused one."""
+    def activate_adapter(self, adapter_id: int, budget_s: float = math.inf) -> bool:
+        """Copies an adapter that is held to a slot, in the place of the longest unused one.
+
+        Returns:
+            Whether it is there. Else it is to be called again, and until then no request may run
+            with the adapter, as vLLM takes it for there.
+        """
         with gpu_sync_allowed():
-            self.model_runner.lora_manager._adapter_manager.activate_adapter(adapter_id)
+            copying: dict[int, Iterator[None]] = self.__dict__.setdefault("_copying", {})
+            if adapter_id not in copying:
+                copying[adapter_id] = _copy_to_slot(self._adapters, adapter_id)
+            until_s = time.monotonic() + budget_s
+            try:
+                for _ in copying[adapter_id]:
+                    if time.monotonic() >= until_s:
+                        return False
+            except Exception:
+                self._adapters.deactivate_adapter(adapter_id)  # Half of it is as good as none.
+                del copying[adapter_id]
+                raise
+            del copying[adapter_id]
+            return True
 
     def drop_adapter(self, adapter_id: int) -> bool:
         """Forgets an adapter, in its slot and in host memory; says whether it was there."""
+        self.__dict__.get("_copying", {}).pop(adapter_id, None)
         return bool(self.model_runner.lora_manager.remove_adapter(adapter_id))
+
+
+def _copy_to_slot(adapters: LRUCacheLoRAModelManager, adapter_id: int) -> Iterator[None]:
+    """Does what vLLM's `activate_adapter` does, layer by layer."""
+    if adapter_id in adapters._active_adapters or any(
+        isinstance(module, ClassificationHeadWithLoRA) for module in adapters.modules.values()
+    ):
+        adapters.activate_adapter(adapter_id)
+        return
+    if len(adapters._active_adapters) >= adapters.lora_slots:
+        adapters._active_adapters.remove_oldest()
+    slot = adapters.lora_index_to_id.index(None)
+    adapters._active_adapters[adapter_id] = None
+    adapters.lora_index_to_id[slot] = adapter_id
+    lora = adapters._registered_adapters[adapter_id]
+    for name, module in adapters.modules.items():
+        weights = adapters._get_lora_layer_weights(lora, name)
+        if weights:
+            module.set_lora(slot, weights.lora_a, weights.lora_b)
+        else:
+            module.reset_lora(slot)
+        yield
+        if adapters.lora_index_to_id[slot] != adapter_id:
+            return  # A step has given the slot to another; it will do this itself when it must.
+    if adapters.device.type == "cpu":
+        from deployments.cpu_lora_ops import note_slot  # Only CPUs have these operations.
+
+        note_slot(adapters, adapter_id)
 
 
 def _check_sizes(adapters: LoRAModelManager, lora: LoRAModel) -> None:

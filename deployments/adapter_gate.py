@@ -114,11 +114,13 @@ class AdapterGate:
 
     def prepare(self, ref: AdapterRef, tenant: TenantId) -> None:
         """Brings an adapter into host memory before a request asks for it."""
-        self._tier.begin_load(self._tier.find(ref, tenant))
+        adapter = self._tier.find(ref, tenant)
+        adapter.note_use(time.monotonic())  # Else the next one to come would push it out.
+        self._tier.begin_load(adapter)
 
-    def drop(self, adapter_ids: Iterable[int]) -> None:
+    def drop(self, refs: Iterable[AdapterRef]) -> None:
         """Lets adapters go as soon as no request uses them."""
-        self._tier.drop(adapter_ids)
+        self._tier.drop(refs)
 
     async def close(self) -> None:
         """Ends what is under way. Called when the core has stopped."""
@@ -157,7 +159,9 @@ class AdapterGate:
         assert adapter.loading is not None
         request = entry.request
         try:
-            await asyncio.wait_for(asyncio.shield(adapter.loading), self._timeout_s)
+            # Not wait_for: it goes on if it is cancelled just when the adapter has come.
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.shield(adapter.loading)
             self._hand_over(entry, adapter)
         except asyncio.CancelledError:
             raise

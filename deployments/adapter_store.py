@@ -100,6 +100,13 @@ class AdapterStore:
             del self._holds[key]
             hold.release()
 
+    async def forget(self, ref: AdapterRef) -> None:
+        """Removes an adapter from this node's disk, unless some process uses it."""
+        try:
+            await asyncio.to_thread(self._cache.discard, key_of(ref.version, self._shape))
+        except OSError as error:
+            logger.warning("Adapter %s stays on this node's disk: %s", ref.name, error)
+
     async def examine(self, source: str) -> AdapterFacts:
         """Brings whatever version a source has now; returns what it is.
 

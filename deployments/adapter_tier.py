@@ -10,12 +10,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
+from serve_app.adapter_counts import AdapterTally
 from serve_app.messages import AdapterRef, AdapterReport
 from serve_app.names import TenantId
 from serve_app.policy.adapter_tier import Held, choose_victim
@@ -42,6 +46,9 @@ class AdapterFiles(Protocol):
     def release(self, ref: AdapterRef) -> None:
         """Gives back one hold of `ensure`."""
 
+    async def forget(self, ref: AdapterRef) -> None:
+        """Removes an adapter from this machine's disk, unless somebody holds it."""
+
     async def close(self) -> None:
         """Ends what is under way; gives everything back."""
 
@@ -57,7 +64,9 @@ class Adapter:
     folder: Path | None = None
     """On disk, while it is held there."""
     is_held: bool = False
-    """Whether it is in host memory."""
+    """Whether it is in host memory, for requests to use."""
+    takes_room: bool = False
+    """The same, or it is being taken in."""
     is_unwanted: bool = False
     loading: asyncio.Task[None] | None = None
     load_s: float = 0.0
@@ -101,6 +110,7 @@ class AdapterTier:
         self._core: Core
         self._adapters: dict[int, Adapter] = {}
         self._failures: dict[int, str] = {}
+        self._tally = AdapterTally()
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._unused = asyncio.Event()
@@ -113,11 +123,13 @@ class AdapterTier:
         """Returns an adapter as it is known here, from now on."""
         return self._adapters.setdefault(ref.id, Adapter(ref, tenant))
 
-    def drop(self, adapter_ids: Iterable[int]) -> None:
-        """Lets adapters go as soon as no request uses them."""
-        for adapter_id in adapter_ids:
-            adapter = self._adapters.get(adapter_id)
-            if adapter is not None:
+    def drop(self, refs: Iterable[AdapterRef]) -> None:
+        """Lets adapters go as soon as no request uses them, from the disk, too."""
+        for ref in refs:
+            adapter = self._adapters.get(ref.id)
+            if adapter is None:
+                self._start(self._files.forget(ref))
+            else:
                 adapter.is_unwanted = True
                 self._drop_if_unwanted(adapter)
 
@@ -136,6 +148,10 @@ class AdapterTier:
             in_memory=sorted(a.ref.id for a in self._adapters.values() if a.is_held),
             active=sorted(self._core.active_adapters()),
             failures=dict(self._failures),
+            tally=self._tally,
+            coming=sorted(
+                a.ref.id for a in self._adapters.values() if a.loading is not None and not a.is_held
+            ),
         )
 
     async def close(self) -> None:
@@ -161,23 +177,36 @@ class AdapterTier:
         began_s = time.monotonic()
         adapter.folder = await self._files.ensure(adapter.ref)
         await asyncio.to_thread(_read_through, adapter.folder)
+        fetched_s = time.monotonic()
         async with self._one_at_a_time:
             await self._make_room(adapter.tenant)
+            adapter.takes_room = True
+            # The core does things in order: neither needs to wait for the other, or for room.
             hold = self._core.hold_adapter(adapter.ref.id, str(adapter.folder))
-            await asyncio.wrap_future(hold)
-            adapter.is_held = True
-            if adapter.requests:
-                await self._activate(adapter)
+            activation = self._core.activate_adapter(adapter.ref.id)
+        stall_s = await asyncio.wrap_future(hold)
+        # No request may run before all of it is in the slot.
+        stall_s += await self._wait_for_slot(adapter, activation)
+        adapter.is_held = True
         adapter.load_s = time.monotonic() - began_s
+        fetch_s = fetched_s - began_s
+        self._count(loads=1, fetch_s=fetch_s, hold_s=adapter.load_s - fetch_s, stall_s=stall_s)
 
-    async def _activate(self, adapter: Adapter) -> None:
+    async def _wait_for_slot(self, adapter: Adapter, activation: Future[float]) -> float:
+        """Returns for how long steps waited."""
         try:
-            await asyncio.wrap_future(self._core.activate_adapter(adapter.ref.id))
+            return await asyncio.wrap_future(activation)
         except Exception as error:  # The step that needs it will try again.
             logger.warning("Adapter %s has no slot yet: %s", adapter.ref.name, error)
+            return 0.0
+
+    def _count(self, **more: float) -> None:
+        known = {name: getattr(self._tally, name) + n for name, n in more.items()}
+        self._tally = msgspec.structs.replace(self._tally, **known)
 
     def _settle_load(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
-        adapter.loading = None
+        adapter.loading, adapter.takes_room = None, adapter.is_held
+        self._unused.set()
         if task.cancelled():  # All of it ends.
             return
         self._note_end(adapter, task)
@@ -201,8 +230,9 @@ class AdapterTier:
 
     async def _make_room(self, newcomer: TenantId) -> None:
         capacity = self._core.adapter_capacity
-        while len(held := [a for a in self._adapters.values() if a.is_held]) >= capacity:
+        while sum(a.takes_room for a in self._adapters.values()) >= capacity:
             self._unused.clear()
+            held = [a for a in self._adapters.values() if a.is_held]
             now_s = time.monotonic()
             views = [
                 Held(a.ref.id, a.tenant, len(a.requests), a.uses_at(now_s), a.load_s, a.used_s)
@@ -213,7 +243,9 @@ class AdapterTier:
                 await self._unused.wait()
             else:
                 self._series.evict()
-                await self._let_go(self._adapters[victim.id])
+                self._count(evictions=1)
+                adapter = self._adapters[victim.id]
+                self._start(self._wait_until_gone(adapter, self._let_go(adapter)))
 
     def _drop_if_unwanted(self, adapter: Adapter) -> None:
         if adapter.is_unwanted and not adapter.requests and adapter.is_held:
@@ -222,13 +254,18 @@ class AdapterTier:
     async def _drop(self, adapter: Adapter) -> None:
         async with self._one_at_a_time:
             if adapter.is_held and not adapter.requests:
-                await self._let_go(adapter)
+                await self._wait_until_gone(adapter, self._let_go(adapter))
+                await self._files.forget(adapter.ref)
 
-    async def _let_go(self, adapter: Adapter) -> None:
+    def _let_go(self, adapter: Adapter) -> Future[float]:
+        """Has the core drop one. At once: a request may come for it at any moment."""
         # Forgotten first: who asks for it while it goes, brings it again.
-        adapter.is_held = False
+        adapter.is_held = adapter.takes_room = False
         del self._adapters[adapter.ref.id]
-        await asyncio.wrap_future(self._core.drop_adapter(adapter.ref.id))
+        return self._core.drop_adapter(adapter.ref.id)
+
+    async def _wait_until_gone(self, adapter: Adapter, drop: Future[float]) -> None:
+        await asyncio.wrap_future(drop)
         self._files.release(adapter.ref)
 
 

@@ -1,15 +1,20 @@
 """Tells a router's gateways how things stand: engines, queues, how fair it is."""
 
-from collections.abc import Callable
+import heapq
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from deployments.fleet import Fleet
 from deployments.router_metrics import RouterMetrics
 from deployments.ticket_book import TicketBook
-from serve_app.messages import FairnessStatus, ModelStatus
-from serve_app.names import ModelName
+from serve_app.adapter_counts import AdapterArrivals
+from serve_app.messages import FairnessStatus, ModelStatus, TenantStatus
+from serve_app.names import ModelName, TenantId
 from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_figures import measure_fairness
 from serve_app.policy.fairness_options import Cost
+
+_TENANTS_SHOWN = 50
 
 
 class Announcer:
@@ -21,6 +26,7 @@ class Announcer:
         fleet: The engines.
         tickets: The requests, and the gateways that are told.
         send: Sends a gateway a status.
+        arrivals: Returns how near adapters were when requests for a model came.
         slack: Service that locality lets counters differ by.
         preempts: Whether engines take requests beyond their room.
         metrics: Shows the same to operators.
@@ -33,6 +39,7 @@ class Announcer:
         fleet: Fleet,
         tickets: TicketBook,
         send: Callable[[bytes, ModelStatus], None],
+        arrivals: Callable[[ModelName], AdapterArrivals],
         *,
         slack: float,
         preempts: bool,
@@ -43,10 +50,13 @@ class Announcer:
         self._fleet = fleet
         self._tickets = tickets
         self._send = send
+        self._arrivals = arrivals
         self._slack = slack
         self._preempts = preempts
         self._metrics = metrics
         self._fairness = FairnessStatus()
+        self.log_level = ""
+        """What an operator has set; empty where nobody has."""
 
     def measure_fairness(self) -> None:
         """Takes the figures of this moment. Linear in the tenants that wait."""
@@ -55,7 +65,9 @@ class Announcer:
         weights = {tenant: share.weight for tenant, share in self._tickets.shares.items()}
         longest = self._tickets.longest
         figures = measure_fairness(self._queue, self._cost, longest, window, weights, self._slack)
-        self._fairness = FairnessStatus(figures.gap, figures.bound, len(figures.lags))
+        self._fairness = FairnessStatus(
+            figures.gap, figures.bound, len(figures.lags), self._view_tenants(figures.lags)
+        )
         self._metrics.show_fairness(figures)
 
     def show(self, max_waiting: int) -> None:
@@ -64,6 +76,25 @@ class Announcer:
         self._metrics.show_crowd(self._tickets.waiting_by_tenant, running, max_waiting)
         reports = (engine.report for engine in self._fleet)
         self._metrics.show_engines((report.model, report.state) for report in reports)
+
+    def _view_tenants(self, lags: Mapping[TenantId, float]) -> list[TenantStatus]:
+        running: Counter[TenantId] = Counter()
+        for engine in self._fleet:
+            running.update(engine.by_tenant)
+        waiting = {tenant: self._tickets.n_waiting(tenant) for tenant in {*running, *lags}}
+        shown = heapq.nsmallest(
+            _TENANTS_SHOWN, waiting, key=lambda t: (-waiting[t], -running[t], t)
+        )
+        return [
+            TenantStatus(
+                tenant,
+                self._tickets.share_of(tenant).weight,
+                waiting[tenant],
+                running[tenant],
+                lags.get(tenant, 0.0),
+            )
+            for tenant in shown
+        ]
 
     def publish(self) -> None:
         """Tells all gateways."""
@@ -82,4 +113,6 @@ class Announcer:
             self._fleet.statuses(model),
             self._tickets.n_waiting_of(model),
             self._fairness,
+            self._arrivals(model),
+            self.log_level,
         )

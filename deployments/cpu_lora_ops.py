@@ -276,11 +276,17 @@ def _expand(
 def _watch_slots(manager: Any, activate: Callable[..., bool], lora_id: int) -> bool:
     is_new = activate(manager, lora_id)
     if is_new:
-        slot = manager.lora_index_to_id.index(lora_id)
-        ranks = _ranks_of(manager, lora_id)
-        for punica in manager.punica_wrapper_mapping.values():
-            punica.learn(slot, ranks)
+        note_slot(manager, lora_id)
     return is_new
+
+
+def note_slot(manager: Any, lora_id: int) -> None:
+    """Learns the ranks of an adapter that has come to a slot, in place of another's."""
+    slot = manager.lora_index_to_id.index(lora_id)
+    ranks = _ranks_of(manager, lora_id)
+    for punica in manager.punica_wrapper_mapping.values():
+        if isinstance(punica, CpuPunica):
+            punica.learn(slot, ranks)
 
 
 def _ranks_of(manager: Any, lora_id: int) -> dict[int, int]:

@@ -51,6 +51,8 @@ class Dispatcher:
         self._metrics = metrics
         self._max_deaths = max_deaths
         self._preempts = preempts
+        self.n_turns = 0
+        """Requests handed out so far."""
         self._newcomer: TicketId | None = None
         """The request that has just come: it alone may go beyond an engine's room."""
 
@@ -61,10 +63,11 @@ class Dispatcher:
 
     def dispatch_newcomer(self, ticket: TicketId, now_s: float) -> None:
         """The same when a request has just come; has its adapter loaded if it has to wait."""
+        known = self._tickets[ticket]
+        self._placer.note_arrival(_wish(known))
         self._newcomer = ticket
         self._hand_out(now_s)
         self._newcomer = None
-        known = self._tickets[ticket]
         if known.engine_id is None:
             self._placer.prepare_early(_wish(known))
 
@@ -85,11 +88,12 @@ class Dispatcher:
         assert engine is not None, "only known engines are placed on"
         endpoint = engine.report.endpoint
         assert endpoint is not None
-        known = self._tickets.begin(ticket, engine.report.engine_id)
+        self.n_turns += 1
+        known = self._tickets.begin(ticket, engine.report.engine_id, now_s)
         waited_s, is_express = now_s - known.since_s, admission.fit.is_express
         self._metrics.grant(known.tenant, known.model, waited_s, express=is_express)
-        if is_suspect(known.strikes, self._max_deaths()):
-            engine.on_probation = ticket
+        is_last_try = is_suspect(known.strikes, self._max_deaths())
+        self._fleet.begin_probation(admission.fit.engine_id, ticket, is_suspect=is_last_try)
         standing = Standing(
             known.tenant,
             admission.tier,
@@ -97,8 +101,12 @@ class Dispatcher:
             admission.charged,
             is_express,
         )
-        self._send(known.gateway, Grant(ticket, engine.report.engine_id, endpoint, standing))
+        load_s = self._placer.load_s(known.adapter, known.since_s, now_s)
+        queue_s = now_s - known.since_s - load_s
+        engine_id = engine.report.engine_id
+        grant = Grant(ticket, engine_id, endpoint, standing, queue_s, load_s)
+        self._send(known.gateway, grant)
 
 
 def _wish(known: Ticket) -> Wish:
-    return Wish(known.tenant, known.model, known.adapter, known.marks)
+    return Wish(known.tenant, known.model, known.adapter, known.marks, known.has_run)

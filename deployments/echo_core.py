@@ -3,7 +3,7 @@
 For fast tests and for measuring what the platform itself costs. Same interface as
 `deployments.vllm_core.VllmCore`; one contract test runs both. Never a default. Steps take what
 `deployments.echo_pace` says. Who starts and who yields is `serve_app.policy.engine_turns`' choice,
-as in the real engine; there is no prefix cache, so what was preempted is computed again.
+as in the real engine. Without a prefix cache what was preempted is computed again.
 """
 
 import queue
@@ -11,75 +11,31 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
-import numpy as np
 from vllm.config import VllmConfig
-from vllm.sampling_params import SamplingParams
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreRequest,
-    FinishReason,
 )
-from vllm.v1.outputs import LogprobsLists
 
 from deployments.echo_adapters import AdapterPace, EchoAdapters, adapter_of
+from deployments.echo_cache import BlockCache, salt_of
 from deployments.echo_pace import Pace
+from deployments.echo_request import EchoRequest, prepare
 from deployments.vllm_core import Emit
 from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns
+from serve_app.policy.prompt_chunks import Prompt, plan_prompts
 
-_News = tuple[EngineCoreRequest, Standing, Sequence[int]] | list[str] | Mapping[TenantId, int]
-"""A request with what it has got elsewhere, ids to abort, or the router's counters."""
-_IMPOSSIBLE = -100.0
-"""A log-probability next to none."""
-
-
-@dataclass
-class _Running:
-    request: EngineCoreRequest
-    echo: list[int]
-    limit: int
-    stops_at: int | None = None
-    """The token that ends it, when it reaches its limit."""
-    said: int = 0
-
-    def say(self, n_tokens: int) -> EngineCoreOutput:
-        """The next `n_tokens` tokens, fewer at the end."""
-        end = min(self.said + n_tokens, self.limit)
-        tokens = [self.echo[i % len(self.echo)] for i in range(self.said, end)]
-        self.said = end
-        done = FinishReason.LENGTH if self.stops_at is None else FinishReason.STOP
-        return EngineCoreOutput(
-            self.request.request_id,
-            tokens,
-            self._logprobs(tokens),
-            finish_reason=done if end >= self.limit else None,
-            stop_reason=self.stops_at if end >= self.limit else None,
-        )
-
-    @property
-    def held_tokens(self) -> int:
-        """Tokens of it in the KV cache."""
-        return len(self.request.prompt_token_ids or ()) + self.said
-
-    def _logprobs(self, tokens: list[int]) -> LogprobsLists | None:
-        """Certainty: the token said has probability 1, the first ids stand in for others."""
-        params = self.request.sampling_params
-        if params is None or params.logprobs is None:
-            return None
-        n_others = max(0, params.logprobs)
-        others = range(n_others + 1)
-        ids = [[token, *[i for i in others if i != token][:n_others]] for token in tokens]
-        logprobs = [[0.0] + [_IMPOSSIBLE] * n_others] * len(tokens)
-        return LogprobsLists(
-            np.array(ids, dtype=np.int32).reshape(len(tokens), n_others + 1),
-            np.array(logprobs, dtype=np.float32).reshape(len(tokens), n_others + 1),
-            np.ones(len(tokens), dtype=np.int32),
-        )
+_News = (
+    tuple[EngineCoreRequest, Standing, Sequence[int], float] | list[str] | Mapping[TenantId, int]
+)
+"""A request, with what it has got elsewhere and when it came; ids to abort; or the counters."""
 
 
 class EchoCore:
@@ -90,6 +46,8 @@ class EchoCore:
         emit: Takes each step's outputs for one client.
         pace: How long steps take. None says all of a request's tokens in one step.
         adapters: How many adapters it takes, and what they cost.
+        cache_tokens: Tokens that its prefix cache holds; 0 is none.
+        prompt_chunk: As `prompt_chunk_tokens` of a model's settings.
     """
 
     def __init__(
@@ -98,15 +56,19 @@ class EchoCore:
         emit: Emit,
         pace: Pace | None,
         adapters: AdapterPace = AdapterPace(),  # noqa: B008 - frozen
+        cache_tokens: int = 0,
+        prompt_chunk: int | None = None,
     ) -> None:
         self._emit = emit
         self._pace = pace
         self._adapters = EchoAdapters(adapters)
+        self._cache = BlockCache(cache_tokens)
+        self._prompt_chunk = prompt_chunk
         self._mail: queue.SimpleQueue[_News | Callable[[], None] | None] = queue.SimpleQueue()
         self.last_step_s = time.monotonic()
         self._turns = EngineTurns()
-        self._waiting: dict[TicketId, _Running] = {}
-        self._running: dict[TicketId, _Running] = {}
+        self._waiting: dict[TicketId, EchoRequest] = {}
+        self._running: dict[TicketId, EchoRequest] = {}
         self._max_running = int(config.scheduler_config.max_num_seqs)
         eos = config.model_config.hf_config.eos_token_id
         self._never_said = set(eos) if isinstance(eos, list) else {eos}
@@ -118,8 +80,8 @@ class EchoCore:
 
     @property
     def prefix_tokens(self) -> int:
-        """It has no prefix cache."""
-        return 0
+        """Tokens that its prefix cache holds; 0 is none."""
+        return self._cache.capacity
 
     @property
     def tasks(self) -> tuple[SupportedTask, ...]:
@@ -130,7 +92,7 @@ class EchoCore:
         self, request: EngineCoreRequest, standing: Standing, produced: Sequence[int] = ()
     ) -> None:
         """Takes a request; it runs when it is its turn."""
-        self._mail.put((request, standing, produced))
+        self._mail.put((request, standing, produced, time.monotonic()))
 
     def synchronise(self, counters: Mapping[TenantId, int]) -> None:
         """Takes the router's counters; they hold from the next step on."""
@@ -150,24 +112,25 @@ class EchoCore:
         """Adapters of the requests that run."""
         return self._adapters.active
 
-    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
         """Takes as long as loading would; no weights are read."""
         return self._between_steps(lambda: self._adapters.hold(adapter_id))
 
-    def activate_adapter(self, adapter_id: int) -> Future[None]:
+    def activate_adapter(self, adapter_id: int) -> Future[float]:
         """Takes as long as a copy to a slot would, if one is free."""
         return self._between_steps(lambda: self._adapters.activate(adapter_id))
 
-    def drop_adapter(self, adapter_id: int) -> Future[None]:
+    def drop_adapter(self, adapter_id: int) -> Future[float]:
         """Forgets an adapter that no request uses."""
         return self._between_steps(lambda: self._adapters.drop(adapter_id))
 
-    def _between_steps(self, errand: Callable[[], None]) -> Future[None]:
-        done: Future[None] = Future()
+    def _between_steps(self, errand: Callable[[], None]) -> Future[float]:
+        done: Future[float] = Future()
 
         def run() -> None:
+            began_s = time.monotonic()
             errand()
-            done.set_result(None)
+            done.set_result(time.monotonic() - began_s)
 
         self._mail.put(run)
         return done
@@ -215,8 +178,10 @@ class EchoCore:
 
     def _take(self, news: _News | Callable[[], None]) -> None:
         match news:
-            case EngineCoreRequest() as request, Standing() as standing, produced:
+            case EngineCoreRequest() as request, Standing() as standing, produced, came_s:
                 self._add(request, standing, len(produced))
+                queued = EngineCoreEvent(EngineCoreEventType.QUEUED, float(came_s))
+                self._waiting[TicketId(request.request_id)].events = [queued]
             case list():
                 for request_id in news:
                     self._end(TicketId(request_id))
@@ -228,7 +193,7 @@ class EchoCore:
     def _add(self, request: EngineCoreRequest, standing: Standing, said: int) -> None:
         assert request.sampling_params is not None
         ticket = TicketId(request.request_id)
-        entry = self._waiting[ticket] = self._prepare(request, request.sampling_params)
+        entry = self._waiting[ticket] = prepare(request, request.sampling_params, self._never_said)
         entry.said = said
         self._turns.arrive(ticket, standing)
 
@@ -237,25 +202,15 @@ class EchoCore:
             self._turns.take(ticket)
         entry = self._running.pop(ticket, None)
         if entry is not None:
+            self._cache.hold(entry.tokens, salt_of(entry.request))
             self._adapters.end(adapter_of(entry.request))
         self._turns.end(ticket)
-
-    def _prepare(self, request: EngineCoreRequest, params: SamplingParams) -> _Running:
-        prompt = request.prompt_token_ids or []
-        echo = [token for token in prompt if token not in self._never_said] or [0]
-        limit = params.max_tokens or 16
-        stops = set(params.stop_token_ids or ())
-        for i in range(max(params.min_tokens - 1, 0), min(limit, params.min_tokens + len(echo))):
-            if echo[i % len(echo)] in stops:
-                return _Running(request, echo, i + 1, echo[i % len(echo)])
-        return _Running(request, echo, limit)
 
     def _begin_step(self) -> float:
         """Fills the batch; returns how many seconds its step takes."""
         if self._adapters.pace.slots:
             self._adapters.plan(self._waiting[ticket].request for ticket in self._turns)
         self._make_room()
-        prompt_tokens = 0
         adapters_s = 0.0
         skipped: list[TicketId] = []
         while len(self._running) < self._max_running and (ticket := self._turns.next()):
@@ -267,13 +222,35 @@ class EchoCore:
             adapters_s += self._adapters.start(adapter)
             self._turns.start(ticket)
             entry = self._running[ticket] = self._waiting.pop(ticket)
-            prompt_tokens += entry.held_tokens
+            entry.uncomputed = self._prefill(entry)
+            entry.note_begun()
         for ticket in skipped:
             self._turns.put_back(ticket)
         if self._pace is None:
             return adapters_s
+        prompt_tokens = self._compute_prompts()
         kv_tokens = sum(entry.held_tokens for entry in self._running.values())
         return adapters_s + self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
+
+    def _compute_prompts(self) -> int:
+        """Plans what of prompts the step computes; returns how many tokens that is."""
+        entries = {t: entry for t, entry in self._running.items() if entry.uncomputed}
+        prompts = [Prompt(e.uncomputed, self._turns.is_express(t)) for t, e in entries.items()]
+        parts = plan_prompts(prompts, self._prompt_chunk if self._turns.n_tenants > 1 else None)
+        for entry, part in zip(entries.values(), parts, strict=True):
+            entry.uncomputed -= part
+        return sum(parts)
+
+    def _prefill(self, entry: EchoRequest) -> int:
+        """Starts a request or goes on with it; returns how many tokens have to be computed."""
+        if not self._cache.capacity:
+            return entry.held_tokens
+        tokens, salt = entry.tokens, salt_of(entry.request)
+        cached = self._cache.match(tokens, salt)
+        self._cache.hold(tokens, salt)
+        if not entry.said:
+            entry.cached_tokens = cached
+        return len(tokens) - cached
 
     def _make_room(self) -> None:
         """Preempts what has to yield to express requests."""
@@ -291,11 +268,14 @@ class EchoCore:
             self._turns.give_place(ticket)
             self._turns.put_back(ticket)
             entry = self._waiting[ticket] = self._running.pop(ticket)
+            self._cache.hold(entry.tokens, salt_of(entry.request))
             self._adapters.end(adapter_of(entry.request))
 
     def _end_step(self) -> None:
         by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
         for ticket, entry in list(self._running.items()):
+            if self._pace is not None and entry.uncomputed:
+                continue
             output = entry.say(1 if self._pace is not None else entry.limit)
             by_client[entry.request.client_index].append(output)
             if output.finished:

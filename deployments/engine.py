@@ -8,6 +8,7 @@ A plain class. `serve_app.main` wraps it into a Serve deployment; tests start it
 """
 
 import asyncio
+import contextlib
 import faulthandler
 import hashlib
 import logging
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING
 
 import cloudpickle
 
+from deployments.departure import Departure
 from deployments.engine_metrics import EngineMetrics
 from deployments.hang_watch import HangWatch
 from deployments.model_source import fetch_model
+from serve_app import telemetry
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_model import ModelSettings, VllmEngine
 from serve_app.errors import EngineDeadError, EngineStartError
@@ -38,11 +41,14 @@ from serve_app.messages import (
     EngineState,
     FrontEndOffer,
     GatewayMail,
+    HoldOn,
+    LogLevel,
     Prepare,
     Progress,
 )
 from serve_app.metrics import Metrics
 from serve_app.router_link import FindRouter, RouterLink
+from serve_app.serve_log import serve_log_kept
 
 if TYPE_CHECKING:
     # Imported late at run time: vLLM reads the environment when it is imported.
@@ -59,8 +65,8 @@ _PROGRESS_S = 0.1
 _SPARE_REQUESTS = 4
 """Requests handed to an engine beyond its batch, so that a place never waits for a round trip."""
 _FAREWELL_S = 0.2
-_MOVE_S = 2.0
-"""Before the end of a drain, for what still runs to go elsewhere. It takes far less."""
+_WORD_S = 1.0
+"""A router that is there says within it how long to wait."""
 
 
 class Engine:
@@ -104,6 +110,10 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loaded: asyncio.Future[None] | None = None
         self._heartbeat: asyncio.Task[None] | None = None
+        self._held: asyncio.Queue[HoldOn] = asyncio.Queue()
+        self._departure = Departure(
+            self._is_busy, lambda: self._set_state("draining", ""), self._go
+        )
         self._hang_watch = HangWatch(model.hang_timeout_s)
         self._thread = threading.Thread(target=self._run_core, name="engine-core", daemon=True)
         self._router = RouterLink(find_router, engine_id.encode(), self._read_mail, self._introduce)
@@ -132,7 +142,8 @@ class Engine:
         except Exception as error:
             logger.exception("Model %s could not be loaded.", self._model.name)
             await self._fail_start(f"{error}")
-        self._set_state("ready", "")
+        if not self._departure.has_begun:
+            self._set_state("ready", "")
         logger.info("Model %s is ready after %.1f s.", self._model.name, self.age_s(started_s))
 
     @staticmethod
@@ -143,7 +154,14 @@ class Engine:
     async def _fail_start(self, reason: str) -> None:
         message = f"Model {self._model.name!r} could not be started: {reason}"
         self._set_state("failed", message)
-        await asyncio.sleep(_FAREWELL_S)
+        with contextlib.suppress(TimeoutError):
+            hold_on = await asyncio.wait_for(self._held.get(), _WORD_S)
+            self._set_state(
+                "failed",
+                f"{message} {hold_on.n_failed} starts have failed one after the other; the next "
+                f"one is in {hold_on.wait_s:.0f} s.",
+            )
+            await asyncio.sleep(hold_on.wait_s)
         raise EngineStartError(message)
 
     @property
@@ -161,14 +179,16 @@ class Engine:
             raise EngineDeadError(f"The engine of {self._model.name!r} died: {self._failure}")
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes nothing new, finishes what it can in this time and lets the rest move."""
-        self._set_state("draining", "")
-        now_s = time.monotonic()
-        await self._wait_until_idle(now_s + timeout_s - min(_MOVE_S, timeout_s / 2))
+        """Takes nothing new, finishes what it can in this time and lets the rest move.
+
+        Who calls again while it drains waits for the same end; it can only come sooner.
+        """
+        await self._departure.leave(timeout_s)
+
+    def _go(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.cancel()  # The next report would bring it back.
         self._router.send(EngineGone(self._engine_id))
-        await self._wait_until_idle(now_s + timeout_s)
 
     async def stop(self) -> None:
         """Drains for `drain_timeout_s`, then stops."""
@@ -184,10 +204,6 @@ class Engine:
             await asyncio.to_thread(self._server.stop)
         await asyncio.sleep(_FAREWELL_S)
         self._router.close()
-
-    async def _wait_until_idle(self, until_s: float) -> None:
-        while time.monotonic() < until_s and self._is_busy():  # noqa: ASYNC110 - another thread's
-            await asyncio.sleep(0.05)
 
     def _is_busy(self) -> bool:
         if self._server is None or self._failure is not None:
@@ -207,7 +223,8 @@ class Engine:
         """Builds the core and steps it, all on one thread (see VllmCore)."""
         assert self._loop is not None
         try:
-            core = self._load()
+            with serve_log_kept():
+                core = self._load()
         except BaseException as error:
             self._loop.call_soon_threadsafe(self._finish_loading, error)
             return
@@ -355,5 +372,9 @@ class Engine:
             self._core.synchronise(mail.counters)
         elif isinstance(mail, Prepare) and self._gate is not None:
             self._gate.prepare(mail.ref, mail.tenant)
+        elif isinstance(mail, HoldOn):
+            self._held.put_nowait(mail)
         elif isinstance(mail, Drop) and self._gate is not None:
-            self._gate.drop(mail.adapter_ids)
+            self._gate.drop(mail.refs)
+        elif isinstance(mail, LogLevel):
+            telemetry.set_log_level(mail.level)

@@ -44,8 +44,17 @@ def build_core(
         log_stats: Whether a real core says with its outputs how it stands.
     """
     if isinstance(model.engine, EchoEngine):
-        return EchoCore(config, emit, _pace_of(model.engine), _adapter_pace(model.engine, config))
-    return VllmCore(config, emit, log_stats=log_stats)
+        engine = model.engine
+        adapters = _adapter_pace(engine, config)
+        return EchoCore(
+            config,
+            emit,
+            _pace_of(engine),
+            adapters,
+            engine.prefix_cache_tokens,
+            model.prompt_chunk_tokens,
+        )
+    return VllmCore(config, emit, model.prompt_chunk_tokens, log_stats=log_stats)
 
 
 def build_store(settings: AdapterCacheSettings, config: VllmConfig) -> AdapterFiles:

@@ -4,11 +4,13 @@ One thread owns the socket. The core's thread hands it outputs; it encodes and s
 that serialisation runs beside the model. Frames, after the sender's identity:
 
     gateway -> engine   BEGIN  |  ADD id handover request…  |  ABORT ids  |  ALIVE
-    engine -> gateway   outputs…
+    engine -> gateway   ACCEPTED id  |  times outputs…
 
-`request` and `outputs` are vLLM's EngineCoreRequest and EngineCoreOutputs in vLLM's own
-msgpack form (tensors in frames of their own). An `id` names one attempt at a ticket: what comes of
-an attempt that a gateway has given up is told from what comes of the next by it.
+`times` say how requests began here, each once; the frame is empty when none did. `request` and
+`outputs` are vLLM's EngineCoreRequest and EngineCoreOutputs in vLLM's own msgpack form (tensors in
+frames of their own). An `id` names one attempt at a ticket: what comes of an attempt that a gateway
+has given up is told from what comes of the next by it. ACCEPTED leaves before the core sees the
+request: should that end the process, its gateway knows who was there.
 """
 
 import logging
@@ -26,7 +28,8 @@ from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from serve_app.engine_frames import ABORT, ADD, ALIVE, BEGIN
+from deployments.begin_times import BeginTimes
+from serve_app.engine_frames import ABORT, ACCEPTED, ADD, ALIVE, BEGIN, write_times
 from serve_app.messages import Endpoint, EngineLoad, Handover, Standing, TicketId
 from serve_app.metrics import Counter
 from serve_app.names import TenantId
@@ -87,20 +90,21 @@ class Core(Intake, Protocol):
     def active_adapters(self) -> set[int]:
         """Adapters of the requests that run."""
 
-    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
         """Loads an adapter into host memory between two steps, without taking a slot.
 
-        A request with an adapter may be accepted from then on, until it is dropped.
+        A request with an adapter may be accepted from then on, until it is dropped. As of the
+        other two, the result is for how many seconds steps waited.
         """
 
-    def activate_adapter(self, adapter_id: int) -> Future[None]:
-        """Copies a held adapter to a slot between two steps, if one is free.
+    def activate_adapter(self, adapter_id: int) -> Future[float]:
+        """Copies a held adapter to a slot between steps, if one is free.
 
         Not needed: else the step does it that runs the adapter's first request. But others would
         feel both at once.
         """
 
-    def drop_adapter(self, adapter_id: int) -> Future[None]:
+    def drop_adapter(self, adapter_id: int) -> Future[float]:
         """Forgets an adapter that no request uses."""
 
     @property
@@ -172,6 +176,7 @@ class EngineServer:
         self._progress: defaultdict[TicketId, int] = defaultdict(int)
         self._progress_lock = threading.Lock()
         self._recent: deque[tuple[float, int]] = deque()
+        self._begin_times = BeginTimes()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine-io", daemon=True)
 
@@ -236,11 +241,12 @@ class EngineServer:
         client = self._clients[client_index]
         self._count_tokens(sum(len(output.new_token_ids) for output in outputs.outputs))
         self._note_progress(client, outputs.outputs)
+        times = write_times(self._begin_times.read(outputs))
         for output in outputs.outputs:
             if output.finished:
                 client.requests.pop(output.request_id, None)
         frames = self._encoder.encode(outputs)
-        self._router.send_multipart([client.identity, *frames], copy=False)
+        self._router.send_multipart([client.identity, times, *frames], copy=False)
 
     def _note_progress(self, client: _Client, outputs: Iterable[EngineCoreOutput]) -> None:
         with self._progress_lock:
@@ -294,6 +300,8 @@ class EngineServer:
             request.request_id = request_id
             request.client_index = index
             client.requests[request_id] = handover.ticket
+            self._router.send_multipart([client.identity, ACCEPTED, request_id.encode()])
+            self._begin_times.take(request_id, has_adapter=request.lora_request is not None)
             if self.watch is not None:
                 self.watch.begin(request)
             self.core.accept(request, handover.standing, handover.produced)
@@ -308,6 +316,7 @@ class EngineServer:
         known = [r for r in request_ids if r in client.requests]
         for request_id in known:
             del client.requests[request_id]
+            self._begin_times.forget(request_id)
             if self.watch is not None:
                 self.watch.forget(request_id)
         if known:

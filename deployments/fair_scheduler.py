@@ -24,6 +24,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.request import Request, RequestStatus
 
 from deployments.adapter_slots import SlotTurns
@@ -98,6 +99,11 @@ class FairQueue(RequestQueue):
             self._turns.take(ticket)
         self._turns.end(ticket)
         self._next = None
+
+    @property
+    def n_tenants(self) -> int:
+        """How many tenants have something in the engine."""
+        return self._turns.n_tenants
 
     # --- express requests --------------------------------------------------------------------
 
@@ -192,6 +198,8 @@ class FairTurns(Scheduler):
         self.fair_queue = self.waiting = FairQueue()
         # Only the choice of whom to preempt depends on it: the greatest `priority`.
         self.policy = SchedulingPolicy.PRIORITY
+        self.prompt_chunk: int | None = None
+        """As `prompt_chunk_tokens` of a model's settings."""
         self._told: Mapping[TenantId, int] | None = None
         self._slots = SlotTurns(self.vllm_config)
 
@@ -213,10 +221,19 @@ class FairTurns(Scheduler):
         express = [r for r in self.fair_queue.waiting_express() if self._slots.may_start(r)]
         if express:
             self._make_room(express)
-        with self._budget_kept(bool(express)):
+        with self._budget_kept(express):
             output = super().schedule(*args, **kwargs)
         self.fair_queue.settle(is_step_over=True)
+        self._note_begun(output)
         return output
+
+    def _note_begun(self, output: SchedulerOutput) -> None:
+        """Has the first output of a request say when it began; vLLM does so with its statistics."""
+        if self.log_stats or not output.scheduled_new_reqs:
+            return
+        now_s = time.monotonic()
+        for begun in output.scheduled_new_reqs:
+            self.requests[begun.req_id].record_event(EngineCoreEventType.SCHEDULED, now_s)
 
     def _make_room(self, express: Sequence[Request]) -> None:
         """Preempts what has to yield so that these can start in the step that comes."""
@@ -245,21 +262,38 @@ class FairTurns(Scheduler):
         return True
 
     @contextmanager
-    def _budget_kept(self, is_wanted: bool) -> Iterator[None]:
-        """Lets long prompts that are being computed leave a part of the step to express requests.
+    def _budget_kept(self, express: Sequence[Request]) -> Iterator[None]:
+        """Lets long prompts leave a part of the step to express requests, and keeps steps short.
 
         vLLM plans what runs first, and one long prompt may take all tokens of many steps.
         """
         config = self.scheduler_config
-        before = config.long_prefill_token_threshold
-        if is_wanted:
-            n_prefills = sum(request.is_prefill_chunk for request in self.running)
-            share = self.max_num_scheduled_tokens // (n_prefills + 1)
-            config.long_prefill_token_threshold = min(before or share, share)
+        before = config.long_prefill_token_threshold, self.max_num_scheduled_tokens
+        n_prefills = sum(request.is_prefill_chunk for request in self.running)
+        n_answers = (len(self.running) - n_prefills) * (1 + self.num_spec_tokens)
+        n_prompts = n_prefills + len(express)
+        if self.prompt_chunk is not None and self.fair_queue.n_tenants > 1 and self._may_split():
+            # What runs is planned first: an express prompt is computed whole if each of the others
+            # may be as long.
+            longest = max((request.num_tokens for request in express), default=0)
+            budget = n_answers + max(longest * n_prompts, self.prompt_chunk)
+            self.max_num_scheduled_tokens = min(budget, self.max_num_scheduled_tokens)
+        if express:
+            share = max(1, (self.max_num_scheduled_tokens - n_answers) // n_prompts)
+            config.long_prefill_token_threshold = min(before[0] or share, share)
         try:
             yield
         finally:
-            config.long_prefill_token_threshold = before
+            config.long_prefill_token_threshold, self.max_num_scheduled_tokens = before
+
+    def _may_split(self) -> bool:
+        """Whether any prompt can be computed in parts as small as one likes."""
+        config = self.scheduler_config
+        return (
+            config.enable_chunked_prefill
+            and not config.disable_chunked_mm_input
+            and not self.need_mamba_block_aligned_split
+        )
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         return not self._slots.is_closed(request) and super()._handle_blocked_waiting_request(

@@ -4,11 +4,9 @@ It hears reports and forgets who went silent; whom to send a request to is `poli
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from deployments.known_engine import Handed, KnownEngine
 from serve_app.messages import (
     AdapterReport,
     EngineId,
@@ -17,9 +15,9 @@ from serve_app.messages import (
     FrontEndOffer,
     TicketId,
 )
-from serve_app.names import ModelName, TenantId
+from serve_app.names import ModelName
 from serve_app.policy.adapters import AdapterEngine
-from serve_app.policy.prefixes import PrefixMemory
+from serve_app.policy.breaker import find_skipped
 from serve_app.policy.routing import EngineView
 
 logger = logging.getLogger(__name__)
@@ -29,88 +27,8 @@ _SILENT_ENGINE_S = 5.0
 SLEPT_S = _SILENT_ENGINE_S / 2
 """A router that has not looked for so long cannot tell who was silent: what others said meanwhile
 may still wait to be read."""
-_FORGET_ASKED_S = 60.0
-"""An adapter that has neither come nor failed by then may be asked for again."""
 _FORGET_FAILED_S = 60.0
 """How long a failed engine's reason stays visible."""
-
-
-@dataclass
-class KnownEngine:
-    """One engine as the router knows it."""
-
-    report: EngineReport
-    heard_s: float
-    in_flight: dict[TicketId, "Handed"] = field(default_factory=dict)
-    """Requests handed to it and not ended."""
-    by_tenant: Counter[TenantId] = field(default_factory=Counter)
-    by_adapter: Counter[int] = field(default_factory=Counter)
-    """The same, counted by tenant and by adapter; those with none are left out."""
-    in_memory: frozenset[int] = frozenset()
-    on_disk: frozenset[int] = frozenset()
-    """Adapters, as it said last."""
-    asked_s: dict[int, float] = field(default_factory=dict)
-    """Adapters that it was asked to prepare and has not said to have, and when."""
-    prefixes: PrefixMemory = field(default_factory=PrefixMemory)
-    """What its prefix cache is believed to hold."""
-    is_reachable: bool = True
-    on_probation: TicketId | None = None
-    """A suspect of killing engines that has not got a token here yet: nobody else may come."""
-
-    def hand(self, ticket: TicketId, handed: "Handed") -> None:
-        """Counts a request as handed to it. Known ones are left as they are."""
-        if ticket not in self.in_flight:
-            self.in_flight[ticket] = handed
-            self.by_tenant[handed.tenant] += 1
-            if handed.adapter_id is not None:
-                self.by_adapter[handed.adapter_id] += 1
-            self.prefixes.note(handed.marks)
-
-    def take_back(self, ticket: TicketId) -> None:
-        """Counts a request no more. Unknown ones are left in peace."""
-        self.acquit(ticket)
-        handed = self.in_flight.pop(ticket, None)
-        if handed is not None:
-            _count_down(self.by_tenant, handed.tenant)
-            if handed.adapter_id is not None:
-                _count_down(self.by_adapter, handed.adapter_id)
-
-    def acquit(self, ticket: TicketId) -> bool:
-        """Ends a request's probation; says whether it was on one."""
-        was_suspect = self.on_probation == ticket
-        if was_suspect:
-            self.on_probation = None
-        return was_suspect
-
-    def take_report(self, report: EngineReport, now_s: float) -> None:
-        """Takes what it says of itself."""
-        self.report, self.heard_s, self.is_reachable = report, now_s, True
-        self.prefixes.capacity = report.prefix_tokens
-        adapters = report.adapters
-        self.in_memory, self.on_disk = frozenset(adapters.in_memory), frozenset(adapters.on_disk)
-        self.asked_s = {
-            adapter_id: asked_s
-            for adapter_id, asked_s in self.asked_s.items()
-            if adapter_id not in self.in_memory
-            and adapter_id not in adapters.failures
-            and now_s - asked_s < _FORGET_ASKED_S
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Handed:
-    """A request that an engine has."""
-
-    tenant: TenantId
-    adapter_id: int | None = None
-    marks: Sequence[int] = ()
-    """Of its prompt."""
-
-
-def _count_down(counts: Counter[Any], key: Hashable) -> None:
-    counts[key] -= 1
-    if not counts[key]:
-        del counts[key]
 
 
 def _have_moved(now: AdapterReport, before: AdapterReport) -> bool:
@@ -123,10 +41,12 @@ class Fleet:
     Args:
         limit: Returns how many requests the settings allow an engine to be handed; None leaves it
             to the engine.
+        now: The monotonic clock.
     """
 
-    def __init__(self, limit: Callable[[], int | None]) -> None:
+    def __init__(self, limit: Callable[[], int | None], now: Callable[[], float]) -> None:
         self._limit = limit
+        self._now = now
         self._engines: dict[EngineId, KnownEngine] = {}
         self._front_ends: dict[str, bytes] = {}
 
@@ -204,7 +124,32 @@ class Fleet:
             return False
         logger.warning("Engine %s cannot be reached by a gateway.", engine_id)
         engine.is_reachable = False
+        self.note_failure(engine_id)
         return True
+
+    def note_failure(self, engine_id: EngineId) -> None:
+        """A request failed at an engine, or could not get there."""
+        engine = self._engines.get(engine_id)
+        if engine is None:
+            return
+        was_open, now_s = engine.breaker.is_open(self._now()), self._now()
+        engine.breaker = engine.breaker.with_failure(now_s)
+        if engine.breaker.is_open(now_s) and not was_open:
+            logger.error("Engine %s keeps failing and is skipped for a while.", engine_id)
+
+    def note_success(self, engine_id: EngineId, tickets: Iterable[TicketId]) -> bool:
+        """Requests have got tokens; says whether that ends an engine's probation."""
+        engine = self._engines.get(engine_id)
+        if engine is None or not any(map(engine.acquit, tickets)):
+            return False
+        engine.breaker = engine.breaker.with_success()
+        return True
+
+    def begin_probation(self, engine_id: EngineId, ticket: TicketId, *, is_suspect: bool) -> None:
+        """Keeps others from an engine while its new request or the engine itself is on trial."""
+        engine = self._engines[engine_id]
+        if is_suspect or engine.breaker.is_half_open(self._now()):
+            engine.on_probation = ticket
 
     def drop(self, engine_id: EngineId, reason: str) -> KnownEngine | None:
         """Forgets an engine; returns what was known of it."""
@@ -230,11 +175,24 @@ class Fleet:
             engine.report.engine_id,
             is_ready=engine.report.state == "ready"
             and engine.is_reachable
-            and engine.on_probation is None,
+            and engine.on_probation is None
+            and not self._is_skipped(engine),
             in_flight=len(engine.in_flight),
             room=self._limit() or engine.report.max_running,
             cached_tokens=engine.prefixes.match(marks),
         )
+
+    def _is_skipped(self, engine: KnownEngine) -> bool:
+        if engine.breaker.until_s is None:
+            return False
+        ready = {
+            peer.report.engine_id: peer.breaker
+            for peer in self
+            if peer.report.model == engine.report.model
+            and peer.report.state == "ready"
+            and peer.is_reachable
+        }
+        return engine.report.engine_id in find_skipped(ready, self._now())
 
     def views(
         self, model: ModelName | None = None, marks: Sequence[int] = ()
@@ -255,7 +213,7 @@ class Fleet:
             view.room,
             engine.report.adapters.slots,
             engine.by_adapter.keys(),
-            engine.in_memory | engine.asked_s.keys() if engine.asked_s else engine.in_memory,
+            engine.in_memory | engine.asked.keys() if engine.asked else engine.in_memory,
             engine.on_disk,
             view.cached_tokens,
         )
@@ -267,7 +225,22 @@ class Fleet:
     def statuses(self, model: ModelName) -> list[EngineStatus]:
         """Returns a model's that can be reached, as gateways show them."""
         reports = [e.report for e in self if e.is_reachable and e.report.model == model]
-        return [EngineStatus(r.engine_id, r.state, r.detail, r.load) for r in reports]
+        return [self._status_of(report) for report in reports]
+
+    def _status_of(self, report: EngineReport) -> EngineStatus:
+        return EngineStatus(
+            report.engine_id,
+            report.state,
+            self._detail_of(report),
+            report.load,
+            report.adapters.tally,
+            len(report.adapters.in_memory),
+        )
+
+    def _detail_of(self, report: EngineReport) -> str:
+        if not self._is_skipped(self._engines[report.engine_id]):
+            return report.detail
+        return "it keeps failing and gets no requests for a while"
 
     def config_id(self, model: ModelName) -> str:
         """Returns which front end fits a model's newest engine; empty while there is none."""

@@ -14,6 +14,7 @@ import msgspec
 
 from deployments.ledger_journal import Closed, Journal, Opened, Record, Snapshot, replay
 from deployments.ledger_metrics import LedgerMetrics
+from serve_app import telemetry
 from serve_app.config_limits import LedgerSettings
 from serve_app.errors import InternalError
 from serve_app.ledger_messages import (
@@ -27,6 +28,7 @@ from serve_app.ledger_messages import (
     Renew,
     Reserve,
     Resume,
+    SetLogLevel,
     Settle,
     Settled,
 )
@@ -172,6 +174,8 @@ class Ledger:
                         self._book.forget(lease)
                 case Resume():
                     self._resume(mail)
+                case SetLogLevel():
+                    telemetry.set_log_level(mail.level)
                 case Look():
                     standing = self._limiter.look(mail.tenant, mail.key, mail.model, self._now_s)
                     answers.append(Looked(mail.number, standing))

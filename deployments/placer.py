@@ -4,10 +4,14 @@ Asks the policies: `routing` for the base model, `adapters` for those with an ad
 who may go to a full engine.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from deployments.fleet import Fleet, KnownEngine
+from deployments.absences import Absences
+from deployments.fleet import Fleet
+from deployments.known_engine import Asked, KnownEngine
+from serve_app.adapter_counts import AdapterArrivals
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.adapters import Nearness, choose_place, choose_preparation
@@ -26,6 +30,8 @@ class Wish:
     adapter: AdapterRef | None = None
     marks: Sequence[int] = ()
     """Of its prompt (`policy.prefixes`)."""
+    has_run: bool = False
+    """Whether it lost its engine: what is loaded for it again is not its tenant's to pay."""
 
 
 class Placer:
@@ -52,6 +58,18 @@ class Placer:
         self._share_of = share_of
         self._send = send
         self._now = now
+        self._absences = Absences()
+        self._arrivals: defaultdict[ModelName, Counter[str]] = defaultdict(Counter)
+
+    def note_arrival(self, wish: Wish) -> None:
+        """Counts how near a request's adapter is as it comes."""
+        if wish.adapter is not None:
+            engines = [e for e in self._fleet if e.report.model == wish.model]
+            self._arrivals[wish.model][_nearness(engines, wish.adapter.id)] += 1
+
+    def arrivals(self, model: ModelName) -> AdapterArrivals:
+        """Returns those of a model so far."""
+        return AdapterArrivals(**self._arrivals[model])
 
     def place(self, wish: Wish) -> Fit | None:
         """Returns an engine with room; None when the request has to wait."""
@@ -75,13 +93,17 @@ class Placer:
                 return Fit(engine_id, is_express=True)
         return None
 
+    def load_s(self, adapter: AdapterRef | None, since_s: float, now_s: float) -> float:
+        """Returns how long of the time since then a request had its turn and no adapter."""
+        return 0.0 if adapter is None else self._absences.overlap_s(adapter.id, since_s, now_s)
+
     def prepare_early(self, wish: Wish) -> None:
         """Has an adapter loaded while its request waits for its turn."""
         if wish.adapter is None:
             return
         engine_id = choose_preparation(self._fleet.adapter_views(wish.model), wish.adapter.id)
         if engine_id is not None:
-            self._prepare(self._known(engine_id), wish.tenant, wish.adapter)
+            self._prepare(self._known(engine_id), wish, wish.adapter)
 
     def _place_with(self, wish: Wish, adapter: AdapterRef) -> Fit | None:
         """Where no engine has the adapter, one is asked to load it, and the request waits."""
@@ -90,16 +112,19 @@ class Placer:
             return None
         engine = self._known(place.engine_id)
         if adapter.id in engine.in_memory or adapter.id in engine.report.adapters.failures:
+            self._absences.end(adapter.id, self._now())
             # If it has failed, the engine tells the client why.
             is_loaded = place.nearness is Nearness.RUNNING
             return Fit(place.engine_id, place.cached_tokens, is_loaded=is_loaded)
-        self._prepare(engine, wish.tenant, adapter)
+        self._absences.begin(adapter.id, self._now())
+        self._prepare(engine, wish, adapter)
         return None
 
-    def _prepare(self, engine: KnownEngine, tenant: TenantId, adapter: AdapterRef) -> None:
-        if adapter.id not in engine.asked_s:
-            engine.asked_s[adapter.id] = self._now()
-            self._send(engine.report.engine_id, Prepare(adapter, tenant))
+    def _prepare(self, engine: KnownEngine, wish: Wish, adapter: AdapterRef) -> None:
+        if adapter.id not in engine.asked:
+            payer = None if wish.has_run else wish.tenant
+            engine.asked[adapter.id] = Asked(self._now(), payer)
+            self._send(engine.report.engine_id, Prepare(adapter, wish.tenant))
 
     def _may_go_beyond(self, tenant: TenantId, n_waiting: int, engine: KnownEngine) -> bool:
         counters = self._count([tenant, *engine.by_tenant])
@@ -119,3 +144,15 @@ class Placer:
         engine = self._fleet.get(engine_id)
         assert engine is not None, "policies choose among engines that are known"
         return engine
+
+
+def _nearness(engines: Iterable[KnownEngine], adapter_id: int) -> str:
+    """As `AdapterArrivals` calls it."""
+    ready = [engine for engine in engines if engine.report.state == "ready"]
+    if any(adapter_id in engine.by_adapter for engine in ready):
+        return "running"
+    if any(adapter_id in engine.in_memory for engine in ready):
+        return "in_memory"
+    if any(adapter_id in engine.asked for engine in ready):
+        return "coming"
+    return "on_disk" if any(adapter_id in engine.on_disk for engine in ready) else "away"

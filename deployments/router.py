@@ -16,10 +16,14 @@ from typing import Literal
 
 import msgspec
 
+from deployments.adapter_farewell import AdapterFarewell
 from deployments.announcer import Announcer
 from deployments.dispatcher import Dispatcher
-from deployments.fleet import SLEPT_S, Fleet, KnownEngine
+from deployments.fleet import SLEPT_S, Fleet
+from deployments.known_engine import KnownEngine
+from deployments.load_charges import LoadCharges
 from deployments.placer import Placer
+from deployments.punctuality import Punctuality
 from deployments.router_metrics import RouterMetrics
 from deployments.router_state import (
     Keeper,
@@ -27,12 +31,17 @@ from deployments.router_state import (
     read_state,
     save_regularly,
 )
+from deployments.start_ups import StartUps
 from deployments.ticket_book import TicketBook
 from deployments.turn_order import cost_of, make_audit_log, make_turn_order
+from serve_app import telemetry
 from serve_app.config import Settings
 from serve_app.messages import (
+    AdapterRef,
+    AdaptersGone,
     Alive,
     Counters,
+    Drop,
     Endpoint,
     EngineGone,
     EngineId,
@@ -47,11 +56,13 @@ from serve_app.messages import (
     GatewayMail,
     Introduce,
     Leave,
+    LogLevel,
     Progress,
     Refuse,
     Requeue,
     Resume,
     RouterMail,
+    SetLogLevel,
     TicketId,
 )
 from serve_app.metrics import Metrics
@@ -99,8 +110,11 @@ class Router:
         self._queue = make_turn_order(
             settings.fairness, self._cost, None if self._audit is None else self._audit.add
         )
-        self._fleet = Fleet(lambda: self._limits.max_running_per_engine)
-        self._tickets = TicketBook(self._queue, self._fleet)
+        self._fleet = Fleet(lambda: self._limits.max_running_per_engine, now)
+        self._farewell = AdapterFarewell(self._drop_adapter)
+        self._tickets = TicketBook(self._queue, self._fleet, self._farewell)
+        self._punctuality = Punctuality(self._tickets, settings)
+        self._load_charges = LoadCharges(self._queue, settings.fairness.adapter_load_tokens)
         placer = Placer(
             self._fleet, self._queue.counters, self._tickets.share_of, self._send_to_engine, now
         )
@@ -121,10 +135,12 @@ class Router:
             self._fleet,
             self._tickets,
             self._send,
+            placer.arrivals,
             slack=settings.fairness.locality_quantum,
             preempts=preempts,
             metrics=self._metrics,
         )
+        self._start_ups = StartUps(self._metrics.metrics)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
         self._now_s = self._started_s = self._looked_s = now()
@@ -143,6 +159,8 @@ class Router:
         Costs and prediction are fixed when a router starts: a counter means nothing in other units.
         """
         self._limits = settings.limits
+        self._punctuality.configure(settings)
+        self._announcer.log_level = ""  # The settings have just been applied.
         self._dispatcher.dispatch(self._now_s)
 
     async def run(self) -> None:
@@ -206,6 +224,8 @@ class Router:
         self._announcer.measure_fairness()
         self._announcer.show(self._limits.max_waiting)
         self._announcer.publish()
+        if self._announcer.log_level:
+            self._tell_log_level()
 
     def handle(self, sender: bytes, mail: RouterMail) -> None:
         """Takes one message; called for each, in order."""
@@ -237,10 +257,13 @@ class Router:
             case Enqueue():
                 self._enqueue(sender, mail)
             case Requeue():
+                if mail.failed_on is not None:
+                    self._fleet.note_failure(mail.failed_on)
                 self._tickets.adopt(sender, mail.run, self._now_s)
                 self._dispatcher.dispatch(self._now_s)
             case Leave():
                 self._tickets.leave(mail)
+                self._refuse_late()
                 self._dispatcher.dispatch(self._now_s)
             case Resume():
                 self._tickets.resume(sender, mail, self._now_s)
@@ -251,6 +274,10 @@ class Router:
                     self._announcer.publish()
             case FrontEndWanted():
                 self._send_front_end(sender, mail.config_id)
+            case AdaptersGone():
+                self._farewell.begin(mail.refs)
+            case SetLogLevel():
+                self._set_log_level(mail.level)
             case Alive():
                 pass
 
@@ -267,7 +294,11 @@ class Router:
         self._dispatcher.dispatch_newcomer(mail.ticket, self._now_s)
         if self._tickets[mail.ticket].engine_id is not None:
             return
-        refusal = admit(self._tickets.view_queue(mail.tenant), self._limits)
+        queue = self._tickets.view_queue(mail.tenant, self._now_s)
+        self._punctuality.note_turns(self._dispatcher.n_turns, queue.n_waiting, self._now_s)
+        refusal = admit(queue, self._limits)
+        if refusal is None:
+            refusal = self._punctuality.judge(self._tickets[mail.ticket].model, mail.tenant)
         if refusal is not None:
             self._refuse(mail.ticket, "crowded", refusal)
 
@@ -280,6 +311,12 @@ class Router:
                 "Try again later."
             )
             self._refuse(ticket, "overdue", Refusal(reason, self._limits.retry_after_s))
+        self._refuse_late()
+
+    def _refuse_late(self) -> None:
+        """Called before places are given, lest one goes to somebody who is too late for it."""
+        for ticket, refusal in self._punctuality.find_late(self._now_s):
+            self._refuse(ticket, "overdue", refusal)
 
     def _refuse(
         self, ticket: TicketId, kind: Literal["crowded", "overdue"], refusal: Refusal
@@ -291,8 +328,7 @@ class Router:
 
     def _charge(self, engine_id: EngineId, progress: Progress) -> None:
         self._tickets.charge(engine_id, progress)
-        engine = self._fleet.get(engine_id)
-        if engine is not None and any(map(engine.acquit, progress.tokens)):
+        if self._fleet.note_success(engine_id, progress.tokens):
             self._dispatcher.dispatch(self._now_s)
 
     def _tell_counters(self, engine: bytes) -> None:
@@ -305,7 +341,13 @@ class Router:
 
     def _take_report(self, report: EngineReport) -> None:
         running = self._tickets.running_on(report.engine_id)
-        if self._fleet.take_report(report, running, self._now_s):
+        known = self._fleet.get(report.engine_id)
+        hold_on = self._start_ups.note(report, None if known is None else known.report.state)
+        if hold_on is not None:
+            self._send_to_engine(report.engine_id, hold_on)
+        is_news = self._fleet.take_report(report, running, self._now_s)
+        self._load_charges.charge(self._fleet.get(report.engine_id))
+        if is_news:
             if report.state == "failed":
                 self._metrics.lose_engine(report.model, "failed")
                 self._tell_lost(self._fleet.get(report.engine_id), is_leaving=False)
@@ -326,6 +368,19 @@ class Router:
             self._tell_lost(engine, is_leaving=False)
         self._tickets.drop_gateways(_SILENT_GATEWAY_S, self._now_s)
 
+    # --- what operators ask for --------------------------------------------------------------
+
+    def _set_log_level(self, level: str) -> None:
+        telemetry.set_log_level(level)
+        self._announcer.log_level = level
+        self._announcer.publish()
+        self._tell_log_level()
+
+    def _tell_log_level(self) -> None:
+        """Said again and again, as engines come."""
+        for engine in self._fleet:
+            self._send_to_engine(engine.report.engine_id, LogLevel(self._announcer.log_level))
+
     # --- answers ----------------------------------------------------------------------------
 
     def _send(self, receiver: bytes, mail: GatewayMail | EngineMail) -> None:
@@ -333,6 +388,11 @@ class Router:
 
     def _send_to_engine(self, engine_id: EngineId, mail: EngineMail) -> None:
         self._send(engine_id.encode(), mail)
+
+    def _drop_adapter(self, ref: AdapterRef) -> None:
+        for engine in self._fleet:
+            if engine.report.model == ref.base:
+                self._send_to_engine(engine.report.engine_id, Drop([ref]))
 
     def _send_front_end(self, gateway: bytes, config_id: str) -> None:
         payload = self._fleet.front_end(config_id)

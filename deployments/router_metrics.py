@@ -36,7 +36,7 @@ class RouterMetrics:
 
     def __init__(self, domain: ModelName, metrics: Metrics | None = None) -> None:
         self._domain = domain
-        self._metrics = metrics or Metrics()
+        self.metrics = metrics or Metrics()
         self._shown: dict[Metric, set[str]] = {}
         """Tenants' labels that were not 0 when they were last shown."""
         self._models: set[ModelName] = set()
@@ -44,11 +44,11 @@ class RouterMetrics:
 
     async def watch(self) -> None:
         """Watches the event loop until cancelled."""
-        await watch_loop(self._metrics)
+        await watch_loop(self.metrics)
 
     def grant(self, tenant: TenantId, model: ModelName, waited_s: float, *, express: bool) -> None:
         """A request goes to an engine."""
-        self._metrics.histogram(QUEUE_WAIT, tenant, model).observe(waited_s)
+        self.metrics.histogram(QUEUE_WAIT, tenant, model).observe(waited_s)
         self._count(GRANTS, model, "express" if express else "room")
 
     def refuse(self, model: ModelName, reason: Literal["crowded", "overdue"]) -> None:
@@ -66,7 +66,7 @@ class RouterMetrics:
     def _count(self, metric: Metric, model: ModelName, kind: str) -> None:
         known = self._counters.get((metric, model, kind))
         if known is None:
-            known = self._metrics.counter(metric, model, kind)
+            known = self.metrics.counter(metric, model, kind)
             self._counters[metric, model, kind] = known
         known.add()
 
@@ -74,11 +74,11 @@ class RouterMetrics:
 
     def show_fairness(self, figures: Figures) -> None:
         """Replaces what was shown; who waits no longer has no lag."""
-        self._metrics.gauge(SERVICE_GAP, self._domain).set(figures.gap)
-        self._metrics.gauge(SERVICE_GAP_BOUND, self._domain).set(figures.bound)
+        self.metrics.gauge(SERVICE_GAP, self._domain).set(figures.gap)
+        self.metrics.gauge(SERVICE_GAP_BOUND, self._domain).set(figures.bound)
         lags: dict[str, float] = {}
         for tenant, lag in figures.lags.items():
-            label = self._metrics.bound("tenant", tenant)
+            label = self.metrics.bound("tenant", tenant)
             lags[label] = max(lags.get(label, 0.0), lag)
         self._show(COUNTER_LAG, lags)
 
@@ -92,7 +92,7 @@ class RouterMetrics:
             running: Those of each engine, by tenant.
             most: How many may wait.
         """
-        self._metrics.gauge(WAITING_LIMIT, self._domain).set(most)
+        self.metrics.gauge(WAITING_LIMIT, self._domain).set(most)
         self._show(WAITING, self._tally([waiting]))
         self._show(RUNNING, self._tally(running))
 
@@ -103,28 +103,28 @@ class RouterMetrics:
             self._begin_to_count(model)
         for model in self._models:
             for state in _STATES:
-                self._metrics.gauge(ENGINES, model, state).set(counts[model, state])
+                self.metrics.gauge(ENGINES, model, state).set(counts[model, state])
 
     def _begin_to_count(self, model: ModelName) -> None:
         """From 0: Prometheus takes a counter's first value for where it began."""
         self._models.add(model)
         for cause in _CAUSES:
-            self._metrics.counter(ENGINES_LOST, model, cause)
+            self.metrics.counter(ENGINES_LOST, model, cause)
         for reason in ("crowded", "overdue"):
-            self._metrics.counter(REFUSALS, model, reason)
+            self.metrics.counter(REFUSALS, model, reason)
         for kind in ("room", "express"):
-            self._metrics.counter(GRANTS, model, kind)
+            self.metrics.counter(GRANTS, model, kind)
 
     def _tally(self, counts: Iterable[Mapping[TenantId, int]]) -> dict[str, float]:
         by_label: dict[str, float] = {}
         for by_tenant in counts:
             for tenant, count in by_tenant.items():
-                label = self._metrics.bound("tenant", tenant)
+                label = self.metrics.bound("tenant", tenant)
                 by_label[label] = by_label.get(label, 0) + count
         return by_label
 
     def _show(self, metric: Metric, values: Mapping[str, float]) -> None:
         before = self._shown.get(metric, set())
         for label in before | values.keys():
-            self._metrics.gauge(metric, self._domain, label).set(values.get(label, 0.0))
+            self.metrics.gauge(metric, self._domain, label).set(values.get(label, 0.0))
         self._shown[metric] = {label for label, value in values.items() if value}

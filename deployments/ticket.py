@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from deployments.fleet import Handed
+from deployments.known_engine import Handed
 from serve_app.messages import AdapterRef, EngineId, TicketId
 from serve_app.names import ModelName, TenantId
 

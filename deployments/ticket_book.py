@@ -7,7 +7,9 @@ them or in none. It sends nothing and chooses nothing.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from deployments.fleet import Fleet, Handed
+from deployments.adapter_farewell import AdapterFarewell
+from deployments.fleet import Fleet
+from deployments.known_engine import Handed
 from deployments.router_state import RouterState, SavedRun
 from deployments.ticket import Gateway, Ticket
 from serve_app.messages import (
@@ -20,10 +22,11 @@ from serve_app.messages import (
     TicketId,
 )
 from serve_app.names import ModelName, TenantId
-from serve_app.policy.admission import QueueView
+from serve_app.policy.admission import Pace, QueueView
 from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_figures import Longest
 from serve_app.policy.fairness_options import Share
+from serve_app.policy.objective import Waiters
 from serve_app.policy.prefixes import split_marks
 from serve_app.policy.queueing import Waiting
 
@@ -36,11 +39,13 @@ class TicketBook:
     Args:
         queue: Knows whose turn it is, and what each tenant owes.
         fleet: Knows what each engine runs.
+        farewell: Knows which adapters requests need.
     """
 
-    def __init__(self, queue: Vtc, fleet: Fleet) -> None:
+    def __init__(self, queue: Vtc, fleet: Fleet, farewell: AdapterFarewell) -> None:
         self._queue = queue
         self._fleet = fleet
+        self._farewell = farewell
         self._tickets: dict[TicketId, Ticket] = {}
         self.gateways: dict[bytes, Gateway] = {}
         """By the identity of their connection."""
@@ -51,6 +56,7 @@ class TicketBook:
         self._n_waiting: Counter[TenantId] = Counter()
         """By tenant; those with none are left out."""
         self._n_waiting_of: Counter[ModelName] = Counter()
+        self._pace = Pace()
 
     def __contains__(self, ticket: TicketId) -> bool:
         return ticket in self._tickets
@@ -73,15 +79,23 @@ class TicketBook:
         """Returns how many requests for a model wait."""
         return self._n_waiting_of[model]
 
+    def waiters(self) -> Iterator[tuple[TenantId, Waiters]]:
+        """Yields what each tenant has waiting."""
+        for tenant, n in self._n_waiting.items():
+            share = self.share_of(tenant)
+            yield tenant, Waiters(n, share.weight, share.tier)
+
     def share_of(self, tenant: TenantId) -> Share:
         """Returns what a tenant is entitled to."""
         return self.shares.get(tenant, _DEFAULT_SHARE)
 
-    def view_queue(self, tenant: TenantId) -> QueueView:
+    def view_queue(self, tenant: TenantId, now_s: float) -> QueueView:
         """Returns the queue without this tenant's newest request, which asks to join."""
         own = self._n_waiting[tenant]
         others = len(self._n_waiting) - 1
-        return QueueView(self._n_waiting.total() - 1, own - 1, others)
+        # Models of one domain share turns and not engines: the pace of one says nothing of others.
+        pace = self._pace.turns_per_s(now_s) if len(self._n_waiting_of) == 1 else None
+        return QueueView(self._n_waiting.total() - 1, own - 1, others, pace)
 
     def running_on(self, engine_id: EngineId) -> Iterator[tuple[TicketId, Handed]]:
         """Yields what is known to run on an engine."""
@@ -147,9 +161,10 @@ class TicketBook:
         self._note_share(enqueue)
         self._queue.arrive(_waiting(enqueue, known.model), now_s)
 
-    def begin(self, ticket: TicketId, engine_id: EngineId) -> Ticket:
+    def begin(self, ticket: TicketId, engine_id: EngineId, now_s: float) -> Ticket:
         """Hands a waiting request to an engine; the queue has let it go."""
         known = self._tickets[ticket]
+        self._pace.note_turn(now_s)
         known.engine_id, known.has_run = engine_id, True
         self._stop_waiting(known)
         self._fleet.hand(engine_id, ticket, known.handed)
@@ -170,9 +185,14 @@ class TicketBook:
         if known is None:
             return
         self.gateways[known.gateway].tickets.discard(mail.ticket)
+        self._farewell.note_end(known.adapter)
         if known.engine_id is None:
             self._stop_waiting(known)
         else:
+            if mail.is_finished:
+                self._fleet.note_success(known.engine_id, [mail.ticket])
+            elif mail.has_failed:
+                self._fleet.note_failure(known.engine_id)
             self._fleet.take_back(known.engine_id, mail.ticket)
         # The engine's last progress may still be on its way; it will find no ticket.
         self._queue.charge(mail.ticket, max(0, mail.completion_tokens - known.completion_tokens))
@@ -192,7 +212,10 @@ class TicketBook:
             known = self._add(sender, enqueue, running.engine_id, now_s)
         else:
             self._move(enqueue.ticket, known, running.engine_id, now_s)
-            known.adapter, known.model = enqueue.adapter, self.gateways[sender].model
+            known.model = self.gateways[sender].model
+            if known.adapter is None:  # A dead router's state does not say it.
+                known.adapter = enqueue.adapter
+                self._farewell.note_arrival(known.adapter)
             known.marks = split_marks(enqueue.marks)
         known.has_run, known.strikes = True, running.strikes
         known.lost_tokens = max(known.completion_tokens - n_tokens, 0)
@@ -221,6 +244,7 @@ class TicketBook:
         )
         self._tickets[enqueue.ticket] = known
         owner.tickets.add(enqueue.ticket)
+        self._farewell.note_arrival(enqueue.adapter)
         self.longest = self.longest.with_request(_waiting(enqueue, owner.model))
         if engine_id is None:
             self._begin_to_wait(known)
@@ -256,6 +280,8 @@ class TicketBook:
         self._n_waiting[known.tenant] -= 1
         if not self._n_waiting[known.tenant]:
             del self._n_waiting[known.tenant]
+        if not self._n_waiting:
+            self._pace.note_empty()
 
     # --- over a router's death --------------------------------------------------------------
 

@@ -20,11 +20,17 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.tasks import SupportedTask
 from vllm.usage.usage_lib import UsageContext
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine import (
+    EngineCoreEventType,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    EngineCoreRequestType,
+)
 from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 from vllm.v1.executor import Executor
 
 from deployments.adapter_extension import AdapterExtension
+from deployments.core_chores import Chore, Chores
 from deployments.fair_scheduler import FairScheduler, FairSyncScheduler, FairTurns
 from deployments.resumed_request import ResumingWorker, announce_produced, restore_output
 from serve_app.messages import Standing
@@ -104,23 +110,6 @@ class _Outlet:
         self._emit(*item)
 
 
-class _Errand:
-    """Something to do on the core's thread, between two steps."""
-
-    def __init__(self, errand: Callable[[], None], done: Future[None]) -> None:
-        self._errand = errand
-        self._done = done
-
-    def run(self) -> None:
-        """Does it; what it raises goes to who waits, and not to the step loop."""
-        try:
-            self._errand()
-        except Exception as error:
-            self._done.set_exception(error)
-        else:
-            self._done.set_result(None)
-
-
 class VllmCore(EngineCoreProc):
     """vLLM's core without its sockets and its handshake.
 
@@ -128,7 +117,14 @@ class VllmCore(EngineCoreProc):
     `abort` and `stop` may be called from another thread.
     """
 
-    def __init__(self, config: VllmConfig, emit: Emit, *, log_stats: bool = False) -> None:
+    def __init__(
+        self,
+        config: VllmConfig,
+        emit: Emit,
+        prompt_chunk: int | None = None,
+        *,
+        log_stats: bool = False,
+    ) -> None:
         self.input_queue = queue.Queue[tuple[EngineCoreRequestType, Any]]()
         self.output_queue = _Outlet(emit)  # type: ignore[assignment]  # used as a sink only
         self.engine_index = 0
@@ -142,6 +138,7 @@ class VllmCore(EngineCoreProc):
         self.process_input_queue_block = True
         self.enable_fault_tolerance = False
         self.last_step_s = time.monotonic()
+        self._chores = Chores()
         _take_fair_turns(config)
         _extend_workers(config)
         EngineCore.__init__(
@@ -151,6 +148,8 @@ class VllmCore(EngineCoreProc):
             log_stats=log_stats,
             executor_fail_callback=self._executor_failed,
         )
+        if isinstance(self.scheduler, FairTurns):
+            self.scheduler.prompt_chunk = prompt_chunk
         if config.device_config.device_type == "cpu":
             _leave_one_core_free()
 
@@ -184,6 +183,7 @@ class VllmCore(EngineCoreProc):
             if produced:
                 announce_produced(request, produced)
             ready = self.preprocess_add_request(request)
+            ready[0].record_event(EngineCoreEventType.QUEUED)
             if produced:
                 restore_output(ready[0], produced, self.structured_output_manager)
         except Exception:
@@ -209,34 +209,49 @@ class VllmCore(EngineCoreProc):
         loras = [request.lora_request for request in running]
         return {lora.lora_int_id for lora in loras if lora is not None}
 
-    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
         """Loads an adapter into host memory between two steps, without taking a slot."""
-        return self._between_steps(lambda: self._tell_workers("hold_adapter", adapter_id, path))
 
-    def activate_adapter(self, adapter_id: int) -> Future[None]:
+        def go_on(budget_s: float) -> bool:
+            self._tell_workers("hold_adapter", adapter_id, path)
+            return True
+
+        return self._between_steps(go_on)
+
+    def activate_adapter(self, adapter_id: int) -> Future[float]:
         """Copies a held adapter to a slot between two steps, if no request needs them all."""
+        has_slot = False
 
-        def activate() -> None:
-            if len(self.active_adapters()) < self.adapter_slots:
-                self._tell_workers("activate_adapter", adapter_id)
+        def go_on(budget_s: float) -> bool:
+            nonlocal has_slot
+            # What has begun is completed: the workers take half of it for all of it.
+            has_slot = has_slot or len(self.active_adapters()) < self.adapter_slots
+            return not has_slot or all(self._tell_workers("activate_adapter", adapter_id, budget_s))
 
-        return self._between_steps(activate)
+        return self._between_steps(go_on)
 
-    def drop_adapter(self, adapter_id: int) -> Future[None]:
+    def drop_adapter(self, adapter_id: int) -> Future[float]:
         """Forgets an adapter that no request uses, wherever it is."""
-        return self._between_steps(lambda: self._tell_workers("drop_adapter", adapter_id))
 
-    def _tell_workers(self, method: str, *args: Any) -> None:
-        self.collective_rpc(method, args=args)
+        def go_on(budget_s: float) -> bool:
+            self._tell_workers("drop_adapter", adapter_id)
+            return True
 
-    def _between_steps(self, errand: Callable[[], None]) -> Future[None]:
-        done: Future[None] = Future()
-        self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, _Errand(errand, done)))
-        return done
+        return self._between_steps(go_on)
+
+    def _tell_workers(self, method: str, *args: Any) -> list[Any]:
+        return self.collective_rpc(method, args=args)
+
+    def _between_steps(self, go_on: Callable[[float], bool]) -> Future[float]:
+        chore = Chore(go_on)
+        self.input_queue.put_nowait((EngineCoreRequestType.UTILITY, chore))
+        return chore.done
 
     def _handle_client_request(self, request_type: EngineCoreRequestType, request: Any) -> None:
-        if isinstance(request, _Errand):
-            request.run()
+        if isinstance(request, Chore):
+            self._chores.add(request)
+            if not self.has_work():
+                self._chores.go_on(0.0, is_busy=False)
         else:
             super()._handle_client_request(request_type, request)
 
@@ -267,8 +282,10 @@ class VllmCore(EngineCoreProc):
         return running, waiting, float(self.scheduler.get_kv_cache_usage())
 
     def _process_engine_step(self) -> bool:
+        began_s = time.monotonic()
         has_executed: bool = super()._process_engine_step()
         self.last_step_s = time.monotonic()
+        self._chores.go_on(self.last_step_s - began_s, is_busy=self.has_work())
         return has_executed
 
     def _executor_failed(self) -> None:

@@ -4,8 +4,9 @@ A declared adapter hides a registered one of the same name, and both hide a fami
 with the same base model the one with the longest fitting prefix counts.
 """
 
+import contextlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,12 +119,17 @@ class AdapterRegistry:
         """Names that may be listed, in order; None where that is to be worked out anew."""
         self._members: dict[str, Adapter] = {}
         """What families were found to say of a name; kept for those that have a version."""
+        self.on_gone: Callable[[list[AdapterRef]], None] = lambda refs: None
+        """Called with versions that requests got until now, and get no more."""
 
     def declare(self, settings: AdaptersSettings) -> None:
         """Replaces what the config file says."""
-        self._declared = {entry.full_name: Adapter(entry) for entry in settings.declared}
-        self._families = tuple(sorted(settings.families, key=lambda f: (-len(f.prefix), f.source)))
-        self._index()
+        fresh = {entry.full_name: Adapter(entry) for entry in settings.declared}
+        with self._parting({*self._declared, *fresh, *self._members}):
+            self._declared = fresh
+            by_prefix = sorted(settings.families, key=lambda f: (-len(f.prefix), f.source))
+            self._families = tuple(by_prefix)
+            self._index()
 
     def clear_stored(self) -> None:
         """Forgets what the store said; all of it comes again."""
@@ -133,6 +139,12 @@ class AdapterRegistry:
 
     def apply(self, changes: AdapterChanges) -> None:
         """Takes what changed in the store."""
+        registered = {adapter.name for adapter in changes.adapters}
+        found = {version.name for version in changes.versions}
+        with self._parting({*registered, *found, *changes.deleted}):
+            self._apply(changes)
+
+    def _apply(self, changes: AdapterChanges) -> None:
         for name in changes.deleted:
             self._stored.pop(name, None)
         for adapter in changes.adapters:
@@ -146,6 +158,22 @@ class AdapterRegistry:
                 self._known = None
         if changes.adapters or changes.deleted:
             self._index()
+
+    @contextlib.contextmanager
+    def _parting(self, names: Iterable[str]) -> Iterator[None]:
+        """Says afterwards which versions of these adapters are the current ones no more."""
+        before = {ref for name in names if (ref := self._current_ref(name)) is not None}
+        yield
+        gone = sorted(before - {self._current_ref(ref.name) for ref in before}, key=lambda r: r.id)
+        if gone:
+            self.on_gone(gone)
+
+    def _current_ref(self, name: str) -> AdapterRef | None:
+        adapter = self.find(name)
+        version = None if adapter is None else self.current(adapter)
+        if adapter is None or version is None:
+            return None
+        return ref_of(version, adapter.base)
 
     def find(self, name: str) -> Adapter | None:
         """Returns the adapter that a request means by this name, whoever may use it; None is none.

@@ -48,15 +48,34 @@ class AdminClient:
             CommandError: It was refused, or nobody answered.
         """
         params = {name: value for name, value in query.items() if value is not None}
+        timeout_s = _FETCH_TIMEOUT_S if path.startswith("/admin/adapters") else _TIMEOUT_S
+        answer = self._request(
+            method, path, timeout_s, json=body, params=params, headers=self._headers
+        )
+        if "json" in answer.headers.get("content-type", ""):
+            return answer.json()
+        return answer.text
+
+    def send(self, path: str, body: bytes, request_id: str, key: str | None) -> str:
+        """Sends a request for a model; returns its answer as it came.
+
+        Args:
+            path: Such as `/v1/completions`.
+            body: JSON.
+            request_id: To be found by.
+            key: Whose request it is; None takes the administrator's.
+
+        Raises:
+            CommandError: It was refused, or nobody answered.
+        """
+        headers = {"content-type": "application/json", "x-request-id": request_id}
+        headers |= self._headers if key is None else {"authorization": f"Bearer {key}"}
+        answer = self._request("POST", path, _FETCH_TIMEOUT_S, content=body, headers=headers)
+        return answer.text
+
+    def _request(self, method: str, path: str, timeout_s: float, **content: Any) -> httpx.Response:
         try:
-            answer = httpx.request(
-                method,
-                f"{self._url}{path}",
-                json=body,
-                params=params,
-                headers=self._headers,
-                timeout=_FETCH_TIMEOUT_S if path.startswith("/admin/adapters") else _TIMEOUT_S,
-            )
+            answer = httpx.request(method, f"{self._url}{path}", timeout=timeout_s, **content)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise CommandError(
                 f"{self._url} does not answer ({type(error).__name__}). Is it up? "
@@ -64,9 +83,7 @@ class AdminClient:
             ) from None
         if answer.is_error:
             raise CommandError(_explain(answer))
-        if "json" in answer.headers.get("content-type", ""):
-            return answer.json()
-        return answer.text
+        return answer
 
 
 def _explain(answer: httpx.Response) -> str:

@@ -12,8 +12,12 @@ from typing import Any
 
 from serve_app.cli_adapters import add_adapters
 from serve_app.cli_fairness import add_fairness
+from serve_app.cli_fleet import add_fleet
 from serve_app.cli_keys import add_keys
+from serve_app.cli_logs import add_logs
+from serve_app.cli_requests import add_requests
 from serve_app.cli_tenants import add_tenants
+from serve_app.cli_top import add_top
 from serve_app.cli_usage import add_usage
 from serve_app.errors import ArrieroError, ConfigError
 
@@ -28,7 +32,11 @@ examples:
   arriero tenants list                      who may send requests, and how much
   arriero adapters add sql --base llama --source s3://models/adapters/sql
   arriero usage                             what they used
+  arriero top                               what goes on, live
+  arriero requests list --since 1h --slower-than 5   why were they slow?
+  arriero replay ID                         send a kept request again
   arriero fairness replay FILE              did the router keep to the rules?
+  arriero fleet plan FILE                   which nodes would be launched, where, at what price?
 
 exit status: 0 done, 1 failed, 2 wrong usage or an invalid file
 """
@@ -109,7 +117,11 @@ _SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (
     add_keys,
     add_adapters,
     add_usage,
+    add_requests,
+    add_top,
+    add_logs,
     add_fairness,
+    add_fleet,
 )
 
 if __name__ == "__main__":

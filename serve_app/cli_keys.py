@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import json
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from serve_app.cli_parts import (
     print_table,
     print_text,
     quote,
+    read_duration,
     show_time,
 )
 from serve_app.errors import CommandError
@@ -38,7 +38,6 @@ examples:
 A key is shown once, when it is made, and stored only as a hash.
 {ACCESS}"""
 
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _OPERATORS = "operators"
 
 
@@ -58,7 +57,7 @@ def add_keys(subcommands: Any) -> None:
         choices=("inference", "admin"),
         help="what it may do; repeat for both (default inference, with --bootstrap admin)",
     )
-    create.add_argument("--expires", type=_read_duration, metavar="TIME", help="such as 90d, 12h")
+    create.add_argument("--expires", type=read_duration, metavar="TIME", help="such as 90d, 12h")
     create.add_argument(
         "--bootstrap",
         type=Path,
@@ -70,7 +69,7 @@ def add_keys(subcommands: Any) -> None:
     rotate = add_action(actions, "rotate", "replace a key by a new one", _rotate_key)
     rotate.add_argument("key", help="the key's id")
     rotate.add_argument(
-        "--grace", type=_read_duration, default=0.0, metavar="TIME", help="the old one still works"
+        "--grace", type=read_duration, default=0.0, metavar="TIME", help="the old one still works"
     )
     revoke = add_action(actions, "revoke", "end a key for good", _revoke_key)
     revoke.add_argument("key", help="the key's id")
@@ -183,10 +182,3 @@ def _print_key(options: argparse.Namespace, key: Mapping[str, Any]) -> int:
     print()
     print(f"  {key['key']}")
     return 0
-
-
-def _read_duration(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 30m, 12h, 90d or 4w")
-    return float(match[1]) * _UNIT_S[match[2]]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ environment:
   ARRIERO_ADMIN_KEY   a key with the scope admin; never an argument, which others could see
   ARRIERO_URL         the platform's address (default http://127.0.0.1:8000)
 """
+
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 Act = Callable[["AdminClient", argparse.Namespace], int]
 
@@ -83,3 +86,11 @@ def print_text(options: argparse.Namespace, answer: Any, text: str) -> int:
     """Print a text, or the answer as JSON where that was asked for; return the exit status."""
     print(json.dumps(answer, indent=2) if options.json else text)
     return 0
+
+
+def read_duration(text: str) -> float:
+    """Read a length of time, such as 90d, in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 30m, 12h, 90d or 4w")
+    return float(match[1]) * _UNIT_S[match[2]]

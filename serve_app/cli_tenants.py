@@ -67,6 +67,11 @@ def _add_terms(parser: argparse.ArgumentParser) -> None:
         help="whether its cached prefixes are kept apart from other tenants'",
     )
     parser.add_argument(
+        "--keep-texts",
+        action=argparse.BooleanOptionalAction,
+        help="whether its prompts and answers are kept for a while, to be read and replayed",
+    )
+    parser.add_argument(
         "--terms",
         metavar="FILE",
         help="more terms as JSON, such as bounds on a model; - reads stdin",
@@ -82,6 +87,7 @@ def _terms_of(options: argparse.Namespace) -> dict[str, Any]:
         "tier": options.tier,
         "allowed_models": options.allow_model,
         "has_own_prefix_cache": options.own_prefix_cache,
+        "keeps_texts": options.keep_texts,
     }
     terms |= {name: value for name, value in given.items() if value is not None}
     for section, bounds in bounds_of(options).items():
@@ -140,6 +146,7 @@ def _print_fields(options: argparse.Namespace, answer: Mapping[str, Any]) -> int
         if answer["allowed_models"] is None
         else ", ".join(answer["allowed_models"]),
         "own prefix cache": "yes" if answer["has_own_prefix_cache"] else "no",
+        "texts kept": "yes" if answer["keeps_texts"] else "no",
         "limits": show_bounds(limits),
         **{f"limits on {model}": show_bounds(bounds) for model, bounds in by_model.items()},
         "budgets": show_bounds(budgets),

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from serve_app.config_adapters import AdaptersSettings, find_adapter_conflict
+from serve_app.config_fleet import FleetSettings
 from serve_app.config_limits import LedgerSettings, PriceSpec
 from serve_app.config_metrics import MetricsSettings
 from serve_app.config_model import (
@@ -38,9 +39,11 @@ from serve_app.config_model import (
     VllmEngine,
 )
 from serve_app.config_problems import Problem, describe_invalid, list_problems
+from serve_app.config_records import RecordsSettings
 from serve_app.config_section import Cpus, Seconds, Section
 from serve_app.config_store import StoreSettings, Where
 from serve_app.config_tenants import DeclaredTenant, find_tenant_conflict
+from serve_app.config_tracing import TracingSettings
 from serve_app.errors import ConfigError
 from serve_app.names import ModelName, PricedNameText
 
@@ -55,6 +58,7 @@ __all__ = [
     "EchoEngine",
     "EmbeddedSource",
     "Engine",
+    "FleetSettings",
     "FrontEndSettings",
     "GatewaySettings",
     "GpuAccelerator",
@@ -64,12 +68,14 @@ __all__ = [
     "LoggingSettings",
     "ModelSettings",
     "ObjectStoreSource",
+    "RecordsSettings",
     "ReplicaSettings",
     "RouterSettings",
     "Section",
     "Settings",
     "Source",
     "StoreSettings",
+    "TracingSettings",
     "VllmEngine",
     "check_exposure",
     "cost_factors_of",
@@ -121,6 +127,12 @@ class LimitSettings(Section):
     stopped with 500, as it may be what kills them. It makes its last try alone."""
     max_engine_deaths: Annotated[int, Field(ge=1, le=1000)] = 20
     """Engines that may die under a request in all. Then it is stopped with 500."""
+    retry_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.2
+    """Requests that a gateway may try again because their engine died or failed before their first
+    token, as a part of all. One beyond that is refused with 503. Those that have tokens, or that an
+    engine hands over as it leaves, always go on."""
+    retry_reserve: Annotated[int, Field(ge=0, le=100_000)] = 256
+    """Retries that a gateway may save up for one model, so that single deaths cost no request."""
     retry_after_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 1.0
     """Seconds that a refused client is told to wait."""
 
@@ -153,6 +165,9 @@ class FairnessSettings(Section):
     """Service that one prompt token counts as when it was found in the prefix cache."""
     output_cost: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 2.0
     """Service that one output token counts as."""
+    adapter_load_tokens: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
+    """Output tokens that a tenant is charged when an adapter is loaded for it. None charges what
+    its engine did not produce meanwhile, as measured; 0 charges nothing."""
     predicts_lengths: bool = True
     """Whether a request is charged for its tenant's average answer when it starts, and corrected
     as it goes. Keeps tenants closer together."""
@@ -222,10 +237,16 @@ class Settings(Section):
     """Tenants that are declared here. Others are made with `arriero tenants create`."""
     store: StoreSettings = StoreSettings()
     """Where tenants, keys and usage are kept."""
+    records: RecordsSettings = RecordsSettings()
+    """What is kept of each request, and for how long."""
     logging: LoggingSettings = LoggingSettings()
     """What is logged."""
     metrics: MetricsSettings = MetricsSettings()
     """What is shown to Prometheus."""
+    tracing: TracingSettings | None = None
+    """Traces of requests. None makes none."""
+    fleet: FleetSettings | None = None
+    """Nodes that `arriero fleet up` keeps running. None means none: nodes are your affair."""
 
     @field_validator("auth", mode="before")
     @classmethod

@@ -118,6 +118,8 @@ class EchoEngine(Section):
     """Requests that run at the same time; others wait in the engine."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     """Context length in tokens. None means what the source says."""
+    prefix_cache_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 0
+    """Tokens of prompts and answers that a prefix cache holds. 0 is none."""
     adapter_load_s: StepSeconds = 0.0
     """Seconds for which steps wait while an adapter comes into memory."""
     adapter_activate_s: StepSeconds = 0.0
@@ -252,10 +254,19 @@ class ModelSettings(Section):
     cost_factor: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
     """What a token of this model counts for, beside those of other models of its domain. A change
     restarts the router, and tenants start anew."""
+    ttft_objective_s: Seconds | None = None
+    """Seconds within which the first token should come. Who cannot get it by then is refused at
+    once, or when it has waited so long, with 503 and `Retry-After`, in place of being served late
+    and making others late. None serves everyone, however late."""
     startup_timeout_s: Seconds = 1800.0
     """Seconds after which an engine that does not answer yet is started again."""
     drain_timeout_s: Seconds = 300.0
     """Seconds that a stopping engine gets to finish what it runs. The rest goes on elsewhere."""
+    prompt_chunk_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """Prompt tokens that a step computes at most while requests of more than one tenant are in an
+    engine; prompts of requests that took another's place (`fairness.preempts`) come on top. Shorter
+    steps let newcomers in sooner and cost throughput. None leaves it to the engine:
+    `max_num_batched_tokens`."""
     hang_timeout_s: Seconds = 120.0
     """Seconds without a step, while requests run, after which an engine is replaced."""
     health_timeout_s: Seconds = 30.0

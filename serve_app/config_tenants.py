@@ -109,6 +109,9 @@ class TenantTerms(Section):
     """Models it may use, such as `llama`, `llama:sql` (an adapter), `llama:*`. None means all."""
     has_own_prefix_cache: bool = False
     """Whether its prompts share no cached prefixes with other tenants'. Costs repeated work."""
+    keeps_texts: bool = False
+    """Whether its prompts and answers are kept with the records of its requests, for
+    `records.keep_texts_days`. They can be read and replayed by administrators."""
 
 
 class _Named(Section):

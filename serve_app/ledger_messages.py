@@ -86,6 +86,12 @@ class Look(msgspec.Struct, frozen=True, tag=True):
     model: ModelName
 
 
+class SetLogLevel(msgspec.Struct, frozen=True, tag=True):
+    """An operator wants more or fewer log lines; empty is what the settings say."""
+
+    level: str
+
+
 # --- ledger -> gateway ---------------------------------------------------------------------
 
 
@@ -144,5 +150,5 @@ class Looked(msgspec.Struct, frozen=True, tag=True):
     standing: Standing
 
 
-LedgerMail = Reserve | Resume | Renew | Settle | Forget | Look
+LedgerMail = Reserve | Resume | Renew | Settle | Forget | Look | SetLogLevel
 LeaseMail = Granted | Refused | Settled | Looked

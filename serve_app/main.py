@@ -133,13 +133,16 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
         **(group if placement.bundles else {}),
         max_ongoing_requests=_MANY,
         graceful_shutdown_timeout_s=model.drain_timeout_s + _SHUTDOWN_SLACK_S,
+        # Nothing runs by way of Serve here that would be worth a wait before the drain begins.
+        graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2.0,
         health_check_timeout_s=model.health_timeout_s,
     )(EngineReplica)
     # What else an engine's replica needs is in its own arguments; how many there are, how the
     # gateway renders prompts and who may call does not concern it.
     spec = model.model_dump(
-        mode="json", exclude={"replicas", "front_end", "aliases", "cost_factor"}
+        mode="json",
+        exclude={"replicas", "front_end", "aliases", "cost_factor", "ttft_objective_s"},
     )
     logging = settings.logging.model_dump(mode="json")
     adapters = settings.adapters.cache.model_dump(mode="json")

@@ -9,6 +9,7 @@ from typing import Literal, NewType
 
 import msgspec
 
+from serve_app.adapter_counts import AdapterArrivals, AdapterTally
 from serve_app.names import ModelName, TenantId
 
 EngineId = NewType("EngineId", str)
@@ -94,6 +95,20 @@ class EngineLoad(msgspec.Struct, frozen=True):
     """Output tokens a second over the last second or so."""
 
 
+# --- engine -> gateway ---------------------------------------------------------------------
+
+
+class EngineTimes(msgspec.Struct, frozen=True):
+    """How a request began in an engine, told once, with its first output; in a frame before it."""
+
+    adapter_load_s: float = 0.0
+    """Seconds that it waited for its adapter before the core got it."""
+    queue_s: float = 0.0
+    """Seconds that it then waited for a place in the batch."""
+    prefill_s: float = 0.0
+    """Seconds from there to the end of the step with its first token."""
+
+
 # --- gateway -> router ---------------------------------------------------------------------
 
 
@@ -124,6 +139,8 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     """All that were produced, as the gateway counted them."""
     cached_tokens: int | None = None
     """Prompt tokens that were found in the prefix cache; None is not known."""
+    has_failed: bool = False
+    """Whether its engine could not run it, and the request is not known to be the reason."""
 
 
 class RunningTicket(msgspec.Struct, frozen=True):
@@ -141,6 +158,8 @@ class Requeue(msgspec.Struct, frozen=True, tag=True):
     """A request has lost its engine. It waits again, before all new ones, and has paid."""
 
     run: RunningTicket
+    failed_on: EngineId | None = None
+    """The engine that could not run it; None where it died or leaves."""
 
 
 class Resume(msgspec.Struct, frozen=True, tag=True):
@@ -162,6 +181,19 @@ class EngineUnreachable(msgspec.Struct, frozen=True, tag=True):
     """A gateway lost its connection to an engine: nothing more may be sent there."""
 
     engine_id: EngineId
+
+
+class AdaptersGone(msgspec.Struct, frozen=True, tag=True):
+    """Versions of adapters that no new request gets: deleted, or others have taken their place."""
+
+    refs: list[AdapterRef]
+
+
+class SetLogLevel(msgspec.Struct, frozen=True, tag=True):
+    """An operator wants more or fewer log lines, of everyone who is connected to the router."""
+
+    level: str
+    """Such as DEBUG; empty is what the settings say."""
 
 
 class FrontEndWanted(msgspec.Struct, frozen=True, tag=True):
@@ -188,6 +220,9 @@ class AdapterReport(msgspec.Struct, frozen=True):
     """In the batch at this moment."""
     failures: dict[int, str] = {}
     """Adapters that could not be loaded of late, and why."""
+    tally: AdapterTally = AdapterTally()
+    coming: list[int] = []
+    """On their way to host memory."""
 
 
 class EngineReport(msgspec.Struct, frozen=True, tag=True):
@@ -238,6 +273,10 @@ class Grant(msgspec.Struct, frozen=True, tag=True):
     engine_id: EngineId
     endpoint: Endpoint
     standing: Standing
+    queue_s: float = 0.0
+    """Seconds that it has waited at this router, since it came or came back, for its turn."""
+    adapter_load_s: float = 0.0
+    """Seconds beside those that it waited, its turn come, for its adapter to be loaded."""
 
 
 class EngineLost(msgspec.Struct, frozen=True, tag=True):
@@ -269,6 +308,19 @@ class EngineStatus(msgspec.Struct, frozen=True):
     state: EngineState
     detail: str
     load: EngineLoad
+    adapters: AdapterTally = AdapterTally()
+    adapters_in_memory: int = 0
+
+
+class TenantStatus(msgspec.Struct, frozen=True):
+    """One tenant at a router."""
+
+    tenant: TenantId
+    weight: float
+    waiting: int
+    running: int
+    lag: float
+    """How far it is behind the waiting tenant that has got most; 0 where it does not wait."""
 
 
 class FairnessStatus(msgspec.Struct, frozen=True):
@@ -279,6 +331,8 @@ class FairnessStatus(msgspec.Struct, frozen=True):
     bound: float = 0.0
     """What the gap cannot exceed."""
     tenants_waiting: int = 0
+    tenants: list[TenantStatus] = []
+    """Those that wait or run most, and no more than operators can read."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, tag=True):
@@ -289,6 +343,9 @@ class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     engines: list[EngineStatus]
     waiting: int
     fairness: FairnessStatus = FairnessStatus()
+    adapters: AdapterArrivals = AdapterArrivals()
+    log_level: str = ""
+    """What an operator has set; empty where nobody has."""
 
 
 class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):
@@ -316,9 +373,23 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 
 
 class Drop(msgspec.Struct, frozen=True, tag=True):
-    """The engine is to forget adapters as soon as no request uses them: they are deleted."""
+    """The engine is to forget adapters as soon as no request uses them, on its disk, too."""
 
-    adapter_ids: list[int]
+    refs: list[AdapterRef]
+
+
+class HoldOn(msgspec.Struct, frozen=True, tag=True):
+    """The engine, which could not start, is not to end yet: the next one would fail as soon."""
+
+    wait_s: float
+    n_failed: int
+    """Starts of this model that failed one after the other, with this one."""
+
+
+class LogLevel(msgspec.Struct, frozen=True, tag=True):
+    """The engine is to log no less and no more than this; empty is what its settings say."""
+
+    level: str
 
 
 RouterMail = (
@@ -328,6 +399,8 @@ RouterMail = (
     | Resume
     | Alive
     | EngineUnreachable
+    | AdaptersGone
+    | SetLogLevel
     | FrontEndWanted
     | EngineReport
     | FrontEndOffer
@@ -335,4 +408,4 @@ RouterMail = (
     | EngineGone
 )
 GatewayMail = Grant | EngineLost | Refuse | Introduce | ModelStatus | FrontEndPayload
-EngineMail = Counters | Prepare | Drop
+EngineMail = Counters | Prepare | Drop | HoldOn | LogLevel

@@ -30,6 +30,7 @@ UNITS = {
     "requests_limit": "requests",
     "engines": "engines",
     "engines_lost": "engines",
+    "failed_starts": "engines",
     "loads": "adapters",
     "evictions": "adapters",
     "resident": "adapters",

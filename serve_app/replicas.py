@@ -4,6 +4,7 @@ Constructors take plain data and handles; `reconfigure` takes what may change wi
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,8 +26,14 @@ from serve_app.metrics import Metrics
 from serve_app.metrics_server import MetricsServer, RayBook
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
+from serve_app.serve_log import serve_log_kept
 from serve_app.telemetry import set_up_logging
 from serve_app.wire import Listener
+
+_BEFORE_NODE_S = 1.0
+"""So long before its node ends an engine is to be rid of all."""
+_SIGTERM_S = 8.0
+"""In which an engine ends after a SIGTERM. Machines that shut down wait longer before they kill."""
 
 
 def _replica_name() -> str:
@@ -143,11 +150,13 @@ class EngineReplica:
     ) -> None:
         keep_replica_on_loopback()
         from deployments.engine import Engine
+        from deployments.sigterm import hear_sigterm
 
         set_up_logging(LoggingSettings.model_validate(logging))
         own_metrics = Metrics(MetricsSettings.model_validate(metrics))
+        self._model = ModelSettings.model_validate(model)
         self._engine = Engine(
-            ModelSettings.model_validate(model),
+            self._model,
             EngineId(_replica_name()),
             _find_by(router),
             _node_address(),
@@ -155,7 +164,26 @@ class EngineReplica:
             metrics=own_metrics,
         )
         self._shown = _show_metrics(own_metrics, "engine")
+        self._watch = asyncio.create_task(self._leave_with_node(), name="node-notice")
         await self._engine.start()
+        hear_sigterm(self._begin_to_leave)
+
+    def _begin_to_leave(self) -> None:
+        """At a SIGTERM what runs moves within the seconds that whoever sent it waits."""
+        self._leaving = asyncio.create_task(self._leave_and_end(), name="sigterm")
+
+    async def _leave_and_end(self) -> None:
+        await self._engine.drain(min(self._model.drain_timeout_s, _SIGTERM_S))
+        await self._engine.stop()
+        os._exit(0)
+
+    async def _leave_with_node(self) -> None:
+        """At a notice nothing new is taken, and what runs is gone before the node is."""
+        from deployments.node_notice import observe_by_ray, wait_for_notice
+
+        node_id = ray.get_runtime_context().get_node_id()
+        left_s = await wait_for_notice(node_id, observe_by_ray()) - _BEFORE_NODE_S
+        await self._engine.drain(min(self._model.drain_timeout_s, max(left_s, _BEFORE_NODE_S)))
 
     async def check_health(self) -> None:
         """Raises when the engine has died, so that Serve replaces it."""
@@ -182,9 +210,10 @@ class GatewayReplica:
 
     def __init__(self, app_name: str, *others: DeploymentHandle[Any]) -> None:
         keep_replica_on_loopback()
-        from serve_app.gateway.app import build_gateway_app
-        from serve_app.gateway.gateway import Gateway
-        from serve_app.gateway.gateway_metrics import GatewayMetrics
+        with serve_log_kept():
+            from serve_app.gateway.app import build_gateway_app
+            from serve_app.gateway.gateway import Gateway
+            from serve_app.gateway.gateway_metrics import GatewayMetrics
 
         self._app_name = app_name
         self._metrics = Metrics()

@@ -1,19 +1,24 @@
 """What every process says about itself: log lines with their request, metrics, and the version."""
 
 import logging
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from serve_app.config import LoggingSettings
 
+logger = logging.getLogger(__name__)
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that the present task works for."""
 
 _PACKAGES = ("serve_app", "deployments", "cluster")
+_FIELDS = "arriero_fields"
+_configured_level = "INFO"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +78,7 @@ COST = Metric("counter", "gateway", "arriero_cost_usd_total", ("tenant", "model"
 MODEL_READY = Metric("gauge", "gateway", "arriero_model_ready", ("model",),
     "1 when this gateway can serve it, else 0.")
 MIGRATIONS = Metric("counter", "gateway", "arriero_migrations_total", ("model", "cause"),
-    "Requests that lost their engine and went on: it died, or it left.")
+    "Requests that lost their engine and went on: it died, failed to run them, or left.")
 MIGRATION_GAP = Metric("histogram", "gateway", "arriero_migration_gap_seconds", ("model",),
     "From the loss of an engine to the next token from another one.", _WAIT_S)
 RECOMPUTED_TOKENS = Metric("counter", "gateway", "arriero_recomputed_tokens_total", ("model",),
@@ -109,6 +114,8 @@ ENGINES = Metric("gauge", "router", "arriero_engines", ("model", "state"),
     "Engines, by what they say they do.")
 ENGINES_LOST = Metric("counter", "router", "arriero_engines_lost_total", ("model", "cause"),
     "Engines that are gone: they left, said that they failed, or fell silent.")
+FAILED_STARTS = Metric("gauge", "router", "arriero_engine_failed_starts", ("model",),
+    "Engines that failed to start, one after the other, since one was ready.")
 ADAPTER_REQUESTS = Metric("counter", "router", "arriero_adapter_requests_total",
     ("model", "result"),
     "Requests with an adapter: a hit found it in some engine's memory, a miss had it loaded.")
@@ -179,6 +186,16 @@ def version() -> str:
         return "0"
 
 
+def with_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `extra` of a log line with fields beside its text: numbers and names, no texts."""
+    return {_FIELDS: fields}
+
+
+def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = getattr(record, _FIELDS, {})
+    return fields
+
+
 class _HumanFormatter(logging.Formatter):
     """time LEVEL module: text [request id]."""
 
@@ -188,6 +205,9 @@ class _HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Returns one line, and a traceback where there is one."""
         line = super().format(record)
+        fields = _fields_of(record)
+        if fields:
+            line += " " + " ".join(f"{name}={value}" for name, value in fields.items())
         request = request_id.get()
         return f"{line} [{request}]" if request else line
 
@@ -203,6 +223,7 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "request_id": request_id.get() or None,
+            **_fields_of(record),
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
@@ -211,6 +232,8 @@ class _JsonFormatter(logging.Formatter):
 
 def set_up_logging(settings: LoggingSettings) -> None:
     """Sends this platform's log lines to standard error. May be called again."""
+    global _configured_level
+    _configured_level = settings.level
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if settings.format == "json" else _HumanFormatter())
     for package in _PACKAGES:
@@ -218,3 +241,15 @@ def set_up_logging(settings: LoggingSettings) -> None:
         logger.setLevel(settings.level)
         logger.handlers = [handler]
         logger.propagate = False
+
+
+def set_log_level(level: str) -> None:
+    """Changes how much this process logs; empty is what the settings say."""
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(level or _configured_level)
+    logger.info("The log level is now %s.", log_level())
+
+
+def log_level() -> str:
+    """The least severe level that is written."""
+    return logging.getLevelName(logging.getLogger(_PACKAGES[0]).level)

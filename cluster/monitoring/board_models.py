@@ -26,8 +26,13 @@ MODELS = Board(
                 ),
                 Panel(
                     "Engines lost",
-                    "That left (`left`) or died (`failed`, `silent`), in five minutes.",
+                    "That left (`left`) or died (`failed`, `silent`), in five minutes; how many failed "
+                    "to start one after the other.",
                     (
+                        Query(
+                            f"max by (model) (arriero_engine_failed_starts{{{_M}}})",
+                            "{{model}} failed starts",
+                        ),
                         Query(
                             "sum by (model, cause) "
                             f"(increase(arriero_engines_lost_total{{{_M}}}[5m]))",

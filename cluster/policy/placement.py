@@ -26,11 +26,12 @@ constant, and zones are told apart by what happened in them.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cluster.policy.budget import Budget, shed
 from cluster.policy.calibration import Calibration
+from cluster.policy.cover import Cover, Pricing
 from cluster.policy.doors import Doors, DoorSettings
 from cluster.policy.fleet import (
     End,
@@ -45,7 +46,7 @@ from cluster.policy.fleet import (
     ZoneId,
 )
 from cluster.policy.inventory import Inventory, newest_first
-from cluster.policy.shortage import Odds, chance_of_fewer
+from cluster.policy.shortage import Odds
 from cluster.policy.survival import Survival, SurvivalSettings
 
 _LEAST_GAIN = 0.05
@@ -87,13 +88,6 @@ class PlacementSettings:
     survival: SurvivalSettings = field(default_factory=SurvivalSettings)
 
 
-@dataclass(frozen=True)
-class _Cover:
-    n_on_demand: int
-    usd_per_h: float
-    shortage: float
-
-
 class SpotPlacement:
     """Spot first, as many and where they last; on-demand nodes for the rest."""
 
@@ -131,13 +125,14 @@ class SpotPlacement:
         self._survival.see(fleet.held_since_s, now_s)
         now, later = self._odds(now_s, 0.0), self._odds(now_s, self._settings.settle_h)
         self._calibrate(fleet, now, now_s)
-        adds = self._choose_spot(fleet, later, now_s)
-        cover = self._cover(fleet.confirmed, now, now_s)
+        pricing = self._price(now_s)
+        adds = self._choose_spot(fleet, pricing, later, now_s)
+        cover = pricing.cover(fleet.confirmed, now)
         launches = [*adds, *self._choose_on_demand(fleet, cover, now_s)]
         ends: list[End] = []
         if not launches:
-            ends = self._end_on_demand(fleet, now, cover.n_on_demand, now_s)
-            ends = ends or self._end_spot(fleet, now, later, now_s)
+            ends = self._end_on_demand(fleet, pricing, now, cover.n_on_demand)
+            ends = ends or self._end_spot(fleet, pricing, now, later, now_s)
         plan = Plan(tuple(launches), tuple(ends), cover.shortage, self._explain(fleet, cover))
         return shed(plan, nodes, self._offers, self._settings.budget, self._settings.floor)
 
@@ -152,39 +147,31 @@ class SpotPlacement:
     def _calibrate(self, fleet: Inventory, odds: Odds, now_s: float) -> None:
         n_on_demand = sum(node.is_ready for node in fleet.on_demand)
         is_short = fleet.ready.total() + n_on_demand < self._settings.target
-        chance = None if is_short else self._shortage(fleet.ready, n_on_demand, odds)
+        pricing = Pricing(self._settings.target, 0.0, 0.0)
+        chance = None if is_short else pricing.shortage(fleet.ready, n_on_demand, odds)
         self._calibration.look(chance, self._horizon_s, now_s)
 
-    def _shortage_usd_per_h(self, now_s: float) -> float:
-        """Return the price of being short all the time."""
+    def _price(self, now_s: float) -> Pricing:
         settings, usd_per_h = self._settings, self._on_demand_usd_per_h(now_s)
         factor = settings.caution * self._calibration.factor
-        return factor * usd_per_h / (1.0 - settings.goal)
+        return Pricing(settings.target, usd_per_h, factor * usd_per_h / (1.0 - settings.goal))
 
-    def _cover(self, held: Mapping[ZoneId, int], odds: Odds, now_s: float) -> _Cover:
-        """Return the cheapest number of on-demand nodes beside the spot nodes held."""
-        settings, usd_per_h = self._settings, self._on_demand_usd_per_h(now_s)
-        shortage_usd_per_h = self._shortage_usd_per_h(now_s)
-        losses, n_spot = odds.count_losses(held), sum(held.values())
-        best = _Cover(0, math.inf, 1.0)
-        for count in range(settings.target + 1):
-            shortage = chance_of_fewer(losses, n_spot + count, settings.target)
-            total = count * usd_per_h + shortage_usd_per_h * shortage
-            if total < best.usd_per_h - 1e-9:
-                best = _Cover(count, total, shortage)
-        return best
-
-    def _choose_spot(self, fleet: Inventory, odds: Odds, now_s: float) -> list[Launch]:
+    def _choose_spot(
+        self, fleet: Inventory, pricing: Pricing, odds: Odds, now_s: float
+    ) -> list[Launch]:
         """Add the best zone again and again, and keep as much of that as pays."""
         zones = [zone for zone in self._offers if self._may_ask(zone, now_s)]
         held = Counter(fleet.spot)
-        least = self._cover(held, odds, now_s).usd_per_h
-        least -= _LEAST_GAIN * self._on_demand_usd_per_h(now_s)
+        least = pricing.cover(held, odds).usd_per_h
+        least -= _LEAST_GAIN * pricing.on_demand_usd_per_h
         chosen: list[ZoneId] = []
         n_best, paid = 0, 0.0
         most = self._settings.target + self._settings.most_spare - held.total()
+        cheapest = min(map(self._spot_usd_per_h, zones), default=0.0)
         for _ in range(most if zones else 0):
-            total, zone = self._add_one(held, zones, odds, now_s)
+            if paid + cheapest >= least:
+                break
+            total, zone = self._add_one(held, zones, pricing, odds)
             chosen.append(zone)
             if paid + total < least - 1e-9:
                 n_best, least = len(chosen), paid + total
@@ -192,20 +179,20 @@ class SpotPlacement:
         return [Launch(zone, "spot", "cheapest cover") for zone in chosen[:n_best]]
 
     def _add_one(
-        self, held: Counter[ZoneId], zones: Sequence[ZoneId], odds: Odds, now_s: float
+        self, held: Counter[ZoneId], zones: Sequence[ZoneId], pricing: Pricing, odds: Odds
     ) -> tuple[float, ZoneId]:
         """Add a node to the zone where it does most; return the new price and the zone."""
         priced = []
         for zone in zones:
             held[zone] += 1
-            total = self._cover(held, odds, now_s).usd_per_h + self._spot_usd_per_h(zone)
+            total = pricing.cover(held, odds).usd_per_h + self._spot_usd_per_h(zone)
             held[zone] -= 1
             priced.append((total, odds.chances[zone], held[zone], zone))
         total, _, _, zone = min(priced)
         held[zone] += 1
         return total, zone
 
-    def _choose_on_demand(self, fleet: Inventory, cover: _Cover, now_s: float) -> list[Launch]:
+    def _choose_on_demand(self, fleet: Inventory, cover: Cover, now_s: float) -> list[Launch]:
         zone = self._on_demand_zone(now_s)
         settings = self._settings
         wanted = max(cover.n_on_demand, settings.floor - sum(fleet.confirmed.values()))
@@ -214,11 +201,13 @@ class SpotPlacement:
             return []
         return [Launch(zone, "on-demand", f"spot is short, {wanted} wanted")] * missing
 
-    def _end_on_demand(self, fleet: Inventory, odds: Odds, wanted: int, now_s: float) -> list[End]:
+    def _end_on_demand(
+        self, fleet: Inventory, pricing: Pricing, odds: Odds, wanted: int
+    ) -> list[End]:
         """End those beyond what all nodes need, and of the ready ones beyond what these need."""
         spare = len(fleet.on_demand) - wanted
         ready = [node for node in fleet.on_demand if node.is_ready]
-        spare_ready = len(ready) - self._cover(fleet.ready, odds, now_s).n_on_demand
+        spare_ready = len(ready) - pricing.cover(fleet.ready, odds).n_on_demand
         least = max(self._settings.target, self._settings.floor)
         n_ready = sum(fleet.ready.values()) + len(ready)
         ended = newest_first(ready)[: max(0, min(spare, spare_ready, n_ready - least))]
@@ -230,7 +219,9 @@ class SpotPlacement:
         ]
         return [End(node.id, "spot is back") for node in ended]
 
-    def _end_spot(self, fleet: Inventory, now: Odds, later: Odds, now_s: float) -> list[End]:
+    def _end_spot(
+        self, fleet: Inventory, pricing: Pricing, now: Odds, later: Odds, now_s: float
+    ) -> list[End]:
         """End the one ready node that is worth least, if it is not worth its price."""
         settings, n_on_demand = self._settings, sum(node.is_ready for node in fleet.on_demand)
         least = max(settings.target, settings.floor)
@@ -238,7 +229,7 @@ class SpotPlacement:
             return []
         candidates = []
         for zone in (zone for zone, count in fleet.ready.items() if count):
-            gain = self._gain_by_ending(fleet, zone, n_on_demand, now, later, now_s)
+            gain = self._gain_by_ending(fleet, zone, n_on_demand, pricing, now, later)
             if gain > 0:
                 candidates.append((-gain, zone))
         if not candidates:
@@ -249,7 +240,13 @@ class SpotPlacement:
         return [End(node.id, "spare")]
 
     def _gain_by_ending(
-        self, fleet: Inventory, zone: ZoneId, n_on_demand: int, now: Odds, later: Odds, now_s: float
+        self,
+        fleet: Inventory,
+        zone: ZoneId,
+        n_on_demand: int,
+        pricing: Pricing,
+        now: Odds,
+        later: Odds,
     ) -> float:
         """Return the US dollars an hour saved; below 0 where the node would be wanted again."""
         price = self._spot_usd_per_h(zone)
@@ -257,19 +254,13 @@ class SpotPlacement:
         fewer[zone] -= 1
         fewer_ready[zone] -= 1
         lost_later = (
-            self._cover(fewer, later, now_s).usd_per_h
-            - self._cover(fleet.spot, later, now_s).usd_per_h
+            pricing.cover(fewer, later).usd_per_h - pricing.cover(fleet.spot, later).usd_per_h
         )
         if lost_later > price * 0.9:
             return -1.0
-        added = self._shortage(fewer_ready, n_on_demand, now) - self._shortage(
-            fleet.ready, n_on_demand, now
-        )
-        return price * 0.6 - added * self._shortage_usd_per_h(now_s)
-
-    def _shortage(self, held: Mapping[ZoneId, int], n_on_demand: int, odds: Odds) -> float:
-        n_nodes = sum(held.values()) + n_on_demand
-        return chance_of_fewer(odds.count_losses(held), n_nodes, self._settings.target)
+        added = pricing.shortage(fewer_ready, n_on_demand, now)
+        added -= pricing.shortage(fleet.ready, n_on_demand, now)
+        return price * 0.6 - added * pricing.shortage_usd_per_h
 
     def _may_ask(self, zone: ZoneId, now_s: float) -> bool:
         has_spot = self._offers[zone].spot_usd_per_h is not None
@@ -300,7 +291,7 @@ class SpotPlacement:
         ]
         return max(known)
 
-    def _explain(self, fleet: Inventory, cover: _Cover) -> str:
+    def _explain(self, fleet: Inventory, cover: Cover) -> str:
         zones = ", ".join(f"{zone} {count}" for zone, count in sorted(fleet.confirmed.items()))
         return (
             f"spot: {zones or 'none'}; on demand: {len(fleet.on_demand)} of {cover.n_on_demand}; "

@@ -17,7 +17,7 @@ Source: convolution of independent losses; the shared order is the comonotone co
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.policy.fleet import ZoneId
 
@@ -43,9 +43,16 @@ class Odds:
     chances: Mapping[ZoneId, float]
     collapse: float
     together: float
+    _known: dict[frozenset[tuple[ZoneId, int]], Chances] = field(default_factory=dict, repr=False)
 
     def count_losses(self, held: Mapping[ZoneId, int]) -> Chances:
         """Return the chances of losing 0..n of the spot nodes held."""
+        key = frozenset(held.items())
+        if key not in self._known:
+            self._known[key] = self._count_losses(held)
+        return self._known[key]
+
+    def _count_losses(self, held: Mapping[ZoneId, int]) -> Chances:
         by_region: dict[str, list[Holding]] = {}
         for zone, n_nodes in held.items():
             if n_nodes:

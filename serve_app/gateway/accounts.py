@@ -10,20 +10,24 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from serve_app.catalog import Catalog
 from serve_app.config import Settings
+from serve_app.config_records import RecordsSettings
 from serve_app.config_store import StoreSettings, database_url, state_dir_of
 from serve_app.errors import InternalError, StoreError
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.error_body import ApiError
-from serve_app.names import KeyId
+from serve_app.gateway.fleet_costs import FleetCosts
+from serve_app.names import KeyId, TenantId
 from serve_app.store.catalog_watcher import CatalogWatcher
 from serve_app.store.database import Database
 from serve_app.store.keys import LAST_USED_STEP_S, KeyRepository
+from serve_app.store.requests import Kind, delete_all, plan_retention
 from serve_app.store.usage_recorder import UsageRecorder
 from serve_app.store.usage_sink import DatabaseSink
 
 logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 5.0
+_DELETE_EVERY_S = 600.0
 
 
 class _Store:
@@ -59,8 +63,11 @@ class Accounts:
     def __init__(self) -> None:
         self.catalog = Catalog()
         self.authenticator = Authenticator(self.catalog, needs_keys=True)
+        self.fleet_costs: FleetCosts | None = None
         self._store: _Store | None = None
         self._noting: asyncio.Task[None] | None = None
+        self._deleting: asyncio.Task[None] | None = None
+        self._records = RecordsSettings()
         self._closing: set[asyncio.Task[None]] = set()
 
     def configure(self, settings: Settings) -> None:
@@ -72,10 +79,13 @@ class Accounts:
         """
         if self._store is None or self._store.settings != settings.store:
             self._replace_store(settings.store)
+        self.fleet_costs = FleetCosts.of(settings)
         self.catalog.declare(settings.tenants)
         self.authenticator.needs_keys = settings.auth.kind == "keys"
+        self._records = settings.records
         if self._noting is None:
             self._noting = asyncio.create_task(self._keep_noting(), name="key-use")
+            self._deleting = asyncio.create_task(self._keep_deleting(), name="retention")
 
     def _replace_store(self, settings: StoreSettings) -> None:
         fresh = _Store(settings, self.catalog)
@@ -149,10 +159,22 @@ class Accounts:
                 yield session
             await store.watcher.refresh()
 
+    async def delete_records(
+        self, kind: Kind, tenant_id: TenantId | None, before_s: float | None
+    ) -> int:
+        """Deletes texts, or records without texts; returns how many. Others write in between.
+
+        Raises:
+            ApiError: 503 the store is away; what was deleted by then stays so.
+        """
+        with _answered():
+            return await delete_all(self._open_store().database, kind, tenant_id, before_s)
+
     async def close(self) -> None:
         """Writes down what is left, and ends everything."""
-        if self._noting is not None:
-            self._noting.cancel()
+        for task in (self._noting, self._deleting):
+            if task is not None:
+                task.cancel()
         if self._store is not None:
             with contextlib.suppress(StoreError):
                 await self._note_use(self._store)
@@ -164,6 +186,14 @@ class Accounts:
             await asyncio.sleep(LAST_USED_STEP_S)
             with contextlib.suppress(StoreError):  # The watcher says that the store is away.
                 await self._note_use(self._open_store())
+
+    async def _keep_deleting(self) -> None:
+        """Every gateway does; what another has deleted is not there."""
+        while True:
+            await asyncio.sleep(_DELETE_EVERY_S)
+            with contextlib.suppress(StoreError):
+                for kind, before_s in plan_retention(self._records):
+                    await delete_all(self._open_store().database, kind, None, before_s)
 
     async def _note_use(self, store: _Store) -> None:
         used: dict[KeyId, float] = self.authenticator.take_used()

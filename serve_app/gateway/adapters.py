@@ -6,12 +6,11 @@ then one has the source looked at again beside it.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from deployments.adapter_store import AdapterStore, wait_shared
 from deployments.adapter_workers import AdapterWorkers
@@ -20,17 +19,15 @@ from serve_app.catalog import Caller
 from serve_app.config_adapters import AdaptersSettings
 from serve_app.errors import AdapterAwayError, AdapterRefusedError
 from serve_app.gateway.accounts import Accounts
+from serve_app.gateway.adapter_answers import answer_refusal, away_error
+from serve_app.gateway.adapter_lookups import Lookups
 from serve_app.gateway.error_body import ApiError
 from serve_app.messages import AdapterRef
-from serve_app.names import ModelName, TenantId
+from serve_app.names import ModelName
 from serve_app.policy.adapter_shapes import ModelShape
 from serve_app.store.adapters import AdapterRepository
 
 logger = logging.getLogger(__name__)
-
-_MAX_RESOLVING = 1024
-"""Requests of one tenant that may wait for adapters' first look-up: whoever begins with hundreds at
-once only waits, and made-up names, of which there is no end, take no more than that."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +45,25 @@ class AdapterBase:
     kind: str
 
 
-@dataclass
-class _Queue:
-    """Lookups of one tenant's new adapters, those that run included."""
-
-    places: asyncio.Semaphore
-    length: int = 0
-
-
 class GatewayAdapters:
     """Lives on the gateway's event loop.
 
     Args:
         accounts: The store, and the registry that follows it.
+        on_gone: Called with versions that no new request gets.
     """
 
-    def __init__(self, accounts: Accounts) -> None:
+    def __init__(self, accounts: Accounts, on_gone: Callable[[list[AdapterRef]], None]) -> None:
         self._accounts = accounts
+        self._on_gone = on_gone
+        self.registry.on_gone = self._forget
         self._settings = AdaptersSettings()
         self._workers: AdapterWorkers | None = None
         self._bases: dict[ModelName, AdapterBase] = {}
         self._stores: dict[ModelName, AdapterStore] = {}
         self._learning: dict[tuple[str, str], asyncio.Task[AdapterVersion]] = {}
-        self._resolving: dict[TenantId, _Queue] = {}
+        self._lookups = Lookups()
+        self._n_imports, self._import_s = 0, 0.0
         self._looked_s: dict[int, float] = {}
         self._looking: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -86,6 +79,12 @@ class GatewayAdapters:
         if settings.cache != self._settings.cache:
             self._drop_stores()
         self._settings = settings
+        # A tenant that asks for many new adapters leaves import workers to others.
+        self._lookups.places = max(1, settings.cache.workers // 2)
+
+    def counts(self) -> dict[str, float]:
+        """What looking at sources has cost, for `/ready`."""
+        return {"imports": self._n_imports, "import_s": self._import_s}
 
     def introduce(self, model: ModelName, base: AdapterBase) -> None:
         """Hears what a model's engines are like, each time that they are configured anew."""
@@ -151,31 +150,12 @@ class GatewayAdapters:
 
     async def _learn_for(self, adapter: Adapter, caller: Caller) -> AdapterVersion:
         try:
-            async with self._place_of(adapter, caller):
+            async with self._lookups.place_of(caller.tenant_id):
                 return await self.learn(adapter)
         except AdapterRefusedError as error:
             answer_refusal(adapter, error)
         except AdapterAwayError as error:
-            raise _away(adapter, error.retry_after_s) from None
-
-    @contextlib.asynccontextmanager
-    async def _place_of(self, adapter: Adapter, caller: Caller) -> AsyncIterator[None]:
-        """A tenant that asks for many new adapters leaves import workers to others."""
-        tenant = caller.tenant_id
-        queue = self._resolving.get(tenant)
-        if queue is None:
-            queue = _Queue(asyncio.Semaphore(max(1, self._settings.cache.workers // 2)))
-            self._resolving[tenant] = queue
-        if queue.length >= _MAX_RESOLVING:
-            raise _away(adapter, 1.0)
-        queue.length += 1
-        try:
-            async with queue.places:
-                yield
-        finally:
-            queue.length -= 1
-            if not queue.length:
-                self._resolving.pop(tenant, None)
+            raise away_error(adapter, error.retry_after_s) from None
 
     async def _learn(self, adapter: Adapter) -> AdapterVersion:
         found = await self._examine(adapter)
@@ -186,7 +166,10 @@ class GatewayAdapters:
         return version
 
     async def _examine(self, adapter: Adapter) -> dict[str, Any]:
+        began_s = time.monotonic()
         facts = await self._store_of(adapter).examine(adapter.source)
+        self._n_imports += 1
+        self._import_s += time.monotonic() - began_s
         return {
             "content": facts.version,
             "mark": facts.mark,
@@ -221,6 +204,15 @@ class GatewayAdapters:
                 await self.learn(adapter)
         except (AdapterRefusedError, AdapterAwayError, ApiError) as error:
             logger.warning("Adapter %s stays at version %d: %s", adapter.name, version.id, error)
+
+    def _forget(self, refs: list[AdapterRef]) -> None:
+        """Engines hear of it from the router; this node may have copies that none of them has."""
+        self._on_gone(refs)
+        for ref in refs:
+            logger.info("Adapter %s: version %d is gone.", ref.name, ref.id)
+            store = self._stores.get(ref.base)
+            if store is not None:
+                self._spawn(store.forget(ref))
 
     # --- stores -----------------------------------------------------------------------------
 
@@ -262,31 +254,3 @@ class GatewayAdapters:
         task = asyncio.ensure_future(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-def answer_refusal(adapter: Adapter, error: AdapterRefusedError) -> NoReturn:
-    """Raises what a client hears of an adapter that is refused.
-
-    Raises:
-        AdapterRefusedError: Nothing is there, and nobody said that there would be.
-        ApiError: 400, 404.
-    """
-    if error.is_missing and adapter.origin == "family":
-        raise error
-    raise ApiError(
-        404 if error.is_missing else 400,
-        f"The adapter {adapter.name!r} cannot be served. {error}",
-        param="model",
-        code="adapter_not_found" if error.is_missing else "invalid_adapter",
-    ) from None
-
-
-def _away(adapter: Adapter, retry_after_s: float) -> ApiError:
-    """Without what its store said, which may name places that are not this tenant's to know."""
-    return ApiError(
-        503,
-        f"The adapter {adapter.name!r} cannot be fetched at present. Try again shortly.",
-        param="model",
-        code="adapter_unavailable",
-        retry_after_s=max(1.0, retry_after_s),
-    )

@@ -95,7 +95,7 @@ def _add_tenant_routes(router: APIRouter, accounts: Accounts) -> None:
 
     @router.delete("/tenants/{tenant_id}")
     async def delete_tenant(tenant_id: str) -> Deleted:
-        """Deletes a tenant with its keys and its own adapters. Its usage stays."""
+        """Deletes a tenant with its keys, its own adapters and its texts. Its usage stays."""
         _check_not_declared(accounts, tenant_id)
         await _find_tenant(accounts, tenant_id)
         now_s = time.time()
@@ -103,6 +103,7 @@ def _add_tenant_routes(router: APIRouter, accounts: Accounts) -> None:
             await TenantRepository(session).delete(TenantId(tenant_id), now_s)
             await KeyRepository(session).revoke_all(TenantId(tenant_id), now_s)
             await AdapterRepository(session).delete_of(TenantId(tenant_id), now_s)
+        await accounts.delete_records("texts", TenantId(tenant_id), None)
         return Deleted(id=tenant_id)
 
 

@@ -52,6 +52,8 @@ class FrontEndAnswer:
         self._has_begun = False
         self._has_ended = False
         self._has_failed = False
+        self.status = 0
+        """The answer's HTTP status; 0 until it begins."""
 
     @property
     def outcome(self) -> Outcome:
@@ -66,7 +68,7 @@ class FrontEndAnswer:
             return
         if message["type"] == "http.response.start":
             self._held = message
-            self._is_stream = _is_event_stream(message)
+            self._is_stream = is_event_stream(message)
         elif self._held is not None and self._held["status"] >= 400:
             await self._collect_error(self._held["status"], message)
         elif message.get("body", b"").startswith(_ERROR_EVENT):
@@ -97,6 +99,7 @@ class FrontEndAnswer:
         self._has_ended = self._has_failed = True
         error = self._find_cause() or error
         if not self._has_begun:
+            self.status = error.status
             await send_error(self._send, error, self._path)
             return
         payload = render_event(error, self._path) if self._is_stream else b""
@@ -121,6 +124,7 @@ class FrontEndAnswer:
         if self._held is not None:
             start, self._held = self._held, None
             self._has_begun = True
+            self.status = start["status"]
             await self._send(start)
         self._has_ended = not message.get("more_body", False)
         await self._send(message)
@@ -151,7 +155,8 @@ def render_event(error: ApiError, path: str) -> bytes:
     return b"data: " + payload + b"\n\n" + _DONE_EVENT
 
 
-def _is_event_stream(start: Message) -> bool:
+def is_event_stream(start: Message) -> bool:
+    """Whether an answer that starts so is a stream of events."""
     return any(
         name.lower() == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in start["headers"]

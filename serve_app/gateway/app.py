@@ -6,8 +6,8 @@ request -> Edge (key, request id, errors) -> this gateway's own routes
 
 import asyncio
 import logging
+import time
 import uuid
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import vllm
@@ -20,15 +20,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
+from serve_app.catalog import Caller
 from serve_app.config_tenants import Scope as KeyScope
 from serve_app.gateway.adapter_choice import AdapterChoice, current_adapter
 from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
-from serve_app.gateway.answer import FrontEndAnswer, internal_error, send_error
+from serve_app.gateway.answer import FrontEndAnswer, internal_error
+from serve_app.gateway.answered import Answered
 from serve_app.gateway.auth import check_scope, current_caller
 from serve_app.gateway.body import (
     ClientGoneError,
@@ -40,10 +42,14 @@ from serve_app.gateway.body import (
 from serve_app.gateway.deadline import late_error
 from serve_app.gateway.error_body import ApiError, from_validation, render
 from serve_app.gateway.gateway import Gateway
-from serve_app.gateway.gateway_metrics import GatewayMetrics
-from serve_app.gateway.limit_answers import limit_headers
+from serve_app.gateway.inner_scope import inner_scope
 from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
+from serve_app.gateway.request_log import log_request
+from serve_app.gateway.request_routes import add_request_routes
+from serve_app.gateway.status_routes import add_status_routes
+from serve_app.gateway.timing_report import LastChunk
+from serve_app.gateway.transcript import Transcript
 from serve_app.gateway.usage_routes import add_usage_routes
 from serve_app.metrics_server import as_discovery
 
@@ -85,6 +91,8 @@ def build_gateway_app(gateway: Gateway) -> ASGIApp:
     add_admin_routes(app, gateway.accounts)
     add_adapter_routes(app, gateway)
     add_usage_routes(app, gateway.accounts)
+    add_request_routes(app, gateway.accounts)
+    add_status_routes(app, gateway)
     dispatch = Dispatch(gateway)
     for path in MODEL_PATHS:
         app.router.routes.append(Route(path, endpoint=dispatch, methods=["POST"]))
@@ -189,17 +197,24 @@ class Dispatch:
             adapter=adapter_name,
         )
         retry_after_s = self._gateway.settings.limits.retry_after_s
+        transcript = None
+        if caller.tenant.settings.keeps_texts:
+            most_bytes = self._gateway.settings.records.max_text_bytes
+            send = transcript = Transcript(send, scope["path"], body, most_bytes)
+        if meter.wants_last_chunk:
+            send = LastChunk(send, scope["path"], meter.read_timings)
         answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
-        # The front end is an application of its own; it must not see this one's routing.
-        inner = {k: v for k, v in scope.items() if k not in ("app", "router", "endpoint")}
-        inner["state"] = {}
+        inner = inner_scope(scope)
         try:
             await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
         except Exception as error:
             await answer.fail(error)
         finally:
-            record = meter.close(answer.outcome)
+            record = meter.close(
+                answer.outcome, answer.status, None if transcript is None else transcript.texts()
+            )
             if record is not None:
+                meter.record = record
                 self._gateway.accounts.recorder.record(record)
 
     async def _choose(self, adapter: Adapter, asked: str, meter: Meter) -> AdapterChoice:
@@ -222,17 +237,22 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        started_s = time.monotonic()
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
-        answered = _Answered(send, request_id, self._gateway.metrics)
+        answered = Answered(send, request_id, self._gateway.metrics)
         path, is_gone = scope["path"], False
         telemetry.request_id.set(request_id)
+        caller: Caller | None = None
         try:
             if path not in _OPEN_PATHS:
-                current_caller.set(self._gateway.identify(headers, _scope_of(path)))
-            if path in MODEL_PATHS:
-                answered.meter = self._gateway.make_meter(current_caller.get(), headers)
+                caller = self._gateway.identify(headers, _scope_of(path))
+                current_caller.set(caller)
+            if path in MODEL_PATHS and caller is not None:
+                answered.meter = self._gateway.make_meter(caller, headers, started_s)
                 current_meter.set(answered.meter)
+                if self._gateway.tracing is not None:
+                    answered.meter.trace = self._gateway.tracing.begin(path, headers, started_s)
             await self._app(scope, receive, answered)
         except ApiError as error:
             await answered.with_error(error, path)
@@ -244,6 +264,21 @@ class Edge:
         finally:
             if answered.meter is not None:
                 answered.meter.count(is_gone=is_gone)
+            _end_trace(answered)
+            log_request(
+                scope["method"],
+                path,
+                answered.status,
+                time.monotonic() - started_s,
+                caller.tenant_id if caller is not None else "",
+                answered.meter,
+            )
+
+
+def _end_trace(answered: Answered) -> None:
+    meter = answered.meter
+    if meter is not None and meter.trace is not None:
+        meter.trace.end(meter.clock, answered.status, meter.record)
 
 
 def _scope_of(path: str) -> KeyScope | None:
@@ -252,39 +287,6 @@ def _scope_of(path: str) -> KeyScope | None:
         return "inference"
     is_admin = path == "/admin" or path.startswith("/admin/") or path in LORA_PATHS
     return "admin" if is_admin else None
-
-
-class _Answered:
-    """A `send` that adds the request id and the limits, and knows whether an answer has begun."""
-
-    def __init__(self, send: Send, request_id: str, metrics: GatewayMetrics) -> None:
-        self.meter: Meter | None = None
-        """Of a request for a model."""
-        self._send = send
-        self._metrics = metrics
-        self._request_id = request_id.encode()
-        self._has_begun = False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._has_begun = True
-            self._metrics.answer(message["status"])
-            headers = [h for h in message["headers"] if h[0].lower() != b"x-request-id"]
-            headers.append((b"x-request-id", self._request_id))
-            if self.meter is not None and self.meter.is_limited:
-                headers += await _limit_headers(self.meter)
-            message = {**message, "headers": headers}
-        await self._send(message)
-
-    async def with_error(self, error: ApiError, path: str) -> None:
-        """Answers with an error unless an answer has begun."""
-        if not self._has_begun:
-            await send_error(self, error, path)
-
-
-async def _limit_headers(meter: Meter) -> Sequence[tuple[bytes, bytes]]:
-    await meter.look()
-    return limit_headers(meter.standing) if meter.standing is not None else ()
 
 
 def _request_id(headers: Headers) -> str:

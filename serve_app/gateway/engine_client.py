@@ -11,6 +11,7 @@ that the attributes set here are those which AsyncLLM's own constructor sets.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from serve_app.gateway.meter import Generation, current_meter
 from serve_app.gateway.model_client import ModelClient
 
 Output = TypeVar("Output")
+_TRACED = "as the gateway's"
 
 
 class RemoteCore:
@@ -58,7 +60,8 @@ class RemoteCore:
         """Queues a request; does not wait for its turn."""
         meter = current_meter.get()
         seal_request(request, meter.caller)
-        self._client.send(request, meter.caller, self.sink)
+        clock = meter.clock.send(time.monotonic())
+        self._client.send(request, meter.caller, self.sink, clock)
         generation = meter.find(request.external_req_id or request.request_id)
         if request.prompt_token_ids is not None:
             generation.prompt_tokens = len(request.prompt_token_ids)
@@ -124,14 +127,21 @@ class RemoteEngineClient(AsyncLLM):
     """AsyncLLM without an engine of its own. Must be made on the event loop that uses it."""
 
     def __init__(
-        self, config: VllmConfig, tasks: tuple[SupportedTask, ...], client: ModelClient
+        self,
+        config: VllmConfig,
+        tasks: tuple[SupportedTask, ...],
+        client: ModelClient,
+        *,
+        is_traced: bool = False,
     ) -> None:
         self.vllm_config = config
         self.model_config = config.model_config
         self.scheduler_config = config.scheduler_config
         self.observability_config = config.observability_config
+        # Here it only says whether there are spans; where they go `gateway.tracing` has set.
+        self.observability_config.otlp_traces_endpoint = _TRACED if is_traced else None
         self.log_requests = False
-        self.log_stats = False
+        self.log_stats = is_traced
         self.logger_manager = None
         self.admission_stats = None
         self.renderer = renderer_from_config(config)
@@ -141,8 +151,9 @@ class RemoteEngineClient(AsyncLLM):
         self.book = GenerationBook()
         self.output_processor = _CountingOutputProcessor(
             self.renderer.tokenizer,
-            log_stats=False,
+            log_stats=is_traced,
             stream_interval=config.scheduler_config.stream_interval,
+            tracing_enabled=is_traced,
         )
         self.output_processor.book = self.book
         self._client = client

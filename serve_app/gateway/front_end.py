@@ -99,11 +99,24 @@ class FrontEnd:
 
     @classmethod
     async def build(
-        cls, model: ModelSettings, payload: bytes, client: ModelClient, keep_alive_s: int
+        cls,
+        model: ModelSettings,
+        payload: bytes,
+        client: ModelClient,
+        keep_alive_s: int,
+        *,
+        is_traced: bool = False,
     ) -> "FrontEnd":
         """Builds a front end from what an engine offered (`deployments.engine`).
 
         Loads the tokenizer, which takes a second or so.
+
+        Args:
+            model: The model's settings.
+            payload: What the engine offered.
+            client: Reaches the model's engines.
+            keep_alive_s: Seconds of silence after which a stream says that it lives.
+            is_traced: Whether vLLM's own spans are wanted.
         """
         config: VllmConfig
         tasks: tuple[SupportedTask, ...]
@@ -114,7 +127,7 @@ class FrontEnd:
         args.model = folder
         args.served_model_name = list(model.names)
         args.structured_outputs_config = config.structured_outputs_config
-        engine = RemoteEngineClient(config, tasks, client)
+        engine = RemoteEngineClient(config, tasks, client, is_traced=is_traced)
         app = build_app(args, tasks, config.model_config)
         await init_app_state(engine, app.state, args, tasks)
         # vLLM asks this for the adapter that a request's `model` names; it has none of its own.

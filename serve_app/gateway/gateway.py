@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
 from serve_app.catalog import Caller
 from serve_app.config import Settings
@@ -36,9 +37,15 @@ from serve_app.gateway.model_cards import (
     view_status,
 )
 from serve_app.gateway.model_client import ModelClient
+from serve_app.gateway.timing_report import wants_last_chunk
+from serve_app.gateway.timings import RequestClock
+from serve_app.messages import AdapterRef, ModelStatus
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
+
+if TYPE_CHECKING:
+    from serve_app.gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +61,16 @@ class Target:
 
     front_end: FrontEnd
     adapter: Adapter | None
+
+
+class KnownModel(NamedTuple):
+    """A model as a gateway sees it."""
+
+    name: ModelName
+    domain: ModelName
+    state: str
+    detail: str
+    status: ModelStatus
 
 
 FindRouterOf = Callable[[ModelName], FindRouter]
@@ -100,15 +117,21 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self.metrics = metrics or GatewayMetrics()
         self.accounts = Accounts()
-        self.adapters = GatewayAdapters(self.accounts)
+        self.adapters = GatewayAdapters(self.accounts, self._say_gone)
         self._find_ledger = find_ledger
         self._ledger: LedgerClient | None = None
+        self.tracing: Tracing | None = None
+        """None where requests are not traced."""
         self.settings: Settings
 
     def configure(self, settings: Settings) -> None:
         """Takes new settings. Models that did not change keep their connections and streams."""
         self.settings = settings
         self.metrics.configure(settings.metrics, self._show)
+        if self.tracing is None and settings.tracing is not None:
+            from serve_app.gateway.tracing import Tracing
+
+            self.tracing = Tracing(settings.tracing)
         self.accounts.configure(settings)
         self.adapters.configure(settings.adapters)
         self._configure_ledger(settings.ledger)
@@ -121,7 +144,7 @@ class Gateway:
             if known is None:
                 self._models[name] = self._connect(model)
             else:
-                known.client.limits = settings.limits
+                known.client.configure(settings.limits)
                 if known.settings != model:
                     self._replace_settings(known, model)
 
@@ -136,6 +159,8 @@ class Gateway:
         """Writes down what is left and drops every connection."""
         self.close()
         await self.adapters.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         await self.accounts.close()
 
     def close(self) -> None:
@@ -161,15 +186,23 @@ class Gateway:
             check_scope(caller, scope)
         return caller
 
-    def make_meter(self, caller: Caller, headers: Mapping[str, str]) -> Meter:
-        """Returns what counts a request for a model.
+    def make_meter(self, caller: Caller, headers: Mapping[str, str], started_s: float) -> Meter:
+        """Returns what counts and times a request for a model.
+
+        Args:
+            caller: Whose it is.
+            headers: Of the request.
+            started_s: When it arrived, by the monotonic clock.
 
         Raises:
             ApiError: 400; `x-request-timeout` is no number of seconds.
         """
         assert self._ledger is not None, "configure comes first"
         timeout_s = read_timeout(headers, self.settings.gateway.request_timeout_s)
-        return Meter(caller, self._ledger, timeout_s, self.metrics)
+        meter = Meter(caller, self._ledger, timeout_s, self.metrics)
+        meter.clock = RequestClock(started_s)
+        meter.wants_last_chunk = wants_last_chunk(headers)
+        return meter
 
     def price_of(self, model: ModelName, adapter: str) -> PriceSpec:
         """Returns what tokens of a base model, or of its adapter of this full name, cost."""
@@ -208,6 +241,12 @@ class Gateway:
             return AdapterChoice(asked, await self.adapters.resolve(adapter, caller))
         except AdapterRefusedError:
             raise self.no_such_model(asked, caller) from None
+
+    def _say_gone(self, refs: list[AdapterRef]) -> None:
+        for ref in refs:
+            model = self._models.get(ref.base)
+            if model is not None:
+                model.client.say_gone(ref)
 
     def _resolve(self, model_name: str | None, caller: Caller) -> tuple[ModelName, Adapter | None]:
         """Whether a model does not exist or is another tenant's is not told apart."""
@@ -271,7 +310,23 @@ class Gateway:
             "ready": all(m["ready"] for m in models.values()) and store != "loading",
             "models": models,
             "store": {"state": store},
+            "adapters": self.adapters.counts(),
         }
+
+    def known_models(self) -> list[KnownModel]:
+        """Every model and how it stands, in the settings' order."""
+        return [
+            KnownModel(name, model.settings.domain_name, *_describe(model), model.client.status)
+            for name, model in self._models.items()
+        ]
+
+    def set_log_level(self, level: str) -> None:
+        """Changes how much this gateway and all that it is connected to log; empty resets it."""
+        telemetry.set_log_level(level)
+        for model in self._models.values():
+            model.client.set_log_level(level)
+        if self._ledger is not None:
+            self._ledger.set_log_level(level)
 
     def model_cards(self, caller: Caller) -> list[Card]:
         """Every model and alias that the caller may use, as `/v1/models` lists them."""
@@ -351,7 +406,13 @@ class Gateway:
         started_s = time.monotonic()
         try:
             keep_alive_s = self.settings.gateway.sse_keep_alive_s
-            fresh = await FrontEnd.build(model.settings, payload, model.client, keep_alive_s)
+            fresh = await FrontEnd.build(
+                model.settings,
+                payload,
+                model.client,
+                keep_alive_s,
+                is_traced=self.tracing is not None,
+            )
         except Exception as error:
             logger.exception("The front end of %s could not be built.", model.settings.name)
             model.problem = f"its front end could not be built: {error}"

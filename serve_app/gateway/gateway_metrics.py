@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from serve_app.config_metrics import MetricsSettings
 from serve_app.loop_watch import watch_loop
@@ -61,7 +62,7 @@ class RequestSeries:
         if known is None:
             known = self._ends[outcome] = self._metrics.counter(REQUESTS, *self._labels, outcome)
         known.add()
-        if record is not None:
+        if record is not None and outcome != "refused":
             self.duration.observe(record.ended_s - record.started_s)
             self.cost.add(record.cost_usd)
             self.prompt_tokens.add(record.prompt_tokens)
@@ -73,16 +74,15 @@ class ModelSeries:
 
     def __init__(self, metrics: Metrics, model: ModelName) -> None:
         self._moves = {
-            has_died: metrics.counter(MIGRATIONS, model, "died" if has_died else "left")
-            for has_died in (True, False)
+            cause: metrics.counter(MIGRATIONS, model, cause) for cause in ("died", "failed", "left")
         }
         self._gap = metrics.histogram(MIGRATION_GAP, model)
         self._recomputed = metrics.counter(RECOMPUTED_TOKENS, model)
         self._stopped = metrics.counter(STOPPED, model)
 
-    def move(self, *, has_died: bool) -> None:
-        """A request lost its engine."""
-        self._moves[has_died].add()
+    def move(self, cause: Literal["died", "failed", "left"]) -> None:
+        """A request lost its engine, which died, could not run it, or leaves."""
+        self._moves[cause].add()
 
     def stop(self) -> None:
         """A request is not tried again: it may be what engines die of."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from vllm.v1.engine import EngineCoreOutput
 
@@ -70,11 +71,15 @@ class GenerationBook:
         entry = self._entries.get(request_id)
         if entry is None:
             return error
-        if isinstance(error, ApiError):
-            return entry.generation.meter.fail(error)
-        if not entry.generation.has_begun:
-            entry.generation.meter.is_refused = True
-        return error
+        meter, has_begun = entry.generation.meter, entry.generation.has_begun
+        if not isinstance(error, ApiError):
+            meter.is_refused |= not has_begun
+            return error
+        was_refused = meter.is_refused
+        told = meter.fail(error)
+        if has_begun and error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            meter.is_refused = was_refused  # One of several found no room; others were served.
+        return told
 
     def drop(self, request_ids: Iterable[str]) -> None:
         """Nothing more is wanted of these."""

@@ -28,6 +28,7 @@ from serve_app.ledger_messages import (
     Renew,
     Reserve,
     Resume,
+    SetLogLevel,
     Settle,
     Settled,
     Standing,
@@ -137,6 +138,10 @@ class LedgerClient:
     def _end(self, lease: LeaseId, usage: Usage | None) -> None:
         self._ended[lease] = Settle(lease, usage)
         self._post(self._ended[lease])
+
+    def set_log_level(self, level: str) -> None:
+        """Changes how much the ledger logs, if it is there; empty is what its settings say."""
+        self._post(SetLogLevel(level))
 
     async def look(self, tenant: TenantId, key: KeyId, model: ModelName) -> Standing | None:
         """Returns how things stand, or None when the ledger is away."""

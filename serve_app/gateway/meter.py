@@ -12,12 +12,11 @@ import time
 import uuid
 from contextvars import ContextVar
 from http import HTTPStatus
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput
 
-from serve_app import telemetry
 from serve_app.catalog import Caller
 from serve_app.config_limits import PriceSpec
 from serve_app.errors import OverloadedError
@@ -25,9 +24,14 @@ from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.gateway_metrics import UNMEASURED, GatewayMetrics, RequestSeries
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.limit_answers import describe_refusal
+from serve_app.gateway.record import make_record
+from serve_app.gateway.timings import RequestClock, Timings
 from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
 from serve_app.names import KeyId, ModelName
-from serve_app.usage import Outcome, UsageRecord, new_request_id
+from serve_app.usage import Outcome, Texts, UsageRecord
+
+if TYPE_CHECKING:
+    from serve_app.gateway.tracing import RequestTrace
 
 _FREE = PriceSpec()
 
@@ -125,12 +129,15 @@ class Turn:
             is_max_tokens_given=meter.is_max_tokens_given,
             adapter=meter.adapter,
         )
+        asked_s = time.monotonic()
         try:
             answer = await meter.ledger.reserve(ask, self.usage)
         except OverloadedError as error:
             raise meter.fail(
                 ApiError(503, error.message, retry_after_s=error.retry_after_s)
             ) from error
+        finally:
+            meter.clock.note_ledger(asked_s, time.monotonic())
         meter.standing = answer.standing
         if isinstance(answer, Refused):
             raise meter.fail(describe_refusal(answer, ask))
@@ -194,14 +201,24 @@ class Meter:
         """Whether the platform would not serve it: what no engine had is not charged then."""
         self.failure: ApiError | None = None
         """Why, where this gateway knows it better than the front end can say."""
-        self._price = _FREE
         self._metrics = metrics
         self.series: RequestSeries | None = None
         """Where it is counted; None until the body is read."""
-        self._end: tuple[Outcome | Literal["refused"], UsageRecord | None] = ("refused", None)
+        self._outcome: Outcome = "refused"
         metrics.begin()
-        self._started_s = time.time()
-        self._first_token_s: float | None = None
+        self.clock = RequestClock(time.monotonic())
+        """Where its time goes."""
+        self.wants_last_chunk = False
+        """Whether its client wants to read that at the end of a stream."""
+        self.trace: RequestTrace | None = None
+        """Its trace; None where requests are not traced."""
+        self.record: UsageRecord | None = None
+        """What is recorded of it, once it has ended."""
+        self.price = _FREE
+        """Of the model's tokens."""
+        self.started_s = time.time()
+        """When it arrived, in seconds since 1970, as is the next."""
+        self.first_token_s: float | None = None
         self._turns: list[Turn] = []
         self._by_name: dict[str, Generation] = {}
 
@@ -217,7 +234,7 @@ class Meter:
         self.model, self.adapter = model, adapter
         self.is_limited = self.caller.has_limits_on(model)
         self.is_max_tokens_given = is_max_tokens_given
-        self._price = price
+        self.price = price
         self.series = self._metrics.of(self.caller.tenant_id, model, adapter)
 
     def plan(self, name: str, prompt_tokens: int, max_tokens: tuple[int, ...]) -> Generation:
@@ -242,9 +259,13 @@ class Meter:
         """Some engine has produced something."""
         assert self.series is not None, "begin comes first"
         self.series.completion_tokens.add(n_tokens)
-        if self._first_token_s is None:
-            self._first_token_s = time.time()
-            self.series.ttft.observe(self._first_token_s - self._started_s)
+        if self.first_token_s is None:
+            self.first_token_s = time.time()
+            self.series.ttft.observe(self.first_token_s - self.started_s)
+
+    def read_timings(self) -> Timings:
+        """Where its time went so far."""
+        return self.clock.timings(time.monotonic())
 
     def fail(self, error: ApiError) -> GracefulHTTPError:
         """Notes why it is refused; returns what vLLM's front end is to be told."""
@@ -257,12 +278,19 @@ class Meter:
         if self.standing is None:
             self.standing = await self.ledger.look(self.caller.tenant_id, self.key_id, self.model)
 
-    def close(self, outcome: Outcome) -> UsageRecord | None:
-        """Ends what was planned and never began; returns what was used, unless it was refused.
+    def close(
+        self, outcome: Outcome, status: int, texts: Texts | None = None
+    ) -> UsageRecord | None:
+        """Ends what was planned and never began; returns what is to be recorded.
+
+        Nothing is of what needs no engine. What was refused before an engine had it uses nothing.
 
         Args:
             outcome: How the answer, which is complete, has ended.
+            status: Its HTTP status; 0 where it never began.
+            texts: What was asked and answered, where that is kept.
         """
+        self.clock.end(time.monotonic())
         generations = [g for turn in self._turns for g in turn.generations]
         for generation in generations:
             if not generation.is_started:
@@ -270,10 +298,13 @@ class Meter:
         begun = [g for g in generations if g.has_begun]
         was_asked = any(g.request_ids for g in generations)
         if not begun and (self.is_refused or not was_asked):
-            return None
-        record = self._record(begun, outcome)
-        self._end = (outcome, record)
-        return record
+            if status < HTTPStatus.BAD_REQUEST:
+                self._outcome = outcome
+                return None
+            outcome = "refused"
+        self._outcome = outcome
+        self.record = make_record(self, begun, outcome, status, texts)
+        return self.record
 
     def count(self, *, is_gone: bool = False) -> None:
         """Counts the request, once, when all is said.
@@ -282,29 +313,8 @@ class Meter:
             is_gone: Whether its client went away before it was understood.
         """
         series = self.series or self._metrics.of(self.caller.tenant_id, "", "")
-        outcome, record = self._end
-        series.end("cancelled" if is_gone else outcome, record)
+        series.end("cancelled" if is_gone else self._outcome, self.record)
         self._metrics.end()
-
-    def _record(self, begun: list[Generation], outcome: Outcome) -> UsageRecord:
-        prompt_tokens = sum(g.prompt_tokens for g in begun)
-        completion_tokens = sum(g.completion_tokens for g in begun)
-        return UsageRecord(
-            request_id=new_request_id(),
-            client_request_id=telemetry.request_id.get(),
-            tenant_id=self.caller.tenant_id,
-            key_id=self.key_id,
-            model=self.model,
-            adapter=self.adapter,
-            outcome=outcome,
-            prompt_tokens=prompt_tokens,
-            cached_tokens=min(sum(g.cached_tokens for g in begun), prompt_tokens),
-            completion_tokens=completion_tokens,
-            cost_usd=self._price.cost_usd(prompt_tokens, completion_tokens),
-            started_s=self._started_s,
-            first_token_s=self._first_token_s,
-            ended_s=time.time(),
-        )
 
 
 current_meter: ContextVar[Meter] = ContextVar("current_meter")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from serve_app.adapter_registry import Adapter, AdapterVersion
 from serve_app.messages import ModelStatus
 from serve_app.names import ModelName
@@ -59,6 +61,7 @@ def view_status(status: ModelStatus) -> dict[str, Any]:
             "bound": round(status.fairness.bound, 1),
             "tenants_waiting": status.fairness.tenants_waiting,
         },
+        "adapters": {"requests": msgspec.to_builtins(status.adapters)},
         "engines": [
             {
                 "id": engine.engine_id,
@@ -68,6 +71,10 @@ def view_status(status: ModelStatus) -> dict[str, Any]:
                 "waiting": engine.load.waiting,
                 "kv_usage": engine.load.kv_usage,
                 "tokens_per_s": engine.load.tokens_per_s,
+                "adapters": {
+                    "in_memory": engine.adapters_in_memory,
+                    **msgspec.to_builtins(engine.adapters),
+                },
             }
             for engine in status.engines
         ],

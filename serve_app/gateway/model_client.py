@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -22,17 +22,24 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from serve_app import telemetry
 from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
-from serve_app.engine_frames import ABORT, ALIVE, BEGIN
+from serve_app.engine_frames import ABORT, ACCEPTED, ALIVE, BEGIN, read_times
+from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.gateway_metrics import ModelSeries
+from serve_app.gateway.retries import Retries
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
+from serve_app.gateway.timings import TicketClock
 from serve_app.messages import (
+    AdapterRef,
+    AdaptersGone,
     Alive,
     Endpoint,
     EngineId,
     EngineLost,
     EngineMail,
+    EngineTimes,
     EngineUnreachable,
     FrontEndPayload,
     FrontEndWanted,
@@ -44,10 +51,10 @@ from serve_app.messages import (
     Refuse,
     Requeue,
     Resume,
+    SetLogLevel,
     TicketId,
 )
 from serve_app.names import ModelName
-from serve_app.policy.suspicion import may_go_on
 from serve_app.router_link import FindRouter, RouterLink
 from serve_app.wire import Link
 
@@ -87,7 +94,6 @@ class ModelClient:
         series: ModelSeries,
     ) -> None:
         self.name = name
-        self.limits = limits
         self.status = ModelStatus("", [], 0)
         self._identity = identity
         self._on_front_end = on_front_end
@@ -101,10 +107,15 @@ class ModelClient:
         self._ended: deque[Leave] = deque(maxlen=_ENDED_REPEATED)
         self._engines: dict[EngineId, Link] = {}
         self._sinks: list[Sink] = []
+        self._retries = Retries(limits)
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._router = RouterLink(find_router, identity, self._read_mail, self._resume)
         self._alive_task: asyncio.Task[None] | None = None
+
+    def configure(self, limits: LimitSettings) -> None:
+        """Takes new limits; they hold from the next event on."""
+        self._retries.limits = limits
 
     @property
     def is_ready(self) -> bool:
@@ -136,15 +147,32 @@ class ModelClient:
         """Whether a front end still waits for outputs."""
         return any(ticket.sink is sink for ticket in self._tickets.values())
 
-    def send(self, request: EngineCoreRequest, caller: Caller, sink: Sink) -> None:
+    def send(
+        self,
+        request: EngineCoreRequest,
+        caller: Caller,
+        sink: Sink,
+        clock: TicketClock | None = None,
+    ) -> None:
         """Queues a request at the router.
+
+        Args:
+            request: What an engine is to do.
+            caller: Whose it is.
+            sink: Takes what comes of it.
+            clock: Times it.
 
         Raises:
             vllm.exceptions.VLLMValidationError: A number in it is too large to be sent.
         """
-        ticket = make_ticket(request, caller, sink, self._encoder)
+        ticket = make_ticket(request, caller, sink, self._encoder, clock)
         self._tickets[ticket.id] = ticket
+        self._retries.note_request()
         self._router.send(ticket.enqueue)
+
+    def set_log_level(self, level: str) -> None:
+        """Has the router tell everyone who is connected to it; empty is what settings say."""
+        self._router.send(SetLogLevel(level))
 
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests, waiting or running. Unknown ids are ignored."""
@@ -156,26 +184,33 @@ class ModelClient:
         for engine_id, run_ids in by_engine.items():
             self._abort_runs(engine_id, run_ids)
 
+    def say_gone(self, ref: AdapterRef) -> None:
+        """Tells the router that no new request gets this version of an adapter."""
+        self._router.send(AdaptersGone([ref]))
+
     def _abort_runs(self, engine_id: EngineId, run_ids: list[str]) -> None:
         if engine_id in self._engines:
             self._engines[engine_id].send([ABORT, msgspec.msgpack.encode(run_ids)])
 
-    def _end(self, ticket_id: TicketId, *, is_finished: bool = False) -> Ticket | None:
+    def _end(
+        self, ticket_id: TicketId, *, is_finished: bool = False, has_failed: bool = False
+    ) -> Ticket | None:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
             self._moved_s.pop(ticket_id, None)
-            leave = ticket.leave(is_finished=is_finished)
+            leave = ticket.leave(is_finished=is_finished, has_failed=has_failed)
             if ticket.n_runs:
                 self._runs.pop(ticket.run_id, None)
                 self._ended.append(leave)
             self._router.send(leave)
         return ticket
 
-    def _refuse(self, ticket_id: TicketId, reason: str, status: HTTPStatus) -> None:
-        ticket = self._end(ticket_id)
+    def _refuse(self, mail: Refuse) -> None:
+        ticket = self._end(mail.ticket)
         if ticket is not None:
-            error = GracefulHTTPError(reason, status)
-            ticket.sink.fail(ticket_id, error)
+            status = _STATUS_OF_REFUSAL[mail.kind]
+            error = ApiError(status, mail.reason, retry_after_s=mail.retry_after_s)
+            ticket.sink.fail(mail.ticket, error)
 
     async def _stay_alive(self) -> None:
         while True:
@@ -214,10 +249,12 @@ class ModelClient:
             case EngineLost():
                 self._leave_engine(mail.engine_id, has_died=not mail.is_leaving)
             case Refuse():
-                self._refuse(mail.ticket, mail.reason, _STATUS_OF_REFUSAL[mail.kind])
+                self._refuse(mail)
             case Introduce():
                 self._resume()
             case ModelStatus():
+                if mail.log_level != self.status.log_level:
+                    telemetry.set_log_level(mail.log_level)
                 self.status = mail
                 self._ask_for_front_end()
             case FrontEndPayload():
@@ -250,36 +287,52 @@ class ModelClient:
         link = Link(
             endpoint,
             self._identity,
-            self._read_outputs,
+            self._read_engine,
             lambda: self._lose_engine(engine_id),
             silent_s=_SILENT_ENGINE_S,
         )
         link.send([BEGIN])
         return link
 
+    def _read_engine(self, frames: list[zmq.Frame]) -> None:
+        if len(frames) == 2 and frames[0].buffer == ACCEPTED:
+            ticket = self._runs.get(bytes(frames[1].buffer).decode())
+            if ticket is not None:
+                ticket.is_accepted = True
+        else:
+            self._read_outputs(frames)
+
     def _read_outputs(self, frames: list[zmq.Frame]) -> None:
-        outputs: EngineCoreOutputs = self._decoder.decode(frames)
-        outputs.outputs = [output for output in outputs.outputs if self._accept(output)]
+        begun, *rest = frames
+        times = read_times(begun)
+        outputs: EngineCoreOutputs = self._decoder.decode(rest)
+        outputs.outputs = [output for output in outputs.outputs if self._accept(output, times)]
         for output in outputs.outputs:
             if output.finished:
                 self._finish(output)
         for sink in self._sinks if outputs.outputs else ():
             sink.take(outputs)
 
-    def _accept(self, output: EngineCoreOutput) -> bool:
+    def _accept(self, output: EngineCoreOutput, times: Mapping[str, EngineTimes]) -> bool:
         """Keeps what came for a ticket, under the ticket's name; says whether it is for anyone."""
         ticket = self._runs.get(output.request_id)
         if ticket is None:
             return False  # It was aborted, or goes on elsewhere.
+        begun = times.get(output.request_id)
         output.request_id = ticket.id
         if self._moved_s and output.new_token_ids:
             self._measure_move(ticket)
-        ticket.take(output)
+        ticket.take(output, begun)
         if output.finish_reason == FinishReason.ABORT:
             # Not by us: the engine ends and could not say so in time, or took us for dead.
             self._requeue(ticket, has_died=False)
             output.finish_reason = None
             return bool(output.new_token_ids)
+        if output.finish_reason == FinishReason.ERROR and self._retries.may_try_failed(
+            ticket, output
+        ):
+            self._requeue(ticket, has_died=False, has_failed=True)
+            return False
         return True
 
     def _measure_move(self, ticket: Ticket) -> None:
@@ -290,7 +343,11 @@ class ModelClient:
 
     def _finish(self, output: EngineCoreOutput) -> None:
         has_failed = output.finish_reason == FinishReason.ERROR
-        ticket = self._end(TicketId(output.request_id), is_finished=not has_failed)
+        ticket_id = TicketId(output.request_id)
+        is_named = isinstance(output.stop_reason, str) or self._tickets[ticket_id].has_grammar
+        ticket = self._end(
+            ticket_id, is_finished=not has_failed, has_failed=has_failed and not is_named
+        )
         if ticket is None or not has_failed:
             return
         if isinstance(output.stop_reason, str):  # The engine says why, such as an adapter's fault.
@@ -318,15 +375,16 @@ class ModelClient:
         for ticket in lost:
             self._requeue(ticket, has_died=has_died)
 
-    def _requeue(self, ticket: Ticket, *, has_died: bool) -> None:
+    def _requeue(self, ticket: Ticket, *, has_died: bool, has_failed: bool = False) -> None:
         del self._runs[ticket.run_id]
-        ticket.lose_engine(has_died=has_died)
-        limits = self.limits
-        if may_go_on(ticket.record, limits.max_engine_deaths_in_a_row, limits.max_engine_deaths):
-            self._series.move(has_died=has_died)
+        logger.info("%s goes on elsewhere after %d tokens.", ticket.id, len(ticket.produced))
+        failed_on = ticket.engine_id if has_failed else None
+        end = self._retries.move(ticket, has_died=has_died, has_failed=has_failed)
+        if end is None:
+            self._series.move("died" if has_died else "failed" if has_failed else "left")
             self._moved_s.setdefault(ticket.id, time.monotonic())
-            self._router.send(Requeue(ticket.describe()))
+            self._router.send(Requeue(ticket.describe(), failed_on))
             return
         self._series.stop()
         self._end(ticket.id)
-        ticket.sink.fail(ticket.id, ticket.explain_losses())
+        ticket.sink.fail(ticket.id, end)

@@ -1,5 +1,6 @@
 """A request on its way through engines: all that is needed to go on when one is lost."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,9 +13,11 @@ from vllm.v1.serial_utils import MsgpackEncoder
 from serve_app.catalog import Caller
 from serve_app.engine_frames import ADD
 from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.timings import TicketClock
 from serve_app.messages import (
     AdapterRef,
     EngineId,
+    EngineTimes,
     Enqueue,
     Grant,
     Handover,
@@ -53,11 +56,16 @@ class Ticket:
     engine_id: EngineId | None = None
     """None while it waits."""
     n_runs: int = 0
-    """Engines that have had it."""
+    """Engines that it was handed to."""
+    is_accepted: bool = False
+    """Whether its present engine has said that it took it."""
+    n_failures: int = 0
+    """Engines that could not run it, and live."""
     produced: list[int] = field(default_factory=list)
     """Tokens that have come, of whatever engine."""
     cached_tokens: int | None = None
     record: Record = field(default_factory=Record)
+    clock: TicketClock = field(default_factory=lambda: TicketClock(time.monotonic()))
 
     @property
     def id(self) -> TicketId:
@@ -73,11 +81,15 @@ class Ticket:
         """Begins or goes on; returns what its engine is to be sent."""
         self.engine_id = grant.engine_id
         self.n_runs += 1
+        self.is_accepted = False
+        self.clock.grant(grant, time.monotonic())
         handover = Handover(self.id, grant.standing, self.produced)
         return [ADD, self.run_id.encode(), msgspec.msgpack.encode(handover), *self.frames]
 
-    def take(self, output: EngineCoreOutput) -> None:
-        """Keeps what a step produced for it."""
+    def take(self, output: EngineCoreOutput, times: EngineTimes | None = None) -> None:
+        """Keeps what a step produced for it, and how it began there, where that is said."""
+        if output.new_token_ids or output.pooling_output is not None:
+            self.clock.hear(times, time.monotonic())
         if output.new_token_ids:
             self.produced += output.new_token_ids
             self.record = self.record.with_token()
@@ -87,8 +99,9 @@ class Ticket:
     def lose_engine(self, *, has_died: bool) -> None:
         """Waits again; what was produced stays."""
         self.engine_id = None
+        self.clock.lose_engine(time.monotonic())
         if has_died:
-            self.record = self.record.with_death()
+            self.record = self.record.with_death(was_there=self.is_accepted)
 
     def explain_losses(self) -> ApiError:
         """Why it is not tried again, for its client."""
@@ -104,15 +117,27 @@ class Ticket:
         n_tokens = len(self.produced)
         return RunningTicket(self.enqueue, self.engine_id, n_tokens, self.record.strikes)
 
-    def leave(self, *, is_finished: bool) -> Leave:
+    def leave(self, *, is_finished: bool, has_failed: bool = False) -> Leave:
         """What a router must know of its end."""
-        return Leave(self.id, is_finished, len(self.produced), self.cached_tokens)
+        n_tokens = len(self.produced)
+        return Leave(self.id, is_finished, n_tokens, self.cached_tokens, has_failed)
 
 
 def make_ticket(
-    request: EngineCoreRequest, caller: Caller, sink: Sink, encoder: MsgpackEncoder
+    request: EngineCoreRequest,
+    caller: Caller,
+    sink: Sink,
+    encoder: MsgpackEncoder,
+    clock: TicketClock | None = None,
 ) -> Ticket:
     """Encodes a request here, where a failure is its own and its client hears of it.
+
+    Args:
+        request: What an engine is to do.
+        caller: Whose it is.
+        sink: Takes what comes of it.
+        encoder: As engines read it.
+        clock: Times it; None makes one that nobody looks at.
 
     Raises:
         VLLMValidationError: A number in it is too large to be sent.
@@ -136,7 +161,10 @@ def make_ticket(
         marks=_mark(request),
     )
     has_grammar = params is not None and params.structured_outputs is not None
-    return Ticket(frames, sink, enqueue, has_grammar)
+    ticket = Ticket(frames, sink, enqueue, has_grammar)
+    if clock is not None:
+        ticket.clock = clock
+    return ticket
 
 
 def grammar_error() -> VLLMValidationError:

@@ -1,7 +1,9 @@
 """Reports of usage: everyone's for administrators, a tenant's own for whoever has its key."""
 
+import asyncio
 import csv
 import io
+import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal, get_args
@@ -81,9 +83,12 @@ def add_usage_routes(app: FastAPI, accounts: Accounts) -> None:
         asked: Annotated[_Asked, Depends()],
         tenant: Annotated[str | None, Query(max_length=64)] = None,
     ) -> Response:
-        """Usage of all tenants, by day, tenant, model and adapter, as JSON or CSV."""
+        """Usage of all tenants, by day, tenant, model and adapter, as JSON or CSV.
+
+        With a fleet, the JSON also says what its nodes cost in these days, and who bears how much.
+        """
         check_scope(current_caller.get(), "admin")
-        return await _report(accounts, asked, tenant)
+        return await _report(accounts, asked, tenant, with_fleet=True)
 
     @app.get("/v1/usage", tags=["usage"], responses=_ANSWERS)
     async def own_usage(asked: Annotated[_Asked, Depends()]) -> Response:
@@ -91,7 +96,9 @@ def add_usage_routes(app: FastAPI, accounts: Accounts) -> None:
         return await _report(accounts, asked, current_caller.get().tenant_id)
 
 
-async def _report(accounts: Accounts, asked: _Asked, tenant: str | None) -> Response:
+async def _report(
+    accounts: Accounts, asked: _Asked, tenant: str | None, *, with_fleet: bool = False
+) -> Response:
     query = asked.as_query(tenant)
     async with accounts.read() as session:
         sums = await UsageRepository(session).sum(query)
@@ -105,15 +112,26 @@ async def _report(accounts: Accounts, asked: _Asked, tenant: str | None) -> Resp
     rows = [{**each.group, **_amounts(each)} for each in sums]
     if asked.format == "csv":
         return _as_csv(query, rows)
-    return JSONResponse(
-        {
-            "object": "usage",
-            "from": query.first.isoformat(),
-            "to": query.last.isoformat(),
-            "by": list(query.by),
-            "data": rows,
-        }
-    )
+    answer = {
+        "object": "usage",
+        "from": query.first.isoformat(),
+        "to": query.last.isoformat(),
+        "by": list(query.by),
+        "data": rows,
+    }
+    fleet = await _fleet_costs(accounts, query) if with_fleet else None
+    return JSONResponse(answer if fleet is None else answer | {"fleet": fleet})
+
+
+async def _fleet_costs(accounts: Accounts, query: UsageQuery) -> dict[str, Any] | None:
+    """Returns what the fleet cost in these days, whatever else the report leaves out."""
+    costs = accounts.fleet_costs
+    if costs is None:
+        return None
+    everyone = UsageQuery(first=query.first, last=query.last, by=("tenant",), most_rows=_MAX_ROWS)
+    async with accounts.read() as session:
+        sums = await UsageRepository(session).sum(everyone)
+    return await asyncio.to_thread(costs.report, query.first, query.last, sums, time.time())
 
 
 def _amounts(usage: UsageSum) -> dict[str, Any]:

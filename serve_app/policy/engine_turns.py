@@ -93,6 +93,15 @@ class EngineTurns:
     def __contains__(self, ticket: TicketId) -> bool:
         return ticket in self._entries
 
+    @property
+    def n_tenants(self) -> int:
+        """How many tenants have something here, waiting or running."""
+        return len(self._n_here)
+
+    def is_express(self, ticket: TicketId) -> bool:
+        """Whether a request was sent to a full engine."""
+        return self._entries[ticket].standing.is_express
+
     def counter_of(self, tenant: TenantId) -> int:
         """Returns the service that a tenant got, in units, without what waits here."""
         return self._counters.get(tenant, 0) - self._not_started.get(tenant, 0)

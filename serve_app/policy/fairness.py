@@ -22,6 +22,7 @@ Invariants (each a property test of that name):
 6. resumed_go_first: a request that lost its engine goes before all new ones that fit, for nothing.
 7. snapshot_restores_all: a restored queue decides as the one that was saved.
 8. cheating_gains_nothing: neither many lanes nor aborting nor a large `max_tokens` brings more.
+9. load_is_paid_once: its tenant pays for a load, whatever becomes of the request that wanted it.
 
 Source: Sheng et al., *Fairness in Serving Large Language Models*, OSDI 2024, algorithms 2 and 3.
 """
@@ -36,6 +37,7 @@ from serve_app.policy.fairness_audit import (
     Charged,
     Ended,
     Forgotten,
+    Loaded,
     Opened,
     Record,
     Requeued,
@@ -155,6 +157,23 @@ class Vtc:
         known.account.ahead += known.ahead
         if self._audit is not None:
             self._audit(Charged(ticket, n_tokens, known.account.counter))
+
+    def charge_load(self, tenant: TenantId, model: str, n_tokens: float) -> None:
+        """Charges a tenant for an adapter that was loaded for it; it is not given back.
+
+        Args:
+            tenant: Pays, also when nothing of it is here any more.
+            model: Whose engine it was.
+            n_tokens: Output tokens that it counts for.
+        """
+        share = self._shares.get(tenant, _DEFAULT_SHARE)
+        units = round(n_tokens * self._rates_of(share.weight, model).output)
+        if not units:
+            return
+        account = self._tier(share.tier).charge_beside(tenant, units)
+        self._floor.charge(share.tier, units)
+        if self._audit is not None:
+            self._audit(Loaded(tenant, share.tier, units, account.counter))
 
     def finish(self, ticket: TicketId, cached_tokens: int | None = None) -> None:
         """Ends a running ticket, corrects what was guessed and learns from it."""

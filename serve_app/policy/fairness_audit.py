@@ -13,6 +13,7 @@ What it checks:
 4. What a ticket has paid when it ends is the price of its tokens, however often it was resumed.
 5. Where several tiers waited, they were asked in the order of the rule (`fairness_audit_tiers`).
 6. Counters of two tenants that wait without a break differ by no more than the bound.
+7. A load of an adapter is on its tenant's counter, from where the tenant comes back if it is away.
 """
 
 from collections.abc import Iterable
@@ -80,6 +81,16 @@ class Charged(msgspec.Struct, frozen=True, tag=True):
     counter: int
 
 
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """An adapter was loaded for a tenant, which pays for it."""
+
+    tenant: str
+    tier: int
+    units: int
+    counter: int
+    """The tenant's, after the charge."""
+
+
 class Requeued(msgspec.Struct, frozen=True, tag=True):
     """A running request lost its engine and waits to be resumed."""
 
@@ -109,7 +120,7 @@ class Forgotten(msgspec.Struct, frozen=True, tag=True):
     """Tenants that were expected after a router's death and are not back count as gone."""
 
 
-Record = Opened | Arrived | Admitted | Charged | Requeued | Ended | Restored | Forgotten
+Record = Opened | Arrived | Admitted | Charged | Loaded | Requeued | Ended | Restored | Forgotten
 
 
 @dataclass
@@ -214,6 +225,8 @@ def replay(records: Iterable[Record]) -> list[str]:
                 if (entry := state.find(record.ticket, "running")) is not None:
                     entry.produced += record.n_tokens
                     state.pay(entry, entry.price(), record.counter)
+            case Loaded():
+                _check_load(state, record)
             case Requeued():
                 if (entry := state.find(record.ticket, "running")) is not None:
                     entry.state = "resumed"
@@ -321,6 +334,18 @@ def _check_turn(state: _Replay, entry: _Entry, record: Admitted) -> None:
             state.complain(f"{tenant} was {ahead} units ahead of {least[1]}, beyond the quantum")
     elif least[3] != record.ticket:
         state.complain(f"{record.ticket} of {tenant} was admitted before {least[3]} of {least[1]}")
+
+
+def _check_load(state: _Replay, record: Loaded) -> None:
+    key = (record.tier, record.tenant)
+    owners = {(entry.arrived.tier, entry.arrived.tenant) for entry in state.entries.values()}
+    is_away = key not in owners and key not in state.expected
+    level = state.level(record.tier) - state.opened.burst_units if is_away else 0
+    expected = max(state.counters.get(key, 0), level) + record.units
+    if record.counter != expected:
+        state.complain(f"counter of {record.tenant} is {record.counter}, expected {expected}")
+    state.counters[key] = record.counter
+    state.tiers.charge(record.tier, record.units)
 
 
 def _check_end(state: _Replay, record: Ended) -> None:

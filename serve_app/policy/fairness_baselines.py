@@ -44,6 +44,9 @@ class OneLine(Vtc):
         """Lets a request wait at the end."""
         return super().arrive(replace(request, tenant=_EVERYBODY), now_s)
 
+    def charge_load(self, tenant: TenantId, model: str, n_tokens: float) -> None:
+        """Changes nobody's turn."""
+
 
 class ByRequest(Vtc):
     """Counts requests in place of tokens: to it, all are as long as each other."""

@@ -153,6 +153,15 @@ class Tier:
             self._running.put(account.tenant)
             self._returning.put(account.tenant)
 
+    def charge_beside(self, tenant: TenantId, units: int) -> Account:
+        """Charges for what is no request's. One who is away is charged from where it comes back."""
+        account = self.account_of(tenant)
+        if account.is_idle and self._lifts and tenant not in self._expected:
+            account.counter = max(account.counter, self.level() - self._burst)
+        self.change(account, units)
+        self.note_idle(account)
+        return account
+
     def expect(self, tenants: Iterable[TenantId]) -> None:
         """Takes note of tenants that will be back: those that waited when counters were saved."""
         for tenant in tenants:

@@ -10,11 +10,13 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Date,
     Double,
     Index,
     Integer,
     String,
+    Text,
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -130,8 +132,40 @@ class UsageRow(Table):
     started_s: Mapped[float] = mapped_column(Double)
     first_token_s: Mapped[float | None] = mapped_column(Double)
     ended_s: Mapped[float] = mapped_column(Double)
+    status: Mapped[int | None] = mapped_column(Integer)
+    """This and what follows is None in rows from before there were request records."""
+    engine: Mapped[str | None] = mapped_column(String(128))
+    migrations: Mapped[int | None] = mapped_column(Integer)
+    gateway_s: Mapped[float | None] = mapped_column(Double)
+    queue_s: Mapped[float | None] = mapped_column(Double)
+    router_s: Mapped[float | None] = mapped_column(Double)
+    adapter_load_s: Mapped[float | None] = mapped_column(Double)
+    engine_ttft_s: Mapped[float | None] = mapped_column(Double)
+    ttft_s: Mapped[float | None] = mapped_column(Double)
+    ledger_s: Mapped[float | None] = mapped_column(Double)
+    total_s: Mapped[float | None] = mapped_column(Double)
 
-    __table_args__ = (Index("ix_usage_tenant_ended", "tenant_id", "ended_s"),)
+    __table_args__ = (
+        Index("ix_usage_tenant_ended", "tenant_id", "ended_s"),
+        Index("ix_usage_ended", "ended_s"),
+        Index("ix_usage_client_request", "client_request_id"),
+    )
+
+
+class RequestTextRow(Table):
+    """What was asked and answered in a request of a tenant that wants this kept."""
+
+    __tablename__ = "request_texts"
+
+    request_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(String(64))
+    ended_s: Mapped[float] = mapped_column(Double, index=True)
+    path: Mapped[str] = mapped_column(String(64))
+    request: Mapped[str] = mapped_column(Text)
+    answer: Mapped[str] = mapped_column(Text)
+    is_whole: Mapped[bool] = mapped_column(Boolean)
+
+    __table_args__ = (Index("ix_request_texts_tenant_ended", "tenant_id", "ended_s"),)
 
 
 class UsageDayRow(Table):

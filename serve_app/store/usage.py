@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 
+import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from serve_app.names import TenantId
-from serve_app.store.tables import UsageDayRow, UsageRow
+from serve_app.store.tables import RequestTextRow, Table, UsageDayRow, UsageRow
 from serve_app.usage import UsageRecord
 
 Dimension = Literal["day", "tenant", "model", "adapter"]
@@ -31,6 +32,11 @@ _COLUMN_OF = {
     "model": UsageDayRow.model,
     "adapter": UsageDayRow.adapter,
 }
+
+
+def today() -> date:
+    """The day (UTC) that a request which ends now counts for."""
+    return datetime.now(UTC).date()
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,24 @@ class UsageRepository:
         rows = [_as_row(by_id[request_id]) for request_id in sorted(by_id)]
         insert = self._insert(UsageRow).on_conflict_do_nothing().returning(UsageRow.request_id)
         fresh = (await self._session.scalars(insert, rows)).all()
-        if fresh:
-            await self._add_to_days([by_id[request_id] for request_id in fresh])
+        records = [by_id[request_id] for request_id in fresh]
+        await self._add_texts(records)
+        await self._add_to_days([record for record in records if record.outcome != "refused"])
         return len(fresh)
+
+    async def _add_texts(self, records: Sequence[UsageRecord]) -> None:
+        rows = [
+            {
+                "request_id": record.request_id,
+                "tenant_id": record.tenant_id,
+                "ended_s": record.ended_s,
+                **msgspec.structs.asdict(record.texts),
+            }
+            for record in records
+            if record.texts is not None
+        ]
+        if rows:
+            await self._session.execute(self._insert(RequestTextRow), rows)
 
     async def _add_to_days(self, records: Sequence[UsageRecord]) -> None:
         days: dict[tuple[date, str, str, str], dict[str, int]] = {}
@@ -112,6 +133,8 @@ class UsageRepository:
             sums = days.setdefault(place, dict.fromkeys(_SUMS, 0))
             for name, amount in _as_sums(record).items():
                 sums[name] += amount
+        if not days:
+            return
         insert = self._insert(UsageDayRow)
         upsert = insert.on_conflict_do_update(
             index_elements=["day", "tenant_id", "model", "adapter"],
@@ -124,7 +147,7 @@ class UsageRepository:
         ]
         await self._session.execute(upsert, rows)
 
-    def _insert(self, table: type[UsageRow] | type[UsageDayRow]) -> Any:
+    def _insert(self, table: type[Table]) -> Any:
         return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
 
     async def sum(self, query: UsageQuery) -> list[UsageSum]:
@@ -159,22 +182,9 @@ def _as_int(amount: Any) -> int:
 
 
 def _as_row(record: UsageRecord) -> dict[str, Any]:
-    return {
-        "request_id": record.request_id,
-        "client_request_id": record.client_request_id,
-        "tenant_id": record.tenant_id,
-        "key_id": record.key_id,
-        "model": record.model,
-        "adapter": record.adapter,
-        "prompt_tokens": record.prompt_tokens,
-        "cached_tokens": record.cached_tokens,
-        "completion_tokens": record.completion_tokens,
-        "outcome": record.outcome,
-        "cost_nano_usd": record.cost_nano_usd,
-        "started_s": record.started_s,
-        "first_token_s": record.first_token_s,
-        "ended_s": record.ended_s,
-    }
+    fields = msgspec.structs.asdict(record)
+    del fields["texts"], fields["cost_usd"]
+    return {**fields, "cost_nano_usd": record.cost_nano_usd}
 
 
 def _as_sums(record: UsageRecord) -> dict[str, int]:

@@ -30,7 +30,10 @@ from serve_app.usage import UsageRecord
 logger = logging.getLogger(__name__)
 
 _MAX_WAITING = 50_000
-"""Records that wait in memory for the disk at most; each takes less than 2 KiB."""
+"""Records that wait in memory for the disk at most; each takes less than 2 KiB, without texts."""
+_MAX_EXTRAS_WAITING = 500
+"""Records that wait from which on no texts are kept, nor records of what was refused: these are the
+first to go when the disk does not keep up."""
 _ROOM_FOR = 10_000
 """Records for which there must be room before another request is admitted."""
 _RETRY_S = 1.0
@@ -126,9 +129,14 @@ class UsageRecorder:
         """Takes what a request used; to be called once, when it has ended.
 
         Returns at once. The future is done when the record would survive a crash; its result is
-        False only when there was no room for it at all.
+        False when there was no room for it: of usage none at all, of what used nothing, little.
         """
         durable: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if len(self._waiting) >= _MAX_EXTRAS_WAITING:
+            if record.outcome == "refused":
+                durable.set_result(False)
+                return durable
+            record = msgspec.structs.replace(record, texts=None)
         if len(self._waiting) >= _MAX_WAITING:
             self._lost += 1
             logger.error("Usage of request %s is lost: no room to keep it.", record.request_id)

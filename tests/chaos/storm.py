@@ -12,12 +12,10 @@ import random
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -25,17 +23,15 @@ from serve_app.config import parse_settings
 from serve_app.messages import EngineId
 from serve_app.names import ModelName
 from tests.support.clients import post
+from tests.support.echo_load import EchoLoad, make_request
 from tests.support.platform import LocalPlatform
 from tests.support.settings import write_args, write_model
-from tests.support.streams import Stream
 from tests.support.tiny_model import make_tiny_model
 
 _MODEL = ModelName("tiny")
 _N_ENGINES = 3
 _N_STREAMS = 6
 _SERVES_AGAIN_S = 30.0
-_MANY_DEATHS = {"max_engine_deaths": 1000, "max_engine_deaths_in_a_row": 1000}
-"""All engines may die at once here: a request then meets several that are dead already."""
 
 
 class Storm:
@@ -47,15 +43,14 @@ class Storm:
     """
 
     def __init__(self, platform: LocalPlatform, rng: random.Random) -> None:
-        self.n_answers = 0
         self._platform = platform
         self._rng = rng
-        self._stopping = threading.Event()
-        self._errors: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._ask_on, args=(random.Random(rng.random()),), daemon=True)
-            for _ in range(_N_STREAMS)
-        ]
+        self._load = EchoLoad(platform.url, _MODEL, _N_STREAMS, rng)
+
+    @property
+    def n_answers(self) -> int:
+        """Whole, right answers so far."""
+        return self._load.n_answers
 
     # --- events -----------------------------------------------------------------------------
 
@@ -91,7 +86,7 @@ class Storm:
 
     def leave_a_stream(self) -> None:
         """A client goes away in the middle of its stream."""
-        request = _make_request("to be left ", 400)
+        request = make_request(_MODEL, "to be left ", 400)
         with httpx.stream(
             "POST", f"{self._platform.url}/v1/completions", json=request, timeout=60.0
         ) as answer:
@@ -109,10 +104,12 @@ class Storm:
             AssertionError: Something does not hold.
         """
         self._platform.wait_until(self._is_whole, _SERVES_AGAIN_S, "whole again")
-        answer = post(self._platform.url, "/v1/completions", _make_request("x y", 2, stream=False))
+        answer = post(
+            self._platform.url, "/v1/completions", make_request(_MODEL, "x y", 2, stream=False)
+        )
         assert answer.status_code == 200, answer.text
-        assert not self._errors, "; ".join(self._errors)
-        assert all(thread.is_alive() for thread in self._threads)
+        assert not self._load.errors, "; ".join(self._load.errors)
+        assert self._load.is_alive
 
     def _is_whole(self) -> bool:
         states = [engine["state"] for engine in self._platform.list_engines()]
@@ -120,48 +117,14 @@ class Storm:
 
     def check_end(self) -> None:
         """Lets all streams end and sees that nothing is left."""
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(120.0)
-            assert not thread.is_alive(), "a stream does not end"
+        self._load.stop()
         self._platform.wait_until(lambda: self._platform.count_running() == 0, 20.0, "idle")
-        assert not self._errors, "; ".join(self._errors)
+        assert not self._load.errors, "; ".join(self._load.errors)
         assert self.n_answers > 0
-
-    # --- load -------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begins to ask."""
-        for thread in self._threads:
-            thread.start()
-
-    def _ask_on(self, rng: random.Random) -> None:
-        while not self._stopping.is_set():
-            words = "".join(f"w{rng.randrange(1000)} " for _ in range(rng.randint(3, 20)))
-            n_tokens = rng.randint(20, 300)
-            is_slow = rng.random() < 0.2
-            try:
-                self._ask(words, n_tokens, 0.02 if is_slow else 0.0)
-            except Exception as error:
-                self._errors.append(f"{words!r}, {n_tokens} tokens: {error!r}")
-
-    def _ask(self, words: str, n_tokens: int, pause_s: float) -> None:
-        request = _make_request(words, n_tokens) | {"return_token_ids": True}
-        stream = Stream(self._platform.url, request, pause_s=pause_s)
-        events = stream.finish(120.0)
-        assert events[-1:] == ["[DONE]"], f"{stream.status}: {events[-1:]}"
-        errors = [event for event in events if '"error"' in event]
-        assert not errors, errors
-        choices = [choice for event in stream.events() for choice in event["choices"]]
-        found = [token for choice in choices for token in choice["token_ids"] or ()]
-        prompt = next(c["prompt_token_ids"] for c in choices if c.get("prompt_token_ids"))
-        expected = [prompt[i % len(prompt)] for i in range(n_tokens)]
-        assert found == expected, f"{len(found)} tokens of {n_tokens}, or others"
-        self.n_answers += 1
-
-
-def _make_request(prompt: str, max_tokens: int, *, stream: bool = True) -> dict[str, Any]:
-    return {"model": _MODEL, "prompt": prompt, "max_tokens": max_tokens, "stream": stream}
+        self._load.start()
 
 
 @contextmanager
@@ -174,8 +137,7 @@ def storm_over(folder: Path, seed: int) -> Iterator[Storm]:
         drain_timeout_s=2.0,
     )
     with LocalPlatform(
-        # Whoever draws the events may hit one request many times.
-        parse_settings(write_args(model, limits=_MANY_DEATHS)),
+        parse_settings(write_args(model)),
         folder,
         engines_in_processes=True,
         routers_in_processes=True,

@@ -5,6 +5,7 @@ to the last bits, and in bfloat16 those decide between likely tokens now and the
 """
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +66,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPlatform
     args = {"max_model_len": 1024, "max_num_seqs": 16, "enforce_eager": True, "dtype": "float32"}
     cpu = {"kind": "cpu", "kv_cache_gib": 1, "threads": 1}
     front_end = {"tool_call_parser": "hermes", "enable_auto_tool_choice": True}
-    entry = write_vllm_model(args, name=REAL, accelerator=cpu, front_end=front_end)
+    entry = write_vllm_model(
+        args, name=REAL, accelerator=cpu, front_end=front_end, drain_timeout_s=2.0
+    )
     folder = tmp_path_factory.mktemp("real")
     with LocalPlatform(
         parse_settings(write_args(entry)), folder, engines_in_processes=True, n_engines=2
@@ -193,3 +196,22 @@ def test_requests_without_a_stream_and_without_tokens_are_answered(
         platform.wait_until(lambda: platform.count_running() > 0, 30.0, "running")
         kill_the_busy(platform)
         assert [answer.result() for answer in again] == expected
+
+
+def test_engine_that_is_told_to_leave_hands_its_answers_over(platform: LocalPlatform) -> None:
+    requests = [request | {"max_tokens": 300} for request in COMPLETIONS[:4]]
+    whole = [start(platform, "/v1/completions", request) for request in requests]
+    for stream in whole:
+        stream.finish(300.0)
+    moved = [start(platform, "/v1/completions", request) for request in requests]
+    for stream in moved:
+        stream.wait_for_lines(10)
+    busy = [EngineId(e["id"]) for e in platform.list_engines() if e["running"]]
+    process = platform.engine_processes.pop(busy[0])
+    process.signal(signal.SIGTERM)
+    platform.wait_until(lambda: not process.is_alive(), 30.0, "ended")
+    n_lines = [len(stream.lines) for stream in moved]
+    for ours, theirs in zip(moved, whole, strict=True):
+        ours.finish(300.0)
+        compare(ours, theirs)
+    assert any(len(s.lines) > n for s, n in zip(moved, n_lines, strict=True)), "none moved"

@@ -11,9 +11,10 @@ import pytest
 
 from serve_app.config_model import ModelSettings
 from serve_app.embedded_model import prepare_embedded_model
+from serve_app.keys import hash_key
 from serve_app.policy.placement import plan_placement
 from tests.support.bare_vllm import BareAnswers, ask_bare_vllm
-from tests.support.clients import ask, connect
+from tests.support.clients import ask, connect, post
 from tests.support.ray_platform import SMALL, RayPlatform
 from tests.support.settings import write_args, write_vllm_model
 from tests.support.tiny_model import make_tiny_model
@@ -69,8 +70,8 @@ def bare() -> BareAnswers:
 
 
 @pytest.fixture(scope="module")
-def platform(bare: BareAnswers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayPlatform]:
-    """The real model beside a tiny one; started after `bare`, as both want the processor."""
+def args(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The real model beside a tiny one."""
     tiny = write_vllm_model(
         ENGINE_ARGS | {"dtype": "float32"},
         name=TINY,
@@ -78,8 +79,14 @@ def platform(bare: BareAnswers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         accelerator=CPU,
         drain_timeout_s=5.0,
     )
+    return write_args(write_real(), tiny, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def platform(bare: BareAnswers, args: dict[str, Any]) -> Iterator[RayPlatform]:
+    """Started after `bare`, as both want the processor."""
     with RayPlatform() as found:
-        found.deploy_and_wait(write_args(write_real(), tiny, **SMALL), timeout_s=600.0)
+        found.deploy_and_wait(args, timeout_s=600.0)
         yield found
 
 
@@ -223,3 +230,39 @@ def test_client_that_leaves_frees_the_engine_within_a_second(
     time.sleep(2.2)
     left = engine()
     assert (left["running"], left["waiting"], left["kv_usage"]) == (0, 0, 0.0), left
+
+
+def test_answer_says_where_its_time_went(platform: RayPlatform) -> None:
+    body = {"model": REAL, "prompt": "Once upon a time", "max_tokens": 8}
+    answer = post(platform.url, "/v1/completions", body)
+    names = ("gateway", "queue", "router", "adapter-load", "engine-ttft")
+    parts = {name: float(answer.headers[f"x-arriero-{name}-ms"]) for name in names}
+    assert sum(parts.values()) == pytest.approx(
+        float(answer.headers["x-arriero-ttft-ms"]), abs=0.35
+    )
+    assert max(parts, key=lambda name: parts[name]) == "engine-ttft"
+
+
+def test_logs_of_the_whole_run_hold_no_text_and_no_key(
+    platform: RayPlatform, args: dict[str, Any]
+) -> None:
+    """Runs last: it turns keys on, and everything that can be logged."""
+    key, secret = "key-that-nobody-may-see", "Zanzibar marmalade for breakfast"
+    tenants = [{"id": "a", "keys": [{"hash": hash_key(key)}]}]
+    keyed = {"auth": {"kind": "keys"}, "tenants": tenants, "logging": {"level": "DEBUG"}}
+    platform.deploy_and_wait(args | keyed, timeout_s=300.0)
+    headers = {"authorization": f"Bearer {key}", "x-request-id": "look-for-me"}
+    body = {"model": REAL, "messages": ask(secret), "max_tokens": 24}
+    answer = post(platform.url, "/v1/chat/completions", body, **headers)
+    assert answer.status_code == 200, answer.text
+    said = answer.json()["choices"][0]["message"]["content"]
+    bad = post(platform.url, "/v1/chat/completions", body | {"temperature": -1}, **headers)
+    assert bad.status_code == 400
+    wrong = {"authorization": "Bearer key-that-does-not-work"}
+    assert post(platform.url, "/v1/chat/completions", body, **wrong).status_code == 401
+    platform.wait_until(lambda: platform.logs().count(b"look-for-me") >= 3, 20.0, "logged")
+    logs = platform.logs()
+    assert b"POST /v1/chat/completions" in logs
+    long_prompts = [prompt.strip() for prompt in (*PROMPTS, *CHATS) if len(prompt) > 20]
+    for hidden in (key, "key-that-does-not-work", secret, said, *long_prompts):
+        assert hidden.encode() not in logs, hidden

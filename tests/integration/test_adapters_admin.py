@@ -1,6 +1,7 @@
 """Adapters at run time: the admin API, `arriero adapters`, and vLLM's own routes."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,12 @@ def refused(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, error["code"]
 
 
+def held(platform: LocalPlatform) -> set[int]:
+    """Adapters in the memory of any engine."""
+    gates = [engine._gate for engine in platform.engines.values()]
+    return {number for gate in gates if gate is not None for number in gate.report().in_memory}
+
+
 def test_registered_adapter_is_known_everywhere_within_two_seconds_until_it_is_removed(
     platform: LocalPlatform, admin: httpx.Client, adapters: Path
 ) -> None:
@@ -130,12 +137,12 @@ def test_registered_adapter_is_known_everywhere_within_two_seconds_until_it_is_r
     admin.delete("/admin/adapters/tiny:sql")
 
 
-def test_request_finishes_on_an_adapter_that_is_removed_meanwhile(
+def test_request_finishes_on_an_adapter_that_is_removed_meanwhile_and_then_nothing_is_left(
     platform: LocalPlatform, admin: httpx.Client, adapters: Path
 ) -> None:
-    admin.post(
-        "/admin/adapters", json={"name": "slow", "base": "tiny", "source": str(adapters / "slow")}
-    )
+    on_disk = set(os.listdir(platform._folder / "cache/ready"))
+    body = {"name": "slow", "base": "tiny", "source": str(adapters / "slow")}
+    number = admin.post("/admin/adapters", json=body).json()["version"]["id"]
     answers: list[httpx.Response] = []
     asking = threading.Thread(
         target=lambda: answers.append(ask(platform, "tiny:slow", n_tokens=40))
@@ -147,6 +154,10 @@ def test_request_finishes_on_an_adapter_that_is_removed_meanwhile(
     asking.join(timeout=20.0)
     assert answers[0].status_code == 200
     assert answers[0].json()["usage"]["completion_tokens"] == 40
+    wait_until(lambda: number not in held(platform), 5.0, "out of memory")
+    wait_until(
+        lambda: set(os.listdir(platform._folder / "cache/ready")) <= on_disk, 5.0, "off the disk"
+    )
 
 
 def test_refresh_takes_the_new_version_at_once(
@@ -156,11 +167,15 @@ def test_refresh_takes_the_new_version_at_once(
     first = admin.post(
         "/admin/adapters", json={"name": "moved", "base": "tiny", "source": source}
     ).json()
+    assert ask(platform, "tiny:moved").status_code == 200
+    assert first["version"]["id"] in held(platform)
     make_adapter(adapters / "moved", tiny_model, seed=77, rank=16)
     second = admin.post("/admin/adapters/tiny:moved/refresh").json()
     assert second["version"]["rank"] == 16
     assert second["version"]["id"] > first["version"]["id"]
     assert second["version"]["sha256"] != first["version"]["sha256"]
+    assert ask(platform, "tiny:moved").status_code == 200
+    assert first["version"]["id"] not in held(platform), "another took its place"
     (adapters / "moved" / WEIGHTS).write_bytes(b"broken")
     answer = admin.post("/admin/adapters/tiny:moved/refresh")
     assert refused(answer) == (400, "invalid_adapter")

@@ -1,5 +1,6 @@
 """Adapters over HTTP with the real engine: what is said is that adapter's, in that version."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +90,32 @@ def test_new_version_says_the_new_and_the_prefix_of_the_old_is_not_taken(
     assert say(client, "tiny:twin") == new != old
     client.delete("/admin/adapters/tiny:rs")
     client.delete("/admin/adapters/tiny:twin")
+
+
+def test_deleted_adapter_leaves_the_engine_when_its_request_has_ended(
+    client: httpx.Client, platform: LocalPlatform, adapters: Path
+) -> None:
+    def in_memory() -> int:
+        (engine,) = platform.list_engines()
+        return int(engine["adapters"]["in_memory"])
+
+    time.sleep(2.0)  # What other tests deleted leaves, too.
+    before = in_memory()
+    body = {"name": "brief", "base": "tiny", "source": str(adapters / "rs")}
+    assert client.post("/admin/adapters", json=body).status_code == 201
+    alone = say(client, "tiny:brief")
+    platform.wait_until(lambda: in_memory() == before + 1, 5.0, "in memory")
+    long = {"model": "tiny:brief", "prompt": PROMPT, "max_tokens": 300, "temperature": 0}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.post, "/v1/completions", json=long | {"ignore_eos": True})
+        platform.wait_until(lambda: platform.count_running() > 0, 10.0, "running")
+        client.delete("/admin/adapters/tiny:brief")
+        answer = running.result()
+    assert answer.json()["usage"]["completion_tokens"] == 300
+    assert answer.json()["choices"][0]["text"].startswith(alone)
+    platform.wait_until(lambda: in_memory() == before, 5.0, "out of memory")
+    gone = client.post("/v1/completions", json=long)
+    assert gone.status_code == 404
 
 
 def test_bad_adapters_do_no_harm(

@@ -12,6 +12,7 @@ from typing import Any
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 
+from deployments.echo_cache import BlockCache
 from deployments.echo_core import EchoCore
 from deployments.echo_pace import Pace
 from serve_app.messages import Standing
@@ -24,13 +25,17 @@ _STANDING = Standing(TenantId("a"), tier=0, counter=0, charged=0)
 class Said:
     """An echo core on its thread, and what it said."""
 
-    def __init__(self, pace: Pace | None, max_num_seqs: int) -> None:
+    def __init__(
+        self, pace: Pace | None, max_num_seqs: int, cache_tokens: int = 0, chunk: int | None = None
+    ) -> None:
         config: Any = SimpleNamespace(
             scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs),
             model_config=SimpleNamespace(hf_config=SimpleNamespace(eos_token_id=_EOS)),
         )
         self._outputs: queue.SimpleQueue[EngineCoreOutput] = queue.SimpleQueue()
-        self.core = EchoCore(config, self._emit, pace)
+        self.core = EchoCore(
+            config, self._emit, pace, cache_tokens=cache_tokens, prompt_chunk=chunk
+        )
         self.n_tokens: Counter[str] = Counter()
         """Tokens that were read, by request."""
 
@@ -85,8 +90,8 @@ class Said:
 
 
 @contextmanager
-def running(pace: Pace | None, max_num_seqs: int = 8) -> Iterator[Said]:
-    said = Said(pace, max_num_seqs)
+def running(pace: Pace | None, max_num_seqs: int = 8, **options: Any) -> Iterator[Said]:
+    said = Said(pace, max_num_seqs, **options)
     thread = threading.Thread(target=said.core.run, daemon=True)
     thread.start()
     try:
@@ -120,6 +125,49 @@ def test_batch_shares_the_engines_tokens_per_second() -> None:
 def test_long_prompt_takes_longer_to_its_first_token() -> None:
     pace = Pace(0.001, per_prompt_token_s=0.001)
     assert time_answers(pace, 1, n_prompt=200) >= 0.2
+
+
+def test_prompt_that_was_there_is_found_in_the_cache() -> None:
+    pace = Pace(0.001, per_prompt_token_s=0.001)
+    with running(pace, cache_tokens=512) as said:
+        took_s, cached = [], []
+        for i in range(2):
+            started_s = time.monotonic()
+            said.send(str(i), 200, max_tokens=1)
+            (end,) = said.read_ends(1)
+            took_s.append(time.monotonic() - started_s)
+            assert end.prefill_stats is not None
+            cached.append(end.prefill_stats.num_cached_tokens)
+    assert cached == [0, 192]
+    assert took_s[0] >= 0.2
+
+
+def test_prompts_are_computed_in_parts_beside_another_tenant() -> None:
+    pace = Pace(0.0, per_prompt_token_s=0.001)
+    other = Standing(TenantId("b"), tier=0, counter=0, charged=0)
+    with running(pace, chunk=20) as said:
+        said.send("a", 4, max_tokens=400)
+        said.read_first("a")
+        said.send("b", 100, standing=other, max_tokens=1)
+        said.read_first("b")
+        assert said.n_tokens["a"] >= 5, "it spoke between the parts"
+        assert said.n_tokens["b"] == 1
+
+
+def test_without_a_cache_nothing_is_said_of_it() -> None:
+    with running(Pace(0.001)) as said:
+        said.send("a", 200, max_tokens=1)
+        (end,) = said.read_ends(1)
+    assert end.prefill_stats is None
+
+
+def test_cache_holds_no_more_than_it_can() -> None:
+    cache = BlockCache(64)
+    cache.hold(range(100))
+    assert cache.match(range(100)) == 64
+    cache.hold(range(1000, 1032))
+    assert (cache.match(range(1000, 1032)), cache.match(range(100))) == (31, 32)
+    assert cache.match(range(100), salt="other") == 0
 
 
 def test_answer_ends_at_a_stop_token() -> None:

@@ -8,11 +8,14 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 
+from deployments.fair_scheduler import FairTurns
 from serve_app.messages import Standing
 from serve_app.names import TenantId
 
@@ -203,6 +206,34 @@ def check_express_beside_long_prompts(engine: Engine) -> None:
     assert engine.started[0] == "light0"
 
 
+def check_prompt_chunk(engine: Engine) -> None:
+    """Beside another tenant a long prompt is computed in parts; alone, as it comes."""
+    scheduler = engine.core.scheduler
+    assert isinstance(scheduler, FairTurns)
+    schedule, totals = scheduler.schedule, list[int]()
+
+    def watch(*args: Any, **kwargs: Any) -> SchedulerOutput:
+        output = schedule(*args, **kwargs)
+        totals.append(output.total_num_scheduled_tokens)
+        return output
+
+    scheduler.schedule = watch  # type: ignore[method-assign]
+    scheduler.prompt_chunk = 16
+    answers = []
+    for neighbour in ("b", "a"):
+        engine.forget()
+        totals.clear()
+        engine.send("a0", "a", 8, 100)
+        engine.read_until(n_started=1)
+        engine.send("long0", neighbour, 120, 4)
+        engine.read_until(n_ended=1)
+        answers.append(engine.tokens["long0"])
+        assert (max(totals) <= 1 + 16) == (neighbour == "b"), totals
+        engine.read_until(n_ended=2)
+    assert answers[0] == answers[1]
+    scheduler.schedule, scheduler.prompt_chunk = schedule, None  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     engine = Engine(Path(sys.argv[1]))
     check_start(engine)
@@ -210,4 +241,5 @@ if __name__ == "__main__":
     check_preemption(engine)
     check_express(engine)
     check_express_beside_long_prompts(engine)
+    check_prompt_chunk(engine)
     engine.stop()

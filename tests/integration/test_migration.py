@@ -219,6 +219,21 @@ def test_engine_that_leaves_moves_what_cannot_end_in_time(tiny_model: Path, tmp_
         assert max(stream.longest_gap_s() for stream in streams) < 0.8
 
 
+def test_engines_that_were_dead_already_make_no_request_a_suspect(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    limits = {"max_engine_deaths_in_a_row": 2}
+    with platform_of(tiny_model, tmp_path, n_engines=4, limits=limits) as platform:
+        streams = [Stream(platform.url, body()) for _ in range(4)]
+        for stream in streams:
+            stream.wait_for_lines(5)
+        for engine_id in list(platform.engine_processes):
+            platform.kill_engine(engine_id)
+        # Nobody knows yet that all are dead: each request is sent to one after the other.
+        platform.add_engine(TINY)
+        assert [stream.finish_text() for stream in streams] == ["One two" * 30] * 4
+
+
 @pytest.mark.slow
 def test_request_whose_engines_die_one_by_one_is_stopped_and_others_are_not(
     tiny_model: Path, tmp_path: Path

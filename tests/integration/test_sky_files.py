@@ -21,7 +21,13 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[st
 
 
 def test_all_files_of_the_platform_are_there() -> None:
-    assert [file.stem for file in FILES] == ["cell", "dev-cpu", "service", "workers"]
+    assert [file.stem for file in FILES] == [
+        "cell",
+        "controller",
+        "dev-cpu",
+        "service",
+        "workers",
+    ]
 
 
 def test_optimiser_prints_a_plan_for_every_file(
@@ -65,6 +71,15 @@ def test_trial_machine_costs_cents_and_opens_no_port(
     assert plans["dev-cpu"]["use_spot"]
     assert plans["dev-cpu"]["usd_per_h"] < 0.1
     assert plans["dev-cpu"]["ports"] is None
+
+
+def test_controller_is_no_spot_machine_and_opens_no_port(
+    planned: tuple[dict[str, dict[str, Any]], str],
+) -> None:
+    plan = planned[0]["controller"]
+    assert not plan["use_spot"]
+    assert plan["accelerators"] is None
+    assert plan["ports"] is None
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -1,17 +1,23 @@
 """What a request used is recorded once, however it ended."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cluster.fleet_book import Ended, FleetBook
+from cluster.policy.fleet import NodeId, ZoneId
+from cluster.policy.reconcile import Entry
 from serve_app.keys import hash_key
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.clients import ask, connect, post
 from tests.support.platform import LocalPlatform, wait_until
 
 _KEY = "key-of-team-a"
+_SCOPES = ["admin", "inference"]
 _HEADERS = {"authorization": f"Bearer {_KEY}"}
 
 
@@ -62,9 +68,42 @@ def test_stream_whose_client_leaves_is_recorded_with_what_was_produced(
     assert 3 <= _totals(platform)["completion_tokens"] < 400
 
 
-def test_refused_request_is_not_recorded(platform: LocalPlatform) -> None:
+def test_refused_request_is_in_no_sum(platform: LocalPlatform) -> None:
     body = {"model": "tiny", "messages": ask(), "temperature": -1}
     assert post(platform.url, "/v1/chat/completions", body, **_HEADERS).status_code == 400
     connect(platform.url, _KEY).chat.completions.create(model="tiny", messages=ask(), max_tokens=1)
     wait_until(lambda: _totals(platform)["requests"] > 0, 10.0, "the other recorded")
     assert _totals(platform)["requests"] == 1
+
+
+def test_fleets_cost_is_shared_out_among_tenants(tiny_model: Path, tmp_path: Path) -> None:
+    """A node at 2 $/h that served half of its hour: tenants bear one, the other is wasted."""
+    state = tmp_path / "state"
+    zone = {"name": "east", "spot_usd_per_h": 2.0}
+    now_s = time.time()
+    hour_ago_s, half_s = now_s - 3600.0, now_s - 1800.0
+    entry = Entry(NodeId("f-1"), ZoneId("local/east"), "spot", hour_ago_s, 2.0)
+    served = replace(entry, up_s=hour_ago_s, ready_s=half_s)
+    FleetBook(state / "fleet" / "f").add_ended(Ended(served, now_s, 6.0))
+    settings = make_settings(
+        write_echo(tiny_model),
+        auth={"kind": "keys"},
+        tenants=[{"id": "team-a", "keys": [{"hash": hash_key(_KEY), "scopes": _SCOPES}]}],
+        store={"state_dir": str(state), "usage_batch_s": 0.05},
+        fleet={"name": "f", "target": 1, "provisioner": {"kind": "local", "zones": [zone]}},
+    )
+    with LocalPlatform(settings, tmp_path) as platform:
+        connect(platform.url, _KEY).chat.completions.create(
+            model="tiny", messages=ask(), max_tokens=5
+        )
+        wait_until(lambda: _totals(platform)["requests"] == 1, 10.0, "recorded")
+        url = f"{platform.url}/admin/usage"
+        fleet = httpx.get(url, headers=_HEADERS, timeout=10.0).json()["fleet"]
+        assert (
+            "fleet"
+            not in httpx.get(f"{platform.url}/v1/usage", headers=_HEADERS, timeout=10.0).json()
+        )
+    assert fleet["usd"] == pytest.approx(2.0, abs=0.01)
+    assert fleet["wasted_usd"] == pytest.approx(1.0, abs=0.01)
+    assert fleet["all_on_demand_usd"] == pytest.approx(6.0, abs=0.01)
+    assert fleet["by_tenant"] == {"team-a": pytest.approx(1.0, abs=0.01)}

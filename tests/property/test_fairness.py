@@ -208,6 +208,35 @@ def test_refund_exact(prompt: int, limit: int, learned: int, is_running: bool) -
 
 
 @settings(deadline=None)
+@given(st.integers(1, 200), st.sampled_from([1.0, 2.0, 5.0]), st.sets(st.integers(0, 59)))
+def test_load_is_paid_once(n_tokens: int, weight: float, at: set[int]) -> None:
+    """Who has adapters loaded gets as much less of the rest, as long as it and another wait."""
+    queue = Vtc(shares={A: Share(weight)})
+    price, served = 30, {A: 0.0, B: 0.0}
+    for i in range(200):
+        for tenant in (A, B):
+            queue.arrive(make_request(f"{tenant}{i:03}", tenant, price), 0.0)
+    for i in range(60):
+        if i in at:
+            queue.charge_load(A, "", n_tokens)
+            served[A] += 2 * n_tokens / weight
+        while served[A] - served[B] >= price:  # Until the other has caught up.
+            admission = queue.admit(always, 0.0)
+            assert admission is not None
+            assert admission.request.tenant == B
+            queue.finish(admission.request.ticket)
+            served[B] += price
+            if queue.backlogged() != {A, B}:
+                return
+        admission = queue.admit(always, 0.0)
+        assert admission is not None
+        queue.finish(admission.request.ticket)
+        tenant = admission.request.tenant
+        served[tenant] += price / (weight if tenant == A else 1.0)
+    assert queue.counters() == {t: round(service * UNITS) for t, service in served.items()}
+
+
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 100), max_size=20), st.sampled_from([1.0, 3.0, 7.0]))
 def test_cost_is_linear(chunks: list[int], weight: float) -> None:
     queues = [Vtc(shares={A: Share(weight)}) for _ in range(2)]

@@ -265,8 +265,25 @@ class FairRouterWithLanes(FairRouter):
         pass
 
 
+class FairRouterWithLoads(FairRouterWithLanes):
+    """Adapters are loaded for anybody at any time: who waits, runs, is away, or was never here."""
+
+    @rule(tenant=st.sampled_from([*TENANTS, TenantId("e")]), n_tokens=st.integers(0, 40))
+    def load(self, tenant: TenantId, n_tokens: int) -> None:
+        before = self.queue.counters()
+        self.queue.charge_load(tenant, "", n_tokens)
+        after = self.queue.counters()
+        assert after.keys() - before.keys() <= {tenant}
+        assert all(after[other] == before[other] for other in before if other != tenant)
+        price = round(2 * n_tokens * UNITS / self.weights.get(tenant, 1.0))
+        assert after.get(tenant, 0) >= before.get(tenant, 0) + price, "load_is_paid_once"
+        self.dispatch()
+
+
 TestFairRouter = FairRouter.TestCase
 TestFairRouter.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFairRouterWithLoads = FairRouterWithLoads.TestCase
+TestFairRouterWithLoads.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestFairRouterWithLanes = FairRouterWithLanes.TestCase
 TestFairRouterWithLanes.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 

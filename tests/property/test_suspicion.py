@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from serve_app.policy.suspicion import Record, is_suspect, may_go_on
 
 MOST = st.integers(1, 6)
-EVENTS = st.lists(st.sampled_from(["death", "token"]), max_size=60)
+EVENTS = st.lists(st.sampled_from(["death", "absent", "token"]), max_size=60)
 
 
 def live(events: list[str], max_strikes: int, max_losses: int) -> list[Record]:
@@ -16,7 +16,7 @@ def live(events: list[str], max_strikes: int, max_losses: int) -> list[Record]:
         if event == "token":
             records.append(records[-1].with_token())
             continue
-        records.append(records[-1].with_death())
+        records.append(records[-1].with_death(was_there=event == "death"))
         if not may_go_on(records[-1], max_strikes, max_losses):
             break
     return records
@@ -44,3 +44,11 @@ def test_last_try_is_alone(events: list[str], max_strikes: int) -> None:
     if records[-1].strikes >= max_strikes:
         assert is_suspect(records[-2].strikes, max_strikes)
     assert not is_suspect(0, max_strikes)
+
+
+@given(EVENTS, MOST)
+def test_absent_is_no_suspect(events: list[str], max_strikes: int) -> None:
+    present = [event for event in events if event != "absent"]
+    with_absent = live(events, max_strikes, 1000)[-1]
+    assert with_absent.strikes == live(present, max_strikes, 1000)[-1].strikes
+    assert live(["absent"] * 7, max_strikes, 1000)[-1] == Record(strikes=0, losses=7)

@@ -71,6 +71,7 @@ def make_family(
     *,
     ranks: Sequence[int] = RANKS,
     n_contents: int | None = None,
+    are_different: bool = False,
     **options: Any,
 ) -> list[str]:
     """Writes adapters `a00000`, `a00001`, … side by side; returns their names.
@@ -82,6 +83,8 @@ def make_family(
         ranks: Their ranks, in turn.
         n_contents: How many have weights of their own; later ones are hard links to these, so
             that ten thousand take no more room than that. None means all.
+        are_different: Whether those are adapters of their own to whoever compares contents: their
+            configs say another revision.
         options: As of `make_adapter`.
     """
     names = [f"a{i:05}" for i in range(n_adapters)]
@@ -92,7 +95,15 @@ def make_family(
         (folder / name).mkdir(parents=True, exist_ok=True)
         for file in (CONFIG, WEIGHTS):
             (folder / name / file).hardlink_to(folder / names[i % n_own] / file)
+        if are_different:
+            _revise(folder / name / CONFIG, f"r{i}")
     return names
+
+
+def _revise(config: Path, revision: str) -> None:
+    content = json.loads(config.read_text()) | {"revision": revision}
+    config.unlink()
+    config.write_text(json.dumps(content))
 
 
 def read_shape(model: Path) -> ModelShape:

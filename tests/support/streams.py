@@ -19,6 +19,7 @@ class Stream:
         lines: What has come, line by line.
         times_s: When each line came, by the monotonic clock.
         status: Of the answer; 0 until its head has come.
+        error: Why it broke off; None where it did not.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Stream:
         self.lines: list[str] = []
         self.times_s: list[float] = []
         self.status = 0
+        self.error: httpx.HTTPError | None = None
         self._headers = headers
         self._pause_s = pause_s
         self._request = (url + path, request)
@@ -55,6 +57,7 @@ class Stream:
         """The data of all events, once the stream has ended."""
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), "the stream goes on"
+        assert self.error is None, repr(self.error)
         return read_events("\n".join(self.lines))
 
     def finish_text(self) -> str:
@@ -80,6 +83,12 @@ class Stream:
         return max(b - a for a, b in pairwise(self.times_s))
 
     def _read(self) -> None:
+        try:
+            self._read_lines()
+        except httpx.HTTPError as error:
+            self.error = error
+
+    def _read_lines(self) -> None:
         url, request = self._request
         with httpx.stream(
             "POST", url, json=request, headers=self._headers, timeout=300.0

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vllm.lora.request import LoRARequest
@@ -19,6 +20,10 @@ from serve_app.errors import AdapterRefusedError
 from serve_app.messages import AdapterRef, Standing
 from serve_app.metrics import Metrics
 from serve_app.names import ModelName, TenantId
+from serve_app.policy.adapter_tier import Held, choose_victim
+
+STALL_S = 0.25
+"""What the fake core says that steps waited for each errand."""
 
 
 class FakeFiles:
@@ -30,6 +35,7 @@ class FakeFiles:
         self.refused: set[int] = set()
         self.holds: dict[int, int] = {}
         self.n_ensured = 0
+        self.forgotten: list[int] = []
         self.is_closed = False
 
     async def ensure(self, ref: AdapterRef) -> Path:
@@ -43,6 +49,10 @@ class FakeFiles:
 
     def release(self, ref: AdapterRef) -> None:
         self.holds[ref.id] -= 1
+
+    async def forget(self, ref: AdapterRef) -> None:
+        if not self.holds.get(ref.id):
+            self.forgotten.append(ref.id)
 
     async def close(self) -> None:
         self.is_closed = True
@@ -83,27 +93,29 @@ class FakeCore(EchoCore):
     def active_adapters(self) -> set[int]:
         return set()
 
-    def hold_adapter(self, adapter_id: int, path: str) -> Future[None]:
-        done: Future[None] = Future()
+    def hold_adapter(self, adapter_id: int, path: str) -> Future[float]:
+        done: Future[float] = Future()
         if len(self.held) >= self.pace.capacity:
             done.set_exception(RuntimeError("full"))
             return done
         self.held[adapter_id] = path
-        done.set_result(None)
+        done.set_result(STALL_S)
         return done
 
-    def activate_adapter(self, adapter_id: int) -> Future[None]:
-        assert adapter_id in self.held
-        done: Future[None] = Future()
-        done.set_result(None)
+    def activate_adapter(self, adapter_id: int) -> Future[float]:
+        done: Future[float] = Future()
+        if adapter_id in self.held:
+            done.set_result(STALL_S)
+        else:
+            done.set_exception(KeyError(adapter_id))
         return done
 
-    def drop_adapter(self, adapter_id: int) -> Future[None]:
+    def drop_adapter(self, adapter_id: int) -> Future[float]:
         using = [r.lora_request for r in self.accepted.values() if r.lora_request is not None]
         assert adapter_id not in {lora.lora_int_id for lora in using}, "it is in use"
         del self.held[adapter_id]
-        done: Future[None] = Future()
-        done.set_result(None)
+        done: Future[float] = Future()
+        done.set_result(STALL_S)
         return done
 
 
@@ -153,6 +165,12 @@ class Stand:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError(f"{name} is neither in the core nor at its end")
+
+
+def make_ref(adapter_id: int) -> AdapterRef:
+    version = f"{adapter_id:064}"
+    source = f"file:///adapters/{adapter_id}"
+    return AdapterRef(adapter_id, "m:sql", ModelName("m"), version, source)
 
 
 async def test_cold_request_waits_alone(tmp_path: Path) -> None:
@@ -209,7 +227,7 @@ async def test_failure_ends_its_own_requests_and_says_why(tmp_path: Path) -> Non
 
 async def test_failure_in_the_core_gives_the_files_back(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
-    refused: Future[None] = Future()
+    refused: Future[float] = Future()
     refused.set_exception(ValueError("q_proj is for 8 inputs"))
     stand.core.hold_adapter = lambda adapter_id, path: refused  # type: ignore[method-assign]
     stand.send("bad", adapter=1)
@@ -258,10 +276,32 @@ async def test_adapter_in_use_stays_until_its_request_ends(tmp_path: Path) -> No
     assert stand.files.holds == {1: 0, 2: 1}
 
 
+async def test_request_that_comes_as_its_adapter_is_pushed_out_brings_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = Stand(tmp_path, capacity=1)
+    stand.send("before", adapter=1)
+    await stand.until("before")
+    stand.end("before")
+    await asyncio.sleep(0.01)
+
+    def choose(*args: Any) -> Held | None:
+        stand.send("just then", adapter=1)
+        return choose_victim(*args)
+
+    monkeypatch.setattr("deployments.adapter_tier.choose_victim", choose)
+    stand.send("other", adapter=2)
+    await stand.until("other")
+    monkeypatch.undo()
+    assert set(stand.core.accepted) == {"other"}
+    stand.end("other")
+    await stand.until("just then")
+    assert set(stand.core.held) == {1}
+
+
 async def test_prepared_adapter_is_in_memory_before_a_request(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
-    ref = AdapterRef(1, "m:sql", ModelName("m"), "0" * 64, "file:///adapters/1")
-    stand.gate.prepare(ref, TenantId("a"))
+    stand.gate.prepare(make_ref(1), TenantId("a"))
     for _ in range(100):
         if stand.gate.report().in_memory == [1]:
             break
@@ -271,11 +311,23 @@ async def test_prepared_adapter_is_in_memory_before_a_request(tmp_path: Path) ->
     assert stand.files.n_ensured == 1
 
 
+async def test_loads_are_counted_with_what_steps_waited(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, capacity=1)
+    for name, adapter in (("r1", 1), ("r2", 2), ("r3", 1)):
+        stand.send(name, adapter)
+        await stand.until(name)
+        stand.end(name)
+        await asyncio.sleep(0.01)
+    tally = stand.gate.report().tally
+    assert (tally.loads, tally.evictions) == (3, 2)
+    assert tally.stall_s == 3 * 2 * STALL_S, "holding and activating"
+
+
 async def test_deleted_adapter_goes_when_its_last_request_ends(tmp_path: Path) -> None:
     stand = Stand(tmp_path)
     stand.send("r1", adapter=1)
     await stand.until("r1")
-    stand.gate.drop([1, 99])
+    stand.gate.drop([make_ref(1), make_ref(99)])
     await asyncio.sleep(0.05)
     assert 1 in stand.core.held
     stand.end("r1")
@@ -286,6 +338,8 @@ async def test_deleted_adapter_goes_when_its_last_request_ends(tmp_path: Path) -
     assert not stand.core.held
     assert stand.gate.report().in_memory == []
     assert stand.files.holds == {1: 0}
+    await asyncio.sleep(0.01)
+    assert stand.files.forgotten == [99, 1], "what was never here is on the disk, perhaps"
 
 
 async def test_closing_ends_what_is_under_way(tmp_path: Path) -> None:
@@ -323,7 +377,7 @@ async def test_memory_keeps_its_bounds_and_every_request_ends_once(
                     aborted.add(name)
                     stand.gate.abort([name])
             case "drop":
-                stand.gate.drop([rng.randint(1, 9)])
+                stand.gate.drop([make_ref(rng.randint(1, 9))])
             case "break":
                 stand.files.refused ^= {rng.randint(1, 9)}
             case _:

@@ -88,7 +88,7 @@ async def test_ledger_is_not_asked_where_nothing_is_limited(ledger: FakeLedger) 
     generation = meter.plan("a", 10, (20,))
     assert await generation.admit() is None
     produce(generation, 3)
-    record = meter.close("finished")
+    record = meter.close("finished", 200)
     assert record is not None
     assert (record.prompt_tokens, record.completion_tokens) == (10, 3)
     assert not ledger.asks
@@ -127,14 +127,14 @@ async def test_record_says_and_costs_what_was_settled(ledger: FakeLedger) -> Non
     produce(generation, 4)
     generation.is_started = True
     generation.end()
-    record = meter.close("cancelled")
+    record = meter.close("cancelled", 200)
     assert record is not None
     assert (record.prompt_tokens, record.completion_tokens, record.outcome) == (10, 4, "cancelled")
     assert record.cost_usd == pytest.approx(10e-6 + 40e-6)
     assert list(ledger.settled.values()) == [Usage(10, 4)]
 
 
-async def test_refused_request_is_neither_recorded_nor_settled(ledger: FakeLedger) -> None:
+async def test_refused_request_is_recorded_without_use_and_not_settled(ledger: FakeLedger) -> None:
     ledger.refusal = "requests_per_min"
     meter = limit(ledger)
     generation = meter.plan("a", 10, (20,))
@@ -143,7 +143,10 @@ async def test_refused_request_is_neither_recorded_nor_settled(ledger: FakeLedge
     generation.end()
     assert meter.failure is not None
     assert (meter.failure.status, meter.failure.retry_after_s) == (429, 2.5)
-    assert meter.close("failed") is None
+    record = meter.close("failed", 429)
+    assert record is not None
+    assert (record.outcome, record.status, record.prompt_tokens) == ("refused", 429, 0)
+    assert record.cost_usd == 0.0
     assert not ledger.settled
 
 
@@ -164,7 +167,13 @@ async def test_what_the_platform_would_not_serve_is_given_back(ledger: FakeLedge
     meter.is_refused = True  # A full queue, say.
     generation.end()
     assert list(ledger.settled.values()) == [None]
-    assert meter.close("failed") is None
+    record = meter.close("failed", 503)
+    assert record is not None
+    assert (record.outcome, record.completion_tokens) == ("refused", 0)
+
+
+async def test_what_needs_no_engine_is_not_recorded(ledger: FakeLedger) -> None:
+    assert make_meter(ledger).close("finished", 200) is None
 
 
 async def test_request_that_its_client_withdraws_from_the_queue_counts_without_tokens(
@@ -176,7 +185,7 @@ async def test_request_that_its_client_withdraws_from_the_queue_counts_without_t
     generation.request_ids.append("waits")
     generation.end()
     assert list(ledger.settled.values()) == [Usage(0, 0)]
-    record = meter.close("cancelled")
+    record = meter.close("cancelled", 200)
     assert record is not None
     assert (record.prompt_tokens, record.completion_tokens) == (0, 0)
 
@@ -189,7 +198,7 @@ async def test_prompt_that_never_began_does_not_keep_its_turn_open(ledger: FakeL
     produce(first, 1)
     first.end()
     assert not ledger.settled
-    meter.close("cancelled")
+    meter.close("cancelled", 200)
     assert list(ledger.settled.values()) == [Usage(10, 1)]
 
 

@@ -119,3 +119,16 @@ def test_trace_is_read_from_a_folder(tmp_path: Path) -> None:
     assert (made.room(A, 0.0), made.room(A, 300.0), made.duration_s) == (1, 0, 600.0)
     with pytest.raises(SystemExit, match="no traces"):
         load_trace(tmp_path / "none")
+
+
+def test_cost_is_told_by_use() -> None:
+    made = trace([2] * 6, [2] * 6)
+    spent = replay(SpotHedge(2, 1, list_offers(made, SETTING)), made).spent
+    start, whole = 60 / 3600, 3 * 2
+    assert spent["spot", "serving"] == pytest.approx(2 * (1 - start) / whole)
+    assert spent["spot", "spare"] == pytest.approx(1 * (1 - start) / whole)
+    assert spent["spot", "starting"] == pytest.approx(3 * start / whole)
+    assert spent["on-demand", "starting"] == pytest.approx(2 * start * 3 / whole)
+    assert sum(spent.values()) == pytest.approx(
+        replay(SpotHedge(2, 1, list_offers(made, SETTING)), made).cost
+    )

@@ -1,0 +1,134 @@
+"""What serves on a fleet's nodes: asked of Ray, or of each cell.
+
+A node carries its fleet name as a Ray label, so that the machine and the Ray node are known to be
+the same. `ray drain-node`, by whomever it was called, shows here: a reclaim agent that has heard
+its cloud's notice is how a controller far away hears of it.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import httpx
+
+from cluster.policy.fleet import NodeId
+from cluster.policy.reconcile import Machine, Pulse
+from cluster.provisioner import ProvisionerAwayError
+
+NODE_LABEL = "arriero-node"
+_RPC_TIMEOUT_S = 10.0
+_NO_DEADLINE_S = 600.0
+_AT_ONCE = 32
+
+
+class Members(Protocol):
+    """The fleet's nodes as they serve."""
+
+    def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
+        """Return a pulse of each node that serves.
+
+        Raises:
+            ProvisionerAwayError: Nothing is known now.
+        """
+
+    def drain(self, node: NodeId, left_s: float, why: str) -> None:
+        """Have a node finish what it does. One that does not serve is no error.
+
+        Raises:
+            ProvisionerAwayError: Ask again.
+        """
+
+
+class RayMembers:
+    """Nodes of one Ray cluster, whose head's address is known.
+
+    Args:
+        address: HOST:PORT of Ray's head.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(self, address: str, clock: Callable[[], float] = time.time) -> None:
+        self._address = address
+        self._clock = clock
+        self._client: Any = None
+
+    def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
+        """Return a pulse of each node that Ray counts as alive."""
+        draining = self._call("get_draining_nodes", timeout=_RPC_TIMEOUT_S)
+        pulses: dict[NodeId, Pulse] = {}
+        for ray_id, name in self._alive().items():
+            leaves_ms = draining.get(ray_id)
+            if leaves_ms is None:
+                pulses[name] = Pulse()
+            else:
+                leaves_s = leaves_ms / 1000 if leaves_ms else self._clock() + _NO_DEADLINE_S
+                pulses[name] = Pulse(leaves_s)
+        return pulses
+
+    def drain(self, node: NodeId, left_s: float, why: str) -> None:
+        """Tell Ray that a node leaves; Serve then starts replacements before it stops replicas."""
+        from ray.core.generated import autoscaler_pb2 as generated
+
+        messages: Any = generated
+        # Ray refuses to drain a node that is not idle for any other reason.
+        reason = messages.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        leaves_ms = int((self._clock() + left_s) * 1000)
+        for ray_id, name in self._alive().items():
+            if name == node:
+                self._call("drain_node", ray_id, reason, why, leaves_ms)
+
+    def _alive(self) -> dict[str, NodeId]:
+        from ray.core.generated import gcs_pb2 as generated
+
+        messages: Any = generated
+        nodes = self._call("get_all_node_info", timeout=_RPC_TIMEOUT_S)
+        return {
+            ray_id.hex(): NodeId(info.labels[NODE_LABEL])
+            for ray_id, info in nodes.items()
+            if info.state == messages.GcsNodeInfo.ALIVE and NODE_LABEL in info.labels
+        }
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        from ray import _raylet
+        from ray.exceptions import RayError
+
+        gcs: Any = _raylet
+        try:
+            self._client = self._client or gcs.GcsClient(address=self._address)
+            return getattr(self._client, name)(*args, **kwargs)
+        except (RayError, gcs.RpcError, OSError) as error:
+            self._client = None
+            raise ProvisionerAwayError(
+                f"Ray's head at {self._address} does not answer: {str(error)[:200]}"
+            ) from error
+
+
+class CellMembers:
+    """Nodes that are cells of their own: each is asked whether it is ready.
+
+    Args:
+        port: Of the cells' gateways.
+        client: To ask with.
+    """
+
+    def __init__(self, port: int, client: httpx.Client | None = None) -> None:
+        self._port = port
+        self._client = client or httpx.Client(timeout=3.0)
+
+    def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
+        """Return a pulse of each cell whose every model has an engine."""
+        asked = [machine for machine in machines if machine.state == "up" and machine.address]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            answers = list(pool.map(lambda machine: self._is_ready(machine.address), asked))
+        ready = zip(asked, answers, strict=True)
+        return {machine.id: Pulse() for machine, is_ready in ready if is_ready}
+
+    def drain(self, node: NodeId, left_s: float, why: str) -> None:
+        """Leave a cell the time that is left; its front sends it nothing once it is ending."""
+
+    def _is_ready(self, address: str) -> bool:
+        try:
+            return self._client.get(f"http://{address}:{self._port}/ready").status_code == 200
+        except httpx.HTTPError:
+            return False

@@ -1,0 +1,243 @@
+"""SkyPilot's side of the fleet. Runs in SkyPilot's own environment, never in Arriero's.
+
+    .venv-sky/bin/python -P cluster/sky_bridge.py    a line of JSON in, a line of JSON out
+
+Only SkyPilot and the standard library are to be had here. What takes long is left to SkyPilot's API
+server, which goes on when this process dies: so every answer comes within seconds.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, TextIO
+
+# By name: type checkers take the repository's folder sky/ for the package.
+sky: Any = None
+_LAUNCH = "sky.launch"
+_NODE = "ARRIERO_NODE"
+"""What a task file asks for that wants to know the node's name."""
+_OPEN = ("PENDING", "RUNNING", "WAITING")
+
+
+def main() -> int:
+    """Answer until the other side is gone."""
+    answers = _take_standard_output()
+    global sky
+    sky = import_module("sky")
+    fleet = SkyFleet()
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            answer = getattr(fleet, question.pop("do"))(**question)
+            reply = {"answer": answer}
+        except Exception as error:
+            traceback.print_exc()
+            reply = {"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+    return 0
+
+
+def _take_standard_output() -> TextIO:
+    """Return where answers go. SkyPilot prints to standard output, which is not for reading."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+class SkyFleet:
+    """What the provisioner may ask. Each public method answers one `do`."""
+
+    def __init__(self) -> None:
+        self._refusals: dict[str, str] = {}
+        """Texts of failed launches by request, as they do not change any more."""
+
+    def offers(
+        self, file: str, envs: Mapping[str, str], accelerators: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Return every zone's prices for what a task file asks for."""
+        best: dict[str, dict[str, Any]] = {}
+        task = _read_task(file, envs)
+        for market, resources in self._launchables(task, accelerators).items():
+            zone, use_spot = market
+            offer = best.setdefault(
+                zone, {"zone": zone, "cloud": zone.split("/")[0], "region": _region_of(zone)}
+            )
+            offer["spot" if use_spot else "on-demand"] = resources.get_cost(3600)
+            offer["spot kind" if use_spot else "on-demand kind"] = _kind_of(resources)
+        return sorted(best.values(), key=lambda offer: str(offer["zone"]))
+
+    def machines(self, fleet: str) -> list[dict[str, Any]]:
+        """Return the fleet's clusters, and its launches that have none."""
+        launches = self._last_launches(fleet)
+        mode = sky.StatusRefreshMode.AUTO  # asks clouds about spot clusters, which may be taken
+        records = {
+            record["name"]: record
+            for record in sky.get(sky.status(refresh=mode))
+            if _is_of(record["name"], fleet)
+        }
+        found = [self._machine(name, record, launches) for name, record in records.items()]
+        for name, launch in launches.items():
+            if name not in records and launch.status != "SUCCEEDED":
+                found.append(self._without_cluster(name, launch))
+        return found
+
+    def launch(
+        self,
+        name: str,
+        zone: str,
+        market: str,
+        file: str,
+        envs: Mapping[str, str],
+        accelerators: Sequence[str],
+    ) -> str | None:
+        """Ask for a cluster in one zone; return the request, None where it was asked for before."""
+        if self._last_launches(name, exactly=True):
+            return None
+        task = _read_task(file, {**envs, _NODE: name})
+        resources = self._launchables(task, accelerators).get((zone, market == "spot"))
+        if resources is None:
+            raise ValueError(f"{file} asks for nothing that {zone} has {market}")
+        task.set_resources(resources)
+        request: str = sky.launch(task, cluster_name=name)
+        return request
+
+    def end(self, name: str) -> None:
+        """End a cluster, and its launch where that goes on."""
+        launch = self._last_launches(name, exactly=True).get(name)
+        if launch is not None and launch.status in _OPEN:
+            sky.get(sky.api_cancel([launch.request_id], silent=True))
+        if any(record["name"] == name for record in sky.get(sky.status([name]))):
+            sky.down(name)
+
+    def _last_launches(self, fleet: str, exactly: bool = False) -> dict[str, Any]:
+        requests = sky.api_status(all_status=True)
+        last: dict[str, Any] = {}
+        for request in sorted(requests, key=lambda request: float(request.created_at)):
+            name = request.cluster_name or ""
+            is_ours = name == fleet if exactly else _is_of(name, fleet)
+            if is_ours and request.name == _LAUNCH:
+                last[name] = request
+        return last
+
+    def _machine(
+        self, name: str, record: Mapping[str, Any], launches: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        launched = getattr(record.get("handle"), "launched_resources", None)
+        launch = launches.get(name)
+        machine = {
+            "id": name,
+            "zone": _zone_of(launched) if launched is not None else "",
+            "market": "spot" if getattr(launched, "use_spot", False) else "on-demand",
+            "asked_s": float(launch.created_at if launch else record["launched_at"]),
+            "address": getattr(record.get("handle"), "head_ip", None) or "",
+            "state": "starting",
+            "text": "",
+        }
+        is_open = launch is not None and launch.status in _OPEN
+        if record["status"] == sky.ClusterStatus.UP:
+            machine["state"] = "up"
+        elif launch is not None and launch.status == "FAILED":
+            machine |= {"state": "refused", "text": self._why(launch.request_id)}
+        elif not is_open:
+            machine |= {"state": "gone", "text": str(record.get("last_event") or "")}
+        return machine
+
+    def _without_cluster(self, name: str, launch: Any) -> dict[str, Any]:
+        machine = {"id": name, "zone": "", "market": "spot", "asked_s": float(launch.created_at)}
+        machine |= {"address": "", "text": "", "state": "starting"}
+        if launch.status not in _OPEN:
+            machine |= {"state": "refused", "text": self._why(launch.request_id)}
+        return machine
+
+    def _why(self, request_id: str) -> str:
+        """Return all that SkyPilot tells of a launch that failed."""
+        if request_id not in self._refusals:
+            try:
+                sky.get(request_id)
+                text = "it was cancelled"
+            except Exception as error:  # the reason is what was asked for
+                history = getattr(error, "failover_history", [])
+                said = [error, *history]
+                text = "\n".join(f"{type(each).__name__}: {each}" for each in said)
+            self._refusals[request_id] = text
+        return self._refusals[request_id]
+
+    def _launchables(self, task: Any, accelerators: Sequence[str]) -> dict[tuple[str, bool], Any]:
+        """Return the cheapest of a task's resources, by zone and whether it is spot.
+
+        Args:
+            task: What is to be launched.
+            accelerators: Such as `H100:8`, to which they are bound; none for any.
+        """
+        utils: Any = import_module("sky.utils.resources_utils")
+        found: dict[tuple[str, bool], Any] = {}
+        for wanted in _both_markets(task):
+            for cloud in _clouds_of(wanted):
+                feasible = cloud.get_feasible_launchable_resources(wanted, num_nodes=task.num_nodes)
+                kinds = [k for k in feasible.resources_list if _is_among(k, accelerators)]
+                for kind in kinds:
+                    for one in utils.make_launchables_for_valid_region_zones(kind, True):
+                        key = (_zone_of(one), one.use_spot)
+                        if key not in found or one.get_cost(3600) < found[key].get_cost(3600):
+                            found[key] = one
+        return found
+
+
+def _read_task(file: str, envs: Mapping[str, str]) -> Any:
+    """Read a task file, with those values that it asks for."""
+    yaml_utils: Any = import_module("sky.utils.yaml_utils")
+    config = yaml_utils.read_yaml(file)
+    os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(file))))  # `workdir: .` of the file
+    asked = {kind: config.get(kind) or {} for kind in ("envs", "secrets")}
+    values = {**os.environ, **envs}
+    given = {
+        kind: [(name, values[name]) for name in names if values.get(name)]
+        for kind, names in asked.items()
+    }
+    return sky.Task.from_yaml_config(config, given["envs"], given["secrets"])
+
+
+def _both_markets(task: Any) -> list[Any]:
+    """Return a task's resources, and on demand also what it asks for on spot: the fallback."""
+    spot = [wanted for wanted in task.resources if wanted.use_spot]
+    return [*task.resources, *(wanted.copy(use_spot=False) for wanted in spot)]
+
+
+def _clouds_of(wanted: Any) -> list[Any]:
+    check: Any = import_module("sky.check")
+    compute = import_module("sky.clouds.cloud").CloudCapability.COMPUTE
+    enabled = check.get_cached_enabled_clouds_or_refresh(compute, raise_if_no_cloud_access=True)
+    return [cloud for cloud in enabled if wanted.cloud is None or cloud.is_same_cloud(wanted.cloud)]
+
+
+def _zone_of(resources: Any) -> str:
+    parts = [str(resources.cloud).lower(), resources.region, resources.zone]
+    return "/".join(part for part in parts if part)
+
+
+def _region_of(zone: str) -> str:
+    return "/".join(zone.split("/")[:2])
+
+
+def _kind_of(resources: Any) -> str:
+    gpus = resources.accelerators or {}
+    named = ", ".join(f"{name}:{count:g}" for name, count in gpus.items())
+    return f"{resources.instance_type} ({named})" if named else str(resources.instance_type)
+
+
+def _is_among(resources: Any, accelerators: Sequence[str]) -> bool:
+    gpus = resources.accelerators or {}
+    return not accelerators or any(f"{n}:{count:g}" in accelerators for n, count in gpus.items())
+
+
+def _is_of(name: str, fleet: str) -> bool:
+    rest = name.removeprefix(f"{fleet}-")
+    return rest != name and rest.isdigit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

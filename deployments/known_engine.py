@@ -1,0 +1,113 @@
+"""One engine as a router knows it."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.messages import EngineReport, TicketId
+from serve_app.names import TenantId
+from serve_app.policy.breaker import Breaker
+from serve_app.policy.prefixes import PrefixMemory
+
+_FORGET_ASKED_S = 60.0
+"""An adapter that has neither come nor failed by then may be asked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A request that an engine has."""
+
+    tenant: TenantId
+    adapter_id: int | None = None
+    marks: Sequence[int] = ()
+    """Of its prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """That an engine is to bring an adapter into memory."""
+
+    at_s: float
+    tenant: TenantId | None = None
+    """Who pays for it; None is nobody."""
+
+
+@dataclass
+class KnownEngine:
+    """What it said, what it was handed, and what is thought of it."""
+
+    report: EngineReport
+    heard_s: float
+    in_flight: dict[TicketId, Handed] = field(default_factory=dict)
+    """Requests handed to it and not ended."""
+    by_tenant: Counter[TenantId] = field(default_factory=Counter)
+    by_adapter: Counter[int] = field(default_factory=Counter)
+    """The same, counted by tenant and by adapter; those with none are left out."""
+    in_memory: frozenset[int] = frozenset()
+    on_disk: frozenset[int] = frozenset()
+    """Adapters, as it said last."""
+    asked: dict[int, "Asked"] = field(default_factory=dict)
+    """Adapters that it was asked to prepare, or said to be on their way, and has not yet."""
+    loaded_for: list[TenantId] = field(default_factory=list)
+    """For whom adapters have come that it was asked for, until somebody charges them."""
+    prefixes: PrefixMemory = field(default_factory=PrefixMemory)
+    """What its prefix cache is believed to hold."""
+    is_reachable: bool = True
+    breaker: Breaker = field(default_factory=Breaker)
+    on_probation: TicketId | None = None
+    """A suspect of killing engines, or the first request after the engine kept failing, that has
+    not got a token here yet: nobody else may come."""
+
+    def hand(self, ticket: TicketId, handed: Handed) -> None:
+        """Counts a request as handed to it. Known ones are left as they are."""
+        if ticket not in self.in_flight:
+            self.in_flight[ticket] = handed
+            self.by_tenant[handed.tenant] += 1
+            if handed.adapter_id is not None:
+                self.by_adapter[handed.adapter_id] += 1
+            self.prefixes.note(handed.marks)
+
+    def take_back(self, ticket: TicketId) -> None:
+        """Counts a request no more. Unknown ones are left in peace."""
+        self.acquit(ticket)
+        handed = self.in_flight.pop(ticket, None)
+        if handed is not None:
+            _count_down(self.by_tenant, handed.tenant)
+            if handed.adapter_id is not None:
+                _count_down(self.by_adapter, handed.adapter_id)
+
+    def acquit(self, ticket: TicketId) -> bool:
+        """Ends a request's probation; says whether it was on one."""
+        was_suspect = self.on_probation == ticket
+        if was_suspect:
+            self.on_probation = None
+        return was_suspect
+
+    def take_report(self, report: EngineReport, now_s: float) -> None:
+        """Takes what it says of itself."""
+        self.report, self.heard_s, self.is_reachable = report, now_s, True
+        self.prefixes.capacity = report.prefix_tokens
+        adapters = report.adapters
+        self.in_memory, self.on_disk = frozenset(adapters.in_memory), frozenset(adapters.on_disk)
+        self._settle_asked(frozenset(adapters.coming), now_s)
+
+    def _settle_asked(self, coming: frozenset[int], now_s: float) -> None:
+        """What has come was asked for by somebody, unless that was another router."""
+        came = [asked for number, asked in self.asked.items() if number in self.in_memory]
+        self.loaded_for += [asked.tenant for asked in came if asked.tenant is not None]
+        failed = self.report.adapters.failures.keys()
+        kept = {
+            number: asked
+            for number, asked in self.asked.items()
+            if number not in self.in_memory
+            and number not in failed
+            and (number in coming or now_s - asked.at_s < _FORGET_ASKED_S)
+        }
+        self.asked = {n: Asked(now_s) for n in coming - self.in_memory} | kept
+
+
+def _count_down(counts: Counter[Any], key: Hashable) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

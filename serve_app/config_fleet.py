@@ -1,0 +1,129 @@
+"""Settings of the fleet: how many nodes, where they may be, what they may cost."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from serve_app.config_section import Cpus, Seconds, Section
+from serve_app.names import Form
+
+_NODES = Field(ge=0, le=10_000)
+_USD_PER_H = Field(ge=0, le=1_000_000, allow_inf_nan=False)
+
+Nodes = Annotated[int, _NODES]
+UsdPerHour = Annotated[float, _USD_PER_H]
+FleetName = Annotated[
+    str,
+    AfterValidator(
+        Form(r"[a-z]([a-z0-9-]{0,18}[a-z0-9])?", "at most 20 of a-z, 0-9 and -, beginning with a-z")
+    ),
+]
+ZoneName = Annotated[str, AfterValidator(Form(r"[a-z0-9][a-z0-9-]{0,30}", "of a-z, 0-9 and -"))]
+
+
+class FleetBudget(Section):
+    """What the fleet may cost. It counts nodes by their prices when they were asked for."""
+
+    usd_per_h: UsdPerHour | None = None
+    """US dollars an hour that all nodes may cost together. None means no cap."""
+    shed_first: Literal["spot", "on-demand"] = "on-demand"
+    """Market whose nodes go first when the cap is reached: without `on-demand` nodes more are left,
+    without `spot` nodes those that stay."""
+
+
+class SkyPilotProvisioner(Section):
+    """Nodes in clouds, through SkyPilot."""
+
+    kind: Literal["skypilot"]
+    file: str = "sky/cell.yaml"
+    """SkyPilot's task file that each node is launched from, as seen from this file's folder."""
+    accelerators: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Which of its kinds may be taken, such as `H100:8`. None means all. A node is a node, whatever
+    its kind: name such as serve about as much."""
+    python: str = ".venv-sky/bin/python"
+    """Python of the environment that has SkyPilot, as seen from the repository's folder."""
+    envs: dict[str, str] = Field(default_factory=dict)
+    """Values for `envs` of the task file. Secrets are taken from the controller's environment."""
+    ray_head: str | None = None
+    """HOST:PORT of the Ray cluster that the nodes join (sky/workers.yaml). None means that each
+    node is a cell of its own (sky/cell.yaml), which is asked at its `/ready`."""
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+    """Port of the cells' gateways."""
+
+
+class LocalZoneSettings(Section):
+    """A zone of this machine."""
+
+    name: ZoneName
+    """Its name."""
+    spot_usd_per_h: UsdPerHour | None = None
+    """What a spot node is said to cost. None means that there is no spot market."""
+    on_demand_usd_per_h: UsdPerHour | None = None
+    """What another node is said to cost. None means that there are none."""
+    room: Nodes = 8
+    """Nodes that it has at most."""
+
+
+class LocalProvisionerSettings(Section):
+    """Nodes on this machine, as processes that join its Ray: to try a fleet out."""
+
+    kind: Literal["local"]
+    zones: Annotated[tuple[LocalZoneSettings, ...], Field(strict=False, min_length=1)]
+    """The zones."""
+    cpus: Cpus = 1.0
+    """Processors that each node says it has."""
+    resources: dict[str, Annotated[float, Field(gt=0, le=1_000_000)]] = Field(default_factory=dict)
+    """Other resources of each node, by Ray's names."""
+    start_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
+    """Seconds that a node waits before it starts, as a cloud takes its time."""
+
+
+class FleetSettings(Section):
+    """Nodes that are kept running, spot first. `arriero fleet` plans, starts and shows them."""
+
+    name: FleetName = "arriero"
+    """What every node's name begins with. No two fleets of one SkyPilot may share it."""
+    target: Nodes
+    """Nodes that are to serve."""
+    floor: Nodes = 0
+    """Ready nodes below which nothing is ended and no budget counts."""
+    goal: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.999
+    """Share of all time with the target's nodes. On-demand nodes are started where spot ones alone
+    are not expected to reach it."""
+    most_spare: Nodes = 3
+    """Spot nodes beyond the target at most."""
+    start_up_s: Seconds = 900.0
+    """Seconds from a launch to a node that serves, to reckon with until it has been measured."""
+    give_up_s: Seconds = 3600.0
+    """Seconds after which a node that has never served is ended, and another one asked for."""
+    notice_s: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 0.0
+    """Notice of a reclaim that can be relied on, in seconds. AWS gives 120, Google Cloud and Azure
+    30, others none."""
+    drain_s: Seconds = 120.0
+    """Seconds that a node which is ended gets to finish what it runs."""
+    period_s: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 10.0
+    """Seconds from one look at the fleet to the next."""
+    budget: FleetBudget = FleetBudget()
+    """What it may cost."""
+    provisioner: Annotated[
+        SkyPilotProvisioner | LocalProvisionerSettings, Field(discriminator="kind")
+    ]
+    """Who brings nodes up."""
+
+    @model_validator(mode="after")
+    def _check_floor(self) -> Self:
+        if self.floor > self.target:
+            raise ValueError(
+                f"floor is {self.floor} while target is {self.target}; lower the floor or raise "
+                "the target"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_zones(self) -> Self:
+        if self.provisioner.kind == "local":
+            names = [zone.name for zone in self.provisioner.zones]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"provisioner.zones has {twice!r} twice; rename or remove one")
+        return self

@@ -1,0 +1,53 @@
+"""The admin API of what goes on at this moment, and of how much is logged."""
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from serve_app import telemetry
+from serve_app.gateway.admin import ERRORS, require_admin
+from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.status_forms import (
+    LogLevelForm,
+    LogLevelView,
+    Status,
+    make_status,
+)
+from serve_app.store.usage import UsageQuery, UsageRepository, UsageSum, today
+
+_MAX_TENANTS = 10_000
+
+
+def add_status_routes(app: FastAPI, gateway: Gateway) -> None:
+    """Adds the routes /admin/status and /admin/logging."""
+    router = APIRouter(
+        prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)], responses=ERRORS
+    )
+
+    @router.get("/status")
+    async def status() -> Status:
+        """Models, engines, queues, fairness, and what tenants used today; for `arriero top`."""
+        return make_status(gateway, await _used_today(gateway))
+
+    @router.get("/logging")
+    async def show_logging() -> LogLevelView:
+        """How much this gateway logs."""
+        return LogLevelView(level=telemetry.log_level())
+
+    @router.put("/logging")
+    async def change_logging(form: LogLevelForm) -> LogLevelView:
+        """Changes how much gateways, routers, engines and the ledger log, within a second or two.
+
+        It holds until it is changed again or the config file is deployed, and with what starts
+        anew: with a router also for its engines.
+        """
+        gateway.set_log_level(form.level or "")
+        return LogLevelView(level=telemetry.log_level())
+
+    app.include_router(router)
+
+
+async def _used_today(gateway: Gateway) -> dict[str, UsageSum]:
+    day = today()
+    query = UsageQuery(day, day, by=("tenant",), most_rows=_MAX_TENANTS)
+    async with gateway.accounts.read() as session:
+        sums = await UsageRepository(session).sum(query)
+    return {each.group["tenant"]: each for each in sums}
