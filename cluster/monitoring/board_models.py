@@ -26,8 +26,8 @@ MODELS = Board(
                 ),
                 Panel(
                     "Engines lost",
-                    "That left (`left`) or died (`failed`, `silent`), in five minutes; how many failed "
-                    "to start one after the other.",
+                    "That left (`left`) or died (`failed`, `silent`), in five minutes; starts that "
+                    "failed in a row.",
                     (
                         Query(
                             f"max by (model) (arriero_engine_failed_starts{{{_M}}})",
