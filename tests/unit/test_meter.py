@@ -210,7 +210,7 @@ async def test_a_request_is_counted_once_with_what_it_used(ledger: FakeLedger) -
     generation = meter.plan("a", 10, (20,))
     produce(generation, 3)
     produce(generation, 2)
-    meter.close("finished")
+    meter.close("finished", 200)
     meter.count()
     whose = ("anonymous", "llama", "llama:x")
     assert metrics.value(REQUESTS, *whose, "finished") == 1
