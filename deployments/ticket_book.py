@@ -5,7 +5,7 @@ them or in none. It sends nothing and chooses nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from deployments.adapter_farewell import AdapterFarewell
 from deployments.fleet import Fleet
@@ -69,6 +69,11 @@ class TicketBook:
     def n_waiting(self, tenant: TenantId) -> int:
         """Returns how many requests of a tenant wait."""
         return self._n_waiting[tenant]
+
+    @property
+    def waiting_by_tenant(self) -> Mapping[TenantId, int]:
+        """How many requests of each tenant wait, of those that have some."""
+        return self._n_waiting
 
     def n_waiting_of(self, model: ModelName) -> int:
         """Returns how many requests for a model wait."""

@@ -7,6 +7,7 @@ stops exactly what it started.
 import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -50,8 +51,9 @@ class RayPlatform:
         # Short, because a socket's path may have no more than 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="at-", dir="/tmp"))
         self._mark = new_mark()
-        self._ports = choose_ports()
-        port = choose_free_port(HOST, 18_300, 18_499)
+        # They are bound much later: who starts at the same time must not find the same ones free.
+        self._ports = choose_ports(skip=random.randrange(150))
+        port = choose_free_port(HOST, random.randrange(18_300, 18_490), 18_499)
         assert port is not None, "no port is free"
         self._port = port
         self.url = f"http://{HOST}:{port}"
