@@ -58,6 +58,8 @@ class RayPlatform:
         self._port = port
         self.url = f"http://{HOST}:{port}"
         self._token = ensure_token(os.environ)
+        self._gcs: subprocess.Popen[bytes] | None = None
+        """In place of the one that was killed."""
 
     def __enter__(self) -> "RayPlatform":
         (self._folder / "h").mkdir(mode=0o700)
@@ -76,6 +78,8 @@ class RayPlatform:
 
     def __exit__(self, *_: object) -> None:
         stop_processes(self._mark)
+        if self._gcs is not None:
+            self._gcs.wait(10.0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -97,9 +101,10 @@ class RayPlatform:
             *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000"),
             *(f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"),
         ]
-        subprocess.run(
-            command, env=self._environ, capture_output=True, check=True, start_new_session=True
+        done = subprocess.run(
+            command, env=self._environ, capture_output=True, text=True, start_new_session=True
         )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
     def nodes_of(self, deployment: str) -> dict[int, str]:
         """Ids of the nodes of a deployment's replicas that run, by process id."""
@@ -120,7 +125,7 @@ class RayPlatform:
         command, environ = gcs.cmdline(), gcs.environ()
         gcs.kill()
         gcs.wait(10.0)
-        subprocess.Popen(
+        self._gcs = subprocess.Popen(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
