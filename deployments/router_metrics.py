@@ -14,6 +14,7 @@ from serve_app.telemetry import (
     COUNTER_LAG,
     ENGINES,
     ENGINES_LOST,
+    FAILED_STARTS,
     GRANTS,
     QUEUE_WAIT,
     REFUSALS,
@@ -108,6 +109,7 @@ class RouterMetrics:
     def _begin_to_count(self, model: ModelName) -> None:
         """From 0: Prometheus takes a counter's first value for where it began."""
         self._models.add(model)
+        self.metrics.gauge(FAILED_STARTS, model)
         for cause in _CAUSES:
             self.metrics.counter(ENGINES_LOST, model, cause)
         for reason in ("crowded", "overdue"):
