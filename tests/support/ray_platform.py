@@ -92,24 +92,6 @@ class RayPlatform:
         """Of the head."""
         return f"{HOST}:{self._ports.gcs}"
 
-    def add_node(self, cpus: int) -> None:
-        """Starts one more node, on this machine."""
-        agent = choose_free_port(HOST, 52_600, 52_799)
-        command = [
-            *(str(Path(sys.executable).with_name("ray")), "start"),
-            *(f"--address={self.ray_address}", f"--node-ip-address={HOST}", f"--num-cpus={cpus}"),
-            *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000"),
-            *(f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"),
-        ]
-        done = subprocess.run(
-            command, env=self._environ, capture_output=True, text=True, start_new_session=True
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-    def nodes_of(self, deployment: str) -> dict[int, str]:
-        """Ids of the nodes of a deployment's replicas that run, by process id."""
-        return {r["pid"]: r["node_id"] for r in self._replicas(deployment)}
-
     def find(self, mark: str) -> list[psutil.Process]:
         """This platform's processes that have this in their command line."""
         found = []
