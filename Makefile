@@ -12,11 +12,11 @@ CONFIG ?= config.yaml
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test test-fast check format constraints sky clean env env-dev \
+.PHONY: help up down status monitoring test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
 	bench-adapter-stall bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-fleet \
-	bench-spot-bound bench-spot-curve bench-autoscale
+	bench-spot-bound bench-spot-curve bench-autoscale bench-observability
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -31,6 +31,9 @@ down: ## Stop what `make up` started, and nothing else
 status: ## Show what runs
 	@if [ -x $(VENV)/python ]; then $(VENV)/python -m cluster.local status; else echo 'Nothing runs.'; fi
 
+monitoring: env ## Start a Prometheus that scrapes what `make up` started (ARGS='--port 9090')
+	@$(VENV)/python -m cluster.monitoring.local_prometheus $(ARGS)
+
 test: env-dev ## Run every test; the first run installs everything
 	@$(VENV)/python -m pytest $(ARGS)
 
@@ -43,6 +46,8 @@ check: env-dev ## Formatting, lint, types, import rules, generated pages
 	@$(VENV)/mypy
 	@$(VENV)/lint-imports --no-logo
 	@$(VENV)/python -m serve_app.config_reference --check
+	@$(VENV)/python -m serve_app.metrics_reference --check
+	@$(VENV)/python -m cluster.monitoring.grafana --check
 
 format: env-dev ## Format the code and mend what ruff can
 	@$(VENV)/ruff check --fix-only --quiet . && $(VENV)/ruff format .
@@ -86,6 +91,9 @@ bench-adapters: env-dev ## Measure many adapters, beside vLLM and Ray Serve LLM 
 bench-fairness: env-dev ## Measure fairness of the running platform (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.fairness $(ARGS)
 
+bench-observability: env-dev ## Measure what metrics cost (ARGS=--quick for less)
+	@$(VENV)/python -m bench.observability $(ARGS)
+
 bench-migration: env-dev ## Measure what the death of an engine costs (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.migration $(ARGS)
 
@@ -96,7 +104,7 @@ chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
 
 chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
-	@$(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
+	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import Figure, Spread, describe_run, print_figures, print_table, say
+from deployments.engine_metrics import EngineMetrics
 from serve_app.embedded_model import prepare_embedded_model
 from serve_app.messages import AdapterRef, Standing
 from serve_app.names import ModelName, TenantId
@@ -70,7 +71,8 @@ class Rig:
         cache = AdapterCacheSettings(path=str(folder / "cache"))
         self.store = build_store(cache, self.run.core.vllm_config)
         loop = asyncio.get_running_loop()
-        self.gate = AdapterGate(self.run.note, self.store, loop, floor=0, timeout_s=60.0)
+        series = EngineMetrics(ModelName("m")).adapters()
+        self.gate = AdapterGate(self.run.note, self.store, loop, 0, 60.0, series)
         self.gate.attach(self.run.core)
         self.run.sink = self.gate.emit
         self.refs: list[AdapterRef] = []

@@ -42,8 +42,11 @@ class Ports:
     dashboard_metrics: int
 
 
-def choose_ports() -> Ports:
+def choose_ports(skip: int = 0) -> Ports:
     """Return free ports, Ray's and Serve's usual ones where they are free.
+
+    Args:
+        skip: How many of each range to leave to others that start at the same moment; below 200.
 
     Raises:
         RayStartError: A range has no free port.
@@ -62,7 +65,9 @@ def choose_ports() -> Ports:
     chosen: dict[str, int] = {}
     for name, port in first.items():
         taken = set(chosen.values())
-        free = next((p for p in range(port, port + 200) if p not in taken and _is_free(p)), None)
+        free = next(
+            (p for p in range(port + skip, port + 200) if p not in taken and _is_free(p)), None
+        )
         if free is None:
             raise RayStartError(
                 f"Ray needs a port for {name.replace('_', ' ')}, and none from {port} to "

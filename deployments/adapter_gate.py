@@ -18,6 +18,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 
 from deployments.adapter_tier import Adapter, AdapterFiles, AdapterTier
+from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
 from serve_app.errors import ClientError
 from serve_app.messages import AdapterRef, AdapterReport, Standing
@@ -46,6 +47,7 @@ class AdapterGate:
         loop: The engine's.
         floor: Adapters in host memory that other tenants' leave to each tenant.
         timeout_s: Seconds after which a request whose adapter has not come fails.
+        series: Counts adapters that come and go.
         on_settled: Called when an adapter has come, or has failed to.
     """
 
@@ -56,12 +58,13 @@ class AdapterGate:
         loop: asyncio.AbstractEventLoop,
         floor: int,
         timeout_s: float,
+        series: AdapterSeries,
         on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._emit = emit
         self._loop = loop
         self._timeout_s = timeout_s
-        self._tier = AdapterTier(files, loop, floor, on_settled)
+        self._tier = AdapterTier(files, loop, floor, series, on_settled)
         self._core: Core
         self._users: dict[str, Adapter] = {}
         """By request, from its arrival to its end."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
 from serve_app.adapter_counts import AdapterTally
 from serve_app.messages import AdapterRef, AdapterReport
@@ -89,6 +90,7 @@ class AdapterTier:
         files: Where adapters come from.
         loop: The engine's.
         floor: Adapters that other tenants' leave to each tenant.
+        series: Counts those that come and go.
         on_settled: Called when an adapter has come, or has failed to.
     """
 
@@ -97,11 +99,13 @@ class AdapterTier:
         files: AdapterFiles,
         loop: asyncio.AbstractEventLoop,
         floor: int,
+        series: AdapterSeries,
         on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._files = files
         self._loop = loop
         self._floor = floor
+        self._series = series
         self._on_settled = on_settled
         self._core: Core
         self._adapters: dict[int, Adapter] = {}
@@ -211,10 +215,12 @@ class AdapterTier:
     def _note_end(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
         error = task.exception()
         if error is None:
+            self._series.load(adapter.load_s)
             self._failures.pop(adapter.ref.id, None)
             self._drop_if_unwanted(adapter)
             return
         logger.warning("Adapter %s could not be loaded: %s", adapter.ref.name, error)
+        self._series.fail()
         self._adapters.pop(adapter.ref.id, None)
         self._failures[adapter.ref.id] = str(error)
         while len(self._failures) > _FAILURES:
@@ -236,6 +242,7 @@ class AdapterTier:
             if victim is None:
                 await self._unused.wait()
             else:
+                self._series.evict()
                 self._count(evictions=1)
                 adapter = self._adapters[victim.id]
                 self._start(self._wait_until_gone(adapter, self._let_go(adapter)))

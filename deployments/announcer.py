@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from deployments.autoscaler import Autoscaler
-from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import Fleet
+from deployments.router_metrics import RouterMetrics
 from deployments.ticket_book import TicketBook
 from serve_app.adapter_counts import AdapterArrivals
 from serve_app.messages import FairnessStatus, ModelStatus, TenantStatus
@@ -31,7 +31,7 @@ class Announcer:
         arrivals: Returns how near adapters were when requests for a model came.
         slack: Service that locality lets counters differ by.
         preempts: Whether engines take requests beyond their room.
-        gauges: Shows the same to operators; None where nobody collects them.
+        metrics: Shows the same to operators.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Announcer:
         *,
         slack: float,
         preempts: bool,
-        gauges: FairnessGauges | None = None,
+        metrics: RouterMetrics,
     ) -> None:
         self._queue = queue
         self._cost = cost
@@ -57,7 +57,7 @@ class Announcer:
         self._arrivals = arrivals
         self._slack = slack
         self._preempts = preempts
-        self._gauges = gauges
+        self._metrics = metrics
         self._fairness = FairnessStatus()
         self.log_level = ""
         """What an operator has set; empty where nobody has."""
@@ -72,8 +72,14 @@ class Announcer:
         self._fairness = FairnessStatus(
             figures.gap, figures.bound, len(figures.lags), self._view_tenants(figures.lags)
         )
-        if self._gauges is not None:
-            self._gauges.show(figures)
+        self._metrics.show_fairness(figures)
+
+    def show(self, max_waiting: int) -> None:
+        """Shows operators who waits and runs, and which engines there are."""
+        running = (engine.by_tenant for engine in self._fleet)
+        self._metrics.show_crowd(self._tickets.waiting_by_tenant, running, max_waiting)
+        reports = (engine.report for engine in self._fleet)
+        self._metrics.show_engines((report.model, report.state) for report in reports)
 
     def _view_tenants(self, lags: Mapping[TenantId, float]) -> list[TenantStatus]:
         running: Counter[TenantId] = Counter()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from deployments.fleet import Fleet
 from deployments.placer import Placer, Wish
+from deployments.router_metrics import RouterMetrics
 from deployments.ticket import Ticket
 from deployments.ticket_book import TicketBook
 from serve_app.messages import Grant, Standing, TicketId
@@ -25,6 +26,7 @@ class Dispatcher:
         tickets: The requests.
         placer: Finds engines.
         send: Sends a gateway a grant.
+        metrics: Counts grants.
         max_deaths: Returns after how many engines that died under it a request is a suspect.
         preempts: Whether a newcomer may go to a full engine where somebody yields.
     """
@@ -36,6 +38,7 @@ class Dispatcher:
         tickets: TicketBook,
         placer: Placer,
         send: Callable[[bytes, Grant], None],
+        metrics: RouterMetrics,
         max_deaths: Callable[[], int],
         *,
         preempts: bool,
@@ -45,6 +48,7 @@ class Dispatcher:
         self._tickets = tickets
         self._placer = placer
         self._send = send
+        self._metrics = metrics
         self._max_deaths = max_deaths
         self._preempts = preempts
         self.n_turns = 0
@@ -86,6 +90,8 @@ class Dispatcher:
         assert endpoint is not None
         self.n_turns += 1
         known = self._tickets.begin(ticket, engine.report.engine_id, now_s)
+        waited_s, is_express = now_s - known.since_s, admission.fit.is_express
+        self._metrics.grant(known.tenant, known.model, waited_s, express=is_express)
         is_last_try = is_suspect(known.strikes, self._max_deaths())
         self._fleet.begin_probation(admission.fit.engine_id, ticket, is_suspect=is_last_try)
         standing = Standing(
@@ -93,7 +99,7 @@ class Dispatcher:
             admission.tier,
             admission.counter,
             admission.charged,
-            admission.fit.is_express,
+            is_express,
         )
         load_s = self._placer.load_s(known.adapter, known.since_s, now_s)
         queue_s = now_s - known.since_s - load_s

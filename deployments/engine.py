@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING
 import cloudpickle
 
 from deployments.departure import Departure
+from deployments.engine_metrics import EngineMetrics
 from deployments.hang_watch import HangWatch
 from deployments.model_source import fetch_model
 from serve_app import telemetry
 from serve_app.config_adapters import AdapterCacheSettings
-from serve_app.config_model import ModelSettings
+from serve_app.config_model import ModelSettings, VllmEngine
 from serve_app.dialect import dialect_of_model, make_config_id
 from serve_app.errors import EngineDeadError, EngineStartError
+from serve_app.loop_watch import watch_loop
 from serve_app.messages import (
     AdapterReport,
     Counters,
@@ -45,6 +47,7 @@ from serve_app.messages import (
     Prepare,
     Progress,
 )
+from serve_app.metrics import Metrics
 from serve_app.router_link import FindRouter, RouterLink
 from serve_app.serve_log import serve_log_kept
 
@@ -82,6 +85,7 @@ class Engine:
         host: Address that gateways can reach this process at.
         adapters: Copies of adapters on this node's disk.
         adapter_files: Brings adapters to this node; None makes a store, with `adapters`.
+        metrics: Of this process.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Engine:
         host: str,
         adapters: AdapterCacheSettings = AdapterCacheSettings(),  # noqa: B008 - frozen
         adapter_files: "AdapterFiles | None" = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._model = model
         self._engine_id = engine_id
@@ -105,6 +110,8 @@ class Engine:
         self._gate: AdapterGate | None = None
         self._adapter_cache = adapters
         self._adapter_files = adapter_files
+        self._metrics = EngineMetrics(model.name, metrics)
+        self._watching: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loaded: asyncio.Future[None] | None = None
@@ -128,6 +135,8 @@ class Engine:
         self._loaded = self._loop.create_future()
         self._router.start()
         self._heartbeat = asyncio.create_task(self._report_regularly(), name="engine-heartbeat")
+        watching = watch_loop(self._metrics.metrics, self._show)
+        self._watching = asyncio.create_task(watching, name="watch loop")
         self._thread.start()
         try:
             await asyncio.wait_for(self._loaded, self._model.startup_timeout_s)
@@ -201,6 +210,8 @@ class Engine:
         if self._core is not None:
             self._core.stop()
             await asyncio.to_thread(self._thread.join, 5.0)
+        if self._watching is not None:
+            self._watching.cancel()
         if self._gate is not None:
             await self._gate.close()
         if self._server is not None:
@@ -246,13 +257,18 @@ class Engine:
         self._detail = "fetching the model"
         path = fetch_model(self._model.source)
         self._detail = "loading the weights"
-        self._server = EngineServer(self._host)
+        self._server = EngineServer(self._host, self._metrics.tokens)
         config = resolve_config(self._model, path)
         # Copied before the model is built: the loaded model hangs on the one that is used.
         offered = cloudpickle.loads(cloudpickle.dumps(config))
         self._gate = self._build_gate(config)
         emit = self._server.emit if self._gate is None else self._gate.emit
-        core = build_core(self._model, config, emit)
+        log_stats = self._metrics.metrics.is_on
+        core = build_core(self._model, config, emit, log_stats=log_stats)
+        if log_stats and isinstance(self._model.engine, VllmEngine):
+            from deployments.vllm_stats import VllmStats
+
+            self._server.watch = VllmStats(config)
         offered.model_config.max_model_len = config.model_config.max_model_len
         offered.cache_config = config.cache_config
         self._front_end = cloudpickle.dumps((offered, core.tasks, self._model.source))
@@ -284,6 +300,7 @@ class Engine:
             self._loop,
             settings.floor,
             settings.load_timeout_s,
+            self._metrics.adapters(),
             lambda: self._router.send(self._make_report(is_loaded=True)),
         )
 
@@ -314,6 +331,11 @@ class Engine:
         self._set_state("failed", f"the engine core died: {self._failure}")
         assert self._loop is not None
         self._loop.call_later(_FAREWELL_S, os._exit, 1)
+
+    def _show(self) -> None:
+        if self._core is not None:
+            adapters = None if self._gate is None else self._gate.report()
+            self._metrics.show(self.load, self._core.max_running, adapters)
 
     # --- reports to the router --------------------------------------------------------------
 

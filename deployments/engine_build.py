@@ -32,8 +32,17 @@ def resolve_config(model: ModelSettings, path: str) -> VllmConfig:
     return vllm_config_of(args, path, model.name, on_cpu=model.accelerator.kind == "cpu")
 
 
-def build_core(model: ModelSettings, config: VllmConfig, emit: Emit) -> Core:
-    """Returns what steps the model; to be called on the thread that will run it."""
+def build_core(
+    model: ModelSettings, config: VllmConfig, emit: Emit, *, log_stats: bool = False
+) -> Core:
+    """Returns what steps the model; to be called on the thread that will run it.
+
+    Args:
+        model: What is served.
+        config: As it was resolved.
+        emit: Takes each step's outputs for one client.
+        log_stats: Whether a real core says with its outputs how it stands.
+    """
     if isinstance(model.engine, EchoEngine):
         engine = model.engine
         adapters = _adapter_pace(engine, config)
@@ -45,7 +54,7 @@ def build_core(model: ModelSettings, config: VllmConfig, emit: Emit) -> Core:
             engine.prefix_cache_tokens,
             model.prompt_chunk_tokens,
         )
-    return VllmCore(config, emit, model.prompt_chunk_tokens)
+    return VllmCore(config, emit, model.prompt_chunk_tokens, log_stats=log_stats)
 
 
 def build_store(settings: AdapterCacheSettings, config: VllmConfig) -> AdapterFiles:

@@ -31,6 +31,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from deployments.begin_times import BeginTimes
 from serve_app.engine_frames import ABORT, ACCEPTED, ADD, ALIVE, BEGIN, write_times
 from serve_app.messages import Endpoint, EngineLoad, Handover, Standing, TicketId
+from serve_app.metrics import Counter
 from serve_app.names import TenantId
 from serve_app.wire import listen
 
@@ -120,6 +121,19 @@ class Core(Intake, Protocol):
         """Makes `run` return."""
 
 
+class OutputsWatch(Protocol):
+    """Sees what the core says before gateways do; called on the server's thread."""
+
+    def begin(self, request: EngineCoreRequest) -> None:
+        """A request has come."""
+
+    def forget(self, request_id: str) -> None:
+        """A request was aborted."""
+
+    def take(self, outputs: EngineCoreOutputs) -> None:
+        """Takes a message of the core; may keep what gateways have no use for."""
+
+
 class _Client:
     """A gateway as this engine knows it."""
 
@@ -133,10 +147,16 @@ class EngineServer:
     """Moves messages between gateways and a core.
 
     `core` is set once the model is loaded; nobody knows the endpoint before that.
+
+    Args:
+        host: Address that gateways can reach this process at.
+        tokens: Counts those that were generated.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, tokens: Counter) -> None:
         self.core: Intake | None = None
+        self.watch: OutputsWatch | None = None
+        self._tokens = tokens
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._router = context.socket(zmq.ROUTER)
         self.endpoint: Endpoint = listen(self._router, host)
@@ -214,6 +234,10 @@ class EngineServer:
     def _send_outputs(self) -> None:
         self._wake_receiver.recv()
         client_index, outputs = self._outputs.get_nowait()
+        if self.watch is not None:
+            self.watch.take(outputs)
+        if not outputs.outputs:
+            return  # It told of the core only.
         client = self._clients[client_index]
         self._count_tokens(sum(len(output.new_token_ids) for output in outputs.outputs))
         self._note_progress(client, outputs.outputs)
@@ -233,6 +257,7 @@ class EngineServer:
 
     def _count_tokens(self, n_tokens: int) -> None:
         now_s = time.monotonic()
+        self._tokens.add(n_tokens)
         self._recent.append((now_s, n_tokens))
         while self._recent[0][0] < now_s - _RATE_WINDOW_S:
             self._recent.popleft()
@@ -277,6 +302,8 @@ class EngineServer:
             client.requests[request_id] = handover.ticket
             self._router.send_multipart([client.identity, ACCEPTED, request_id.encode()])
             self._begin_times.take(request_id, has_adapter=request.lora_request is not None)
+            if self.watch is not None:
+                self.watch.begin(request)
             self.core.accept(request, handover.standing, handover.produced)
         except Exception:
             # Whatever is wrong with it, its client must not wait for ever.
@@ -290,6 +317,8 @@ class EngineServer:
         for request_id in known:
             del client.requests[request_id]
             self._begin_times.forget(request_id)
+            if self.watch is not None:
+                self.watch.forget(request_id)
         if known:
             self.core.abort(known)
 

@@ -251,6 +251,10 @@ class Fleet:
             view.cached_tokens,
         )
 
+    def has_adapter(self, model: ModelName, adapter_id: int) -> bool:
+        """Whether some engine of a model has an adapter in memory."""
+        return any(adapter_id in e.in_memory for e in self if e.report.model == model)
+
     def statuses(self, model: ModelName) -> list[EngineStatus]:
         """Returns a model's that can be reached, as gateways show them."""
         reports = [e.report for e in self if e.is_reachable and e.report.model == model]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from deployments.ledger_journal import Closed, Journal, Opened, Record, Snapshot, replay
+from deployments.ledger_metrics import LedgerMetrics
 from serve_app import telemetry
 from serve_app.config_limits import LedgerSettings
 from serve_app.errors import InternalError
@@ -23,6 +24,7 @@ from serve_app.ledger_messages import (
     LedgerMail,
     Look,
     Looked,
+    Refused,
     Renew,
     Reserve,
     Resume,
@@ -31,6 +33,7 @@ from serve_app.ledger_messages import (
     Settled,
 )
 from serve_app.messages import Endpoint
+from serve_app.metrics import Metrics
 from serve_app.policy.leases import LeaseBook
 from serve_app.policy.limits import Limiter, LimitSource
 from serve_app.policy.usage_counts import Charge
@@ -40,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 _SYNC_EVERY_S = 0.05
 _SWEEP_EVERY_S = 3600.0
+_SHOW_EVERY_S = 2.0
 _COMPACT_BYTES = 16 << 20
 _LOCK_WAIT_S = 60.0
 """How long a new ledger waits for its predecessor to let go of the journal."""
@@ -60,6 +64,7 @@ class Ledger:
         journal: What it must not forget.
         host: Address that gateways can reach this process at.
         read_clock: Seconds since 1970.
+        metrics: Of this process.
     """
 
     def __init__(
@@ -69,7 +74,9 @@ class Ledger:
         journal: Journal,
         host: str,
         read_clock: Callable[[], float] | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = LedgerMetrics(metrics)
         self._book = LeaseBook(settings.lease_s)
         self._limiter = Limiter(source, self._book, settings.reserve)
         self._journal = journal
@@ -79,8 +86,9 @@ class Ledger:
         self._listener: Listener | None = None
         self._records: list[Record] = []
         """Of the message that is being handled; written before it is answered."""
-        self._is_dirty = False
-        """Whether something was written and not yet forced to disk."""
+        self._dirty_s: float | None = None
+        """Since when something is written that was not forced to disk; by the monotonic clock."""
+        self._wrote_s = 0.0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[LedgerMail])
 
@@ -121,6 +129,8 @@ class Ledger:
             tasks.create_task(self._receive_mail())
             tasks.create_task(self._tend())
             tasks.create_task(self._sweep())
+            tasks.create_task(self._show_regularly())
+            tasks.create_task(self._metrics.watch())
 
     def close(self) -> None:
         """Stops listening and lets go of the journal."""
@@ -173,13 +183,19 @@ class Ledger:
 
     def _reserve(self, mail: Reserve) -> LeaseMail:
         answer, lease = self._limiter.reserve(mail, self._now_s)
+        if isinstance(answer, Refused):
+            self._metrics.refuse(mail, answer)
         if lease is not None:
             self._records.append(Opened(lease))
+            self._metrics.reserve(lease)
         return answer
 
     def _settle(self, mail: Settle) -> None:
+        tenant = self._book.tenant_of(mail.lease)
         cost = self._book.settle(mail.lease, mail.usage, self._now_s)
         if cost is not None:
+            if tenant is not None and mail.usage is not None:
+                self._metrics.settle(tenant, mail.usage)
             self._record_close(mail.lease, cost, is_final=True)
 
     def _resume(self, mail: Resume) -> None:
@@ -220,7 +236,9 @@ class Ledger:
         if self._records:
             self._journal.append(self._records)
             self._records = []
-            self._is_dirty = True
+            self._wrote_s = time.monotonic()
+            if self._dirty_s is None:
+                self._dirty_s = self._wrote_s
 
     async def _tend(self) -> None:
         while True:
@@ -228,16 +246,33 @@ class Ledger:
             self._now_s = self._read_clock()
             self._expire()
             self._write()
-            if self._is_dirty:
-                self._is_dirty = False
-                await asyncio.to_thread(self._journal.sync)
+            if self._dirty_s is not None:
+                await self._sync()
             if self._journal.n_bytes > 2 * self._compact_bytes:
                 self._compact()
+
+    async def _sync(self) -> None:
+        """What is written while it goes on is forced to disk by the next one."""
+        begun_s = time.monotonic()
+        await asyncio.to_thread(self._journal.sync)
+        self._dirty_s = begun_s if self._wrote_s >= begun_s else None
+        self._metrics.sync(time.monotonic() - begun_s)
 
     def _compact(self) -> None:
         self._journal.replace(Snapshot(self._book.state))
         # So much of it is needed that replacing it sooner would be work for nothing.
         self._compact_bytes = max(_COMPACT_BYTES, self._journal.n_bytes)
+
+    def show(self) -> None:
+        """Shows operators how it stands; called regularly."""
+        unsynced_s = 0.0 if self._dirty_s is None else time.monotonic() - self._dirty_s
+        self._metrics.show(len(self._book.state.running), unsynced_s)
+        self._metrics.show_budgets(self._limiter.budgets(self._read_clock()))
+
+    async def _show_regularly(self) -> None:
+        while True:
+            self.show()
+            await asyncio.sleep(_SHOW_EVERY_S)
 
     async def _sweep(self) -> None:
         while True:

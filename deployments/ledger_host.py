@@ -10,6 +10,7 @@ from serve_app.config import Settings
 from serve_app.config_store import StoreSettings, database_url
 from serve_app.errors import InternalError
 from serve_app.messages import Endpoint
+from serve_app.metrics import Metrics
 from serve_app.store.catalog_watcher import CatalogWatcher
 from serve_app.store.database import Database
 
@@ -23,13 +24,16 @@ class LedgerHost:
         settings: As gateways have them.
         journal: What the ledger must not forget.
         host: Address that gateways can reach this process at.
+        metrics: Of this process.
     """
 
-    def __init__(self, settings: Settings, journal: Journal, host: str) -> None:
+    def __init__(
+        self, settings: Settings, journal: Journal, host: str, metrics: Metrics | None = None
+    ) -> None:
         self._settings = settings
         self._catalog = Catalog()
         self._source = CatalogLimits(self._catalog)
-        self._ledger = Ledger(self._source, settings.ledger, journal, host)
+        self._ledger = Ledger(self._source, settings.ledger, journal, host, metrics=metrics)
         self._knows_everyone = asyncio.Event()
         self._watched: StoreSettings | None = None
         self._database: Database | None = None

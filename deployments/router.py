@@ -20,12 +20,12 @@ from deployments.adapter_farewell import AdapterFarewell
 from deployments.announcer import Announcer
 from deployments.autoscaler import Autoscaler, Board
 from deployments.dispatcher import Dispatcher
-from deployments.fairness_gauges import FairnessGauges
 from deployments.fleet import SLEPT_S, Fleet
 from deployments.known_engine import KnownEngine
 from deployments.load_charges import LoadCharges
 from deployments.placer import Placer
 from deployments.punctuality import Punctuality
+from deployments.router_metrics import RouterMetrics
 from deployments.router_state import (
     Keeper,
     RouterState,
@@ -67,9 +67,9 @@ from serve_app.messages import (
     TicketId,
     Wake,
 )
+from serve_app.metrics import Metrics
 from serve_app.names import ModelName
 from serve_app.policy.admission import Refusal, admit
-from serve_app.telemetry import Recorder
 from serve_app.wire import Mailbox
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Router:
         listener: Where gateways and engines connect to.
         now: The monotonic clock.
         keeper: Keeps the counters for the next router; None leaves that with nothing to go on from.
-        recorder: Takes metrics.
+        metrics: Of this process.
         board: Where it is written how many engines are wanted; None leaves as many as there are.
     """
 
@@ -102,7 +102,7 @@ class Router:
         listener: Mailbox,
         now: Callable[[], float] = time.monotonic,
         keeper: Keeper | None = None,
-        recorder: Recorder | None = None,
+        metrics: Metrics | None = None,
         board: Board | None = None,
     ) -> None:
         self._domain = domain
@@ -110,6 +110,7 @@ class Router:
         self._listener = listener
         self._now = now
         self._keeper = keeper
+        self._metrics = RouterMetrics(domain, metrics)
         self._audit = make_audit_log(domain, settings)
         self._cost = cost_of(settings, domain)
         self._queue = make_turn_order(
@@ -129,6 +130,7 @@ class Router:
             self._tickets,
             placer,
             self._send,
+            self._metrics,
             lambda: self._limits.max_engine_deaths_in_a_row,
             preempts=preempts,
         )
@@ -145,9 +147,9 @@ class Router:
             placer.arrivals,
             slack=settings.fairness.locality_quantum,
             preempts=preempts,
-            gauges=None if recorder is None else FairnessGauges(domain, recorder),
+            metrics=self._metrics,
         )
-        self._start_ups = StartUps(recorder)
+        self._start_ups = StartUps(self._metrics.metrics)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
         self._now_s = self._started_s = self._looked_s = now()
@@ -178,6 +180,7 @@ class Router:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._receive_mail())
             tasks.create_task(self._look_around_regularly())
+            tasks.create_task(self._metrics.watch())
             tasks.create_task(self._autoscaler.publish_regularly())
             if self._keeper is not None:
                 tasks.create_task(save_regularly(self._keeper, self.state))
@@ -234,6 +237,7 @@ class Router:
         self._refuse_outdated()
         self._autoscaler.look(self._now_s)
         self._announcer.measure_fairness()
+        self._announcer.show(self._limits.max_waiting)
         self._announcer.publish()
         if self._announcer.log_level:
             self._tell_log_level()
@@ -253,7 +257,10 @@ class Router:
                 self._tell_counters(sender)
                 return
             case EngineGone():
-                self._tell_lost(self._fleet.drop(mail.engine_id, "it left"), is_leaving=True)
+                engine = self._fleet.drop(mail.engine_id, "it left")
+                if engine is not None:
+                    self._metrics.lose_engine(engine.report.model, "left")
+                self._tell_lost(engine, is_leaving=True)
                 self._announcer.publish()
                 return
         if sender not in self._tickets.gateways and not isinstance(mail, Resume):
@@ -299,6 +306,10 @@ class Router:
             return
         self._tickets.arrive(sender, mail, self._now_s)
         self._autoscaler.note_arrival(self._tickets[mail.ticket])
+        if mail.adapter is not None:
+            model = self._tickets[mail.ticket].model
+            is_hit = self._fleet.has_adapter(model, mail.adapter.id)
+            self._metrics.look_up_adapter(model, is_hit=is_hit)
         self._dispatcher.dispatch_newcomer(mail.ticket, self._now_s)
         if self._tickets[mail.ticket].engine_id is not None:
             return
@@ -335,9 +346,10 @@ class Router:
     def _refuse(
         self, ticket: TicketId, kind: Literal["crowded", "overdue", "outdated"], refusal: Refusal
     ) -> None:
-        gateway = self._tickets[ticket].gateway
+        known = self._tickets[ticket]
         self._tickets.leave(Leave(ticket))
-        self._send(gateway, Refuse(ticket, kind, refusal.reason, refusal.retry_after_s))
+        self._metrics.refuse(known.model, kind)
+        self._send(known.gateway, Refuse(ticket, kind, refusal.reason, refusal.retry_after_s))
 
     def _charge(self, engine_id: EngineId, progress: Progress) -> None:
         self._autoscaler.note_progress(engine_id, progress, self._now_s)
@@ -356,13 +368,15 @@ class Router:
     def _take_report(self, report: EngineReport) -> None:
         running = self._tickets.running_on(report.engine_id)
         known = self._fleet.get(report.engine_id)
-        hold_on = self._start_ups.note(report, None if known is None else known.report.state)
+        before = None if known is None else known.report.state
+        hold_on = self._start_ups.note(report, before)
         if hold_on is not None:
             self._send_to_engine(report.engine_id, hold_on)
         is_news = self._fleet.take_report(report, running, self._now_s)
         self._load_charges.charge(self._fleet.get(report.engine_id))
         if is_news:
-            if report.state == "failed":
+            if report.state == "failed" and before != "failed":
+                self._metrics.lose_engine(report.model, "failed")
                 self._tell_lost(self._fleet.get(report.engine_id), is_leaving=False)
             self._dispatcher.dispatch(self._now_s)
             self._announcer.publish()
@@ -376,6 +390,8 @@ class Router:
 
     def _drop_silent(self) -> None:
         for engine in self._fleet.drop_silent(self._now_s):
+            if engine.report.state != "failed":  # That was counted when it said so.
+                self._metrics.lose_engine(engine.report.model, "silent")
             self._tell_lost(engine, is_leaving=False)
         self._tickets.drop_gateways(_SILENT_GATEWAY_S, self._now_s)
 

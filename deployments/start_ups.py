@@ -3,20 +3,21 @@
 from collections import Counter
 
 from serve_app.messages import EngineReport, EngineState, HoldOn
+from serve_app.metrics import Metrics
 from serve_app.names import ModelName
 from serve_app.policy.start_ups import choose_hold_s
-from serve_app.telemetry import FAILED_STARTS, Recorder
+from serve_app.telemetry import FAILED_STARTS
 
 
 class StartUps:
     """Of one router's models.
 
     Args:
-        recorder: Takes the count of each model; None takes none.
+        metrics: Takes the count of each model.
     """
 
-    def __init__(self, recorder: Recorder | None) -> None:
-        self._recorder = recorder
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._n_failed: Counter[ModelName] = Counter()
 
     def note(self, report: EngineReport, before: EngineState | None) -> HoldOn | None:
@@ -40,5 +41,4 @@ class StartUps:
         if n_failed == self._n_failed[model]:
             return
         self._n_failed[model] = n_failed
-        if self._recorder is not None:
-            self._recorder.set(FAILED_STARTS, n_failed, {"model": model})
+        self._metrics.gauge(FAILED_STARTS, model).set(n_failed)

@@ -78,6 +78,11 @@ class TicketBook:
         """Returns how many requests of a tenant wait."""
         return self._n_waiting[tenant]
 
+    @property
+    def waiting_by_tenant(self) -> Mapping[TenantId, int]:
+        """How many requests of each tenant wait, of those that have some."""
+        return self._n_waiting
+
     def n_waiting_of(self, model: ModelName) -> int:
         """Returns how many requests for a model wait."""
         return self._n_waiting_of[model]

@@ -117,7 +117,14 @@ class VllmCore(EngineCoreProc):
     `abort` and `stop` may be called from another thread.
     """
 
-    def __init__(self, config: VllmConfig, emit: Emit, prompt_chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        config: VllmConfig,
+        emit: Emit,
+        prompt_chunk: int | None = None,
+        *,
+        log_stats: bool = False,
+    ) -> None:
         self.input_queue = queue.Queue[tuple[EngineCoreRequestType, Any]]()
         self.output_queue = _Outlet(emit)  # type: ignore[assignment]  # used as a sink only
         self.engine_index = 0
@@ -138,7 +145,7 @@ class VllmCore(EngineCoreProc):
             self,
             config,
             Executor.get_class(config),
-            log_stats=False,
+            log_stats=log_stats,
             executor_fail_callback=self._executor_failed,
         )
         if isinstance(self.scheduler, FairTurns):

@@ -21,6 +21,7 @@ from pydantic import (
 from serve_app.config_adapters import AdaptersSettings, find_adapter_conflict
 from serve_app.config_fleet import FleetSettings
 from serve_app.config_limits import LedgerSettings, PriceSpec
+from serve_app.config_metrics import MetricsSettings
 from serve_app.config_model import (
     Accelerator,
     CpuAccelerator,
@@ -240,6 +241,8 @@ class Settings(Section):
     """What is kept of each request, and for how long."""
     logging: LoggingSettings = LoggingSettings()
     """What is logged."""
+    metrics: MetricsSettings = MetricsSettings()
+    """What is shown to Prometheus."""
     tracing: TracingSettings | None = None
     """Traces of requests. None makes none."""
     fleet: FleetSettings | None = None

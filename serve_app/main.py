@@ -156,9 +156,10 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
     )
     logging = settings.logging.model_dump(mode="json")
     adapters = settings.adapters.cache.model_dump(mode="json")
+    metrics = settings.metrics.model_dump(mode="json")
     # Which adapters there are does not concern it either: it hears of each with a request.
     identity = [spec, adapters] if model.adapters is not None else spec
-    return _pinned(deployment, identity).bind(spec, logging, adapters, router)
+    return _pinned(deployment, identity).bind(spec, logging, adapters, metrics, router)
 
 
 def _numbers_of(model: ModelSettings) -> dict[str, Any]:

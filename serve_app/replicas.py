@@ -16,11 +16,14 @@ from starlette.types import ASGIApp
 from serve_app.config import LoggingSettings, Settings
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_limits import ledger_folder
+from serve_app.config_metrics import MetricsSettings
 from serve_app.config_model import ModelSettings
 from serve_app.config_store import state_dir_of
 from serve_app.errors import InternalError
 from serve_app.loopback import keep_replica_on_loopback
 from serve_app.messages import Endpoint, EngineId
+from serve_app.metrics import Metrics
+from serve_app.metrics_server import MetricsServer, RayBook
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.serve_log import serve_log_kept
@@ -40,6 +43,15 @@ def _replica_name() -> str:
 
 def _node_address() -> str:
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray's
+
+
+def _show_metrics(metrics: Metrics, process: str) -> MetricsServer | None:
+    """Begins to serve this process's metrics, where there are any."""
+    if not metrics.is_on:
+        return None
+    server = MetricsServer(metrics, _node_address(), process, _replica_name(), RayBook())
+    server.start()
+    return server
 
 
 def _find_by(handle: DeploymentHandle[Any]) -> FindRouter:
@@ -64,20 +76,21 @@ class RouterReplica:
         from deployments.router import Router
         from deployments.router_state import StateFile
         from serve_app.engine_scaler import RayBoard
-        from serve_app.telemetry import RayRecorder
 
         settings = Settings.model_validate(user_config)
         set_up_logging(settings.logging)
         if self._router is None:
+            metrics = Metrics(settings.metrics)
             self._router = Router(
                 self._domain,
                 settings,
                 Listener(_node_address()),
                 keeper=StateFile(state_dir_of(settings.store) / "router", self._domain),
-                recorder=RayRecorder(),
+                metrics=metrics,
                 board=RayBoard(),
             )
             self._task = asyncio.get_running_loop().create_task(self._router.run(), name="router")
+            self._shown = _show_metrics(metrics, "router")
         else:
             self._router.configure(settings)
 
@@ -108,8 +121,10 @@ class LedgerReplica:
         set_up_logging(settings.logging)
         if self._ledger is None:
             journal = FileJournal(ledger_folder(settings.ledger, settings.store))
-            self._ledger = LedgerHost(settings, journal, _node_address())
+            metrics = Metrics(settings.metrics)
+            self._ledger = LedgerHost(settings, journal, _node_address(), metrics)
             self._ledger.start()
+            self._shown = _show_metrics(metrics, "ledger")
         else:
             self._ledger.configure(settings)
 
@@ -132,6 +147,7 @@ class EngineReplica:
         model: Mapping[str, Any],
         logging: Mapping[str, Any],
         adapters: Mapping[str, Any],
+        metrics: Mapping[str, Any],
         router: DeploymentHandle[Any],
     ) -> None:
         keep_replica_on_loopback()
@@ -139,6 +155,7 @@ class EngineReplica:
         from deployments.sigterm import hear_sigterm
 
         set_up_logging(LoggingSettings.model_validate(logging))
+        own_metrics = Metrics(MetricsSettings.model_validate(metrics))
         self._model = ModelSettings.model_validate(model)
         self._engine = Engine(
             self._model,
@@ -146,7 +163,9 @@ class EngineReplica:
             _find_by(router),
             _node_address(),
             AdapterCacheSettings.model_validate(adapters),
+            metrics=own_metrics,
         )
+        self._shown = _show_metrics(own_metrics, "engine")
         self._watch = asyncio.create_task(self._leave_with_node(), name="node-notice")
         await self._engine.start()
         hear_sigterm(self._begin_to_leave)
@@ -196,9 +215,17 @@ class GatewayReplica:
         with serve_log_kept():
             from serve_app.gateway.app import build_gateway_app
             from serve_app.gateway.gateway import Gateway
+            from serve_app.gateway.gateway_metrics import GatewayMetrics
 
         self._app_name = app_name
-        self._gateway = Gateway(_replica_name(), self._find_router_of, self._find_ledger)
+        self._metrics = Metrics()
+        self._shown: MetricsServer | None = None
+        self._gateway = Gateway(
+            _replica_name(),
+            self._find_router_of,
+            self._find_ledger,
+            GatewayMetrics(self._metrics, RayBook()),
+        )
         self._build: Callable[[], ASGIApp] = lambda: build_gateway_app(self._gateway)
 
     def _find_router_of(self, domain: ModelName) -> FindRouter:
@@ -221,6 +248,8 @@ class GatewayReplica:
         settings = Settings.model_validate(user_config)
         set_up_logging(settings.logging)
         self._gateway.configure(settings)
+        if self._shown is None:
+            self._shown = _show_metrics(self._metrics, "gateway")
 
     async def check_health(self) -> None:
         """Raises when this gateway can no longer serve, so that Serve replaces it."""

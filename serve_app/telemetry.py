@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,85 +21,161 @@ _FIELDS = "arriero_fields"
 _configured_level = "INFO"
 
 
-@dataclass(frozen=True)
-class Gauge:
-    """A number that goes up and down, as it is now."""
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """Something that is measured.
 
+    Attributes:
+        kind: What Prometheus calls its type.
+        process: Who measures it.
+        name: Ends in its unit, and in `_total` if it only grows.
+        labels: In the order in which their values are given.
+        words: What it is.
+        buckets: Upper bounds, of a histogram.
+    """
+
+    kind: Literal["counter", "gauge", "histogram"]
+    process: str
     name: str
-    words: str
     labels: tuple[str, ...]
+    words: str
+    buckets: tuple[float, ...] = ()
 
 
-SERVICE_GAP = Gauge(
-    "arriero_fairness_service_gap",
-    "Greatest difference of service of two tenants that wait, in tokens of cost and weight 1.",
-    ("domain",),
-)
-SERVICE_GAP_BOUND = Gauge(
-    "arriero_fairness_service_gap_bound",
-    "What that difference cannot exceed, by the longest request so far.",
-    ("domain",),
-)
-COUNTER_LAG = Gauge(
-    "arriero_fairness_counter_lag",
-    "How far a waiting tenant is behind the waiting tenant that has got the most service.",
-    ("domain", "tenant"),
-)
-FAILED_STARTS = Gauge(
-    "arriero_engine_failed_starts",
-    "Engines that failed to start, one after the other, since one was ready.",
-    ("model",),
-)
-GAUGES = (SERVICE_GAP, SERVICE_GAP_BOUND, COUNTER_LAG, FAILED_STARTS)
+def _rows() -> list[Metric]:
+    return [value for value in globals().values() if isinstance(value, Metric)]
 
 
-class Recorder(Protocol):
-    """Takes measured values."""
+_WAIT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 40, 80, 160)
+_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5)
+_ANSWER_S = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
+_SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_WHOSE = ("tenant", "model", "adapter")
 
-    def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
-        """Replaces the value for these labels."""
+# fmt: off
+# --- gateway --------------------------------------------------------------------------------
 
+REQUESTS = Metric("counter", "gateway", "arriero_requests_total", (*_WHOSE, "outcome"),
+    "Requests for a model that have ended: finished, failed, cancelled or refused.")
+RESPONSES = Metric("counter", "gateway", "arriero_responses_total", ("code",),
+    "HTTP answers that have begun, by status; of all paths.")
+IN_FLIGHT = Metric("gauge", "gateway", "arriero_in_flight_requests", (),
+    "Requests for a model being answered.")
+TTFT = Metric("histogram", "gateway", "arriero_time_to_first_token_seconds", ("tenant", "model"),
+    "From a request's arrival to its first token.", _WAIT_S)
+INTER_TOKEN = Metric("histogram", "gateway", "arriero_inter_token_seconds", ("tenant", "model"),
+    "From one token of a completion to the next.", (*_TOKEN_S, 1, 2.5))
+DURATION = Metric("histogram", "gateway", "arriero_request_duration_seconds", ("tenant", "model"),
+    "From a request's arrival to its end.", _ANSWER_S)
+PROMPT_TOKENS = Metric("counter", "gateway", "arriero_prompt_tokens_total", _WHOSE,
+    "Tokens of prompts that began.")
+CACHED_TOKENS = Metric("counter", "gateway", "arriero_cached_tokens_total", _WHOSE,
+    "Those of them that an engine found computed.")
+COMPLETION_TOKENS = Metric("counter", "gateway", "arriero_completion_tokens_total", _WHOSE,
+    "Tokens that were generated, as they come.")
+COST = Metric("counter", "gateway", "arriero_cost_usd_total", ("tenant", "model"),
+    "What ended requests cost by the price list.")
+MODEL_READY = Metric("gauge", "gateway", "arriero_model_ready", ("model",),
+    "1 when this gateway can serve it, also by waking it first, else 0.")
+MIGRATIONS = Metric("counter", "gateway", "arriero_migrations_total", ("model", "cause"),
+    "Requests that lost their engine and went on: it died, failed to run them, or left.")
+MIGRATION_GAP = Metric("histogram", "gateway", "arriero_migration_gap_seconds", ("model",),
+    "From the loss of an engine to the next token from another one.", _WAIT_S)
+RECOMPUTED_TOKENS = Metric("counter", "gateway", "arriero_recomputed_tokens_total", ("model",),
+    "Tokens of prompts and answers that another engine had to compute again.")
+STOPPED = Metric("counter", "gateway", "arriero_stopped_requests_total", ("model",),
+    "Requests that are not tried again, as engines died under them.")
+UNSTORED_RECORDS = Metric("gauge", "gateway", "arriero_usage_records_waiting", (),
+    "Usage records that are neither on disk nor in the store.")
+LOST_RECORDS = Metric("gauge", "gateway", "arriero_usage_records_lost", (),
+    "Usage records for which there was no room.")
 
-class RayRecorder:
-    """Hands values to Ray's metrics agent, which every node's Prometheus endpoint shows.
+# --- router ---------------------------------------------------------------------------------
 
-    Ray puts `ray_` before the names.
-    """
+WAITING = Metric("gauge", "router", "arriero_waiting_requests", ("domain", "tenant"),
+    "Requests that wait.")
+WAITING_LIMIT = Metric("gauge", "router", "arriero_waiting_requests_limit", ("domain",),
+    "How many may wait.")
+RUNNING = Metric("gauge", "router", "arriero_running_requests", ("domain", "tenant"),
+    "Requests that engines have.")
+QUEUE_WAIT = Metric("histogram", "router", "arriero_queue_wait_seconds", ("tenant", "model"),
+    "From a request's arrival at the router to its engine.", _WAIT_S)
+GRANTS = Metric("counter", "router", "arriero_grants_total", ("model", "kind"),
+    "Requests sent to an engine: to one with room, or express to a full one.")
+REFUSALS = Metric("counter", "router", "arriero_router_refusals_total", ("model", "reason"),
+    "Requests refused: the queue was crowded, they waited too long, or their model was replaced.")
+SERVICE_GAP = Metric("gauge", "router", "arriero_fairness_gap_tokens", ("domain",),
+    "Greatest difference of service of two tenants that wait, in tokens of cost and weight 1.")
+SERVICE_GAP_BOUND = Metric("gauge", "router", "arriero_fairness_gap_bound_tokens", ("domain",),
+    "What that difference cannot exceed, by the longest request so far.")
+COUNTER_LAG = Metric("gauge", "router", "arriero_fairness_lag_tokens", ("domain", "tenant"),
+    "How far a waiting tenant is behind the waiting tenant that has got the most service.")
+ENGINES = Metric("gauge", "router", "arriero_engines", ("model", "state"),
+    "Engines, by what they say they do.")
+ENGINES_LOST = Metric("counter", "router", "arriero_engines_lost_total", ("model", "cause"),
+    "Engines that are gone: they left, said that they failed, or fell silent.")
+FAILED_STARTS = Metric("gauge", "router", "arriero_engine_failed_starts", ("model",),
+    "Engines that failed to start, one after the other, since one was ready.")
+ADAPTER_REQUESTS = Metric("counter", "router", "arriero_adapter_requests_total",
+    ("model", "result"),
+    "Requests with an adapter: a hit found it in some engine's memory, a miss had it loaded.")
 
-    def __init__(self) -> None:
-        self._gauges: dict[str, Any] = {}
+# --- ledger ---------------------------------------------------------------------------------
 
-    def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
-        """Replaces the value for these labels."""
-        known = self._gauges.get(gauge.name)
-        if known is None:
-            from ray.util.metrics import Gauge as RayGauge
+LIMIT_REFUSALS = Metric("counter", "ledger", "arriero_limit_refusals_total", ("tenant", "limit"),
+    "Requests refused, by the limit in their way.")
+RESERVED_TOKENS = Metric("counter", "ledger", "arriero_reserved_tokens_total", ("tenant",),
+    "Tokens set aside for requests of tenants that have limits.")
+SETTLED_TOKENS = Metric("counter", "ledger", "arriero_settled_tokens_total", ("tenant",),
+    "Tokens that those requests used in the end.")
+LEASES = Metric("gauge", "ledger", "arriero_ledger_leases", (),
+    "Reservations that run.")
+BUDGET_USED = Metric("gauge", "ledger", "arriero_budget_used_ratio", ("tenant", "limit"),
+    "Share of a tenant's daily or monthly budget that is spent or reserved.")
+JOURNAL_SYNC = Metric("histogram", "ledger", "arriero_ledger_sync_seconds", (),
+    "What it takes to force the journal to disk.", _SHORT_S)
+UNSYNCED = Metric("gauge", "ledger", "arriero_ledger_unsynced_seconds", (),
+    "Age of the oldest entry of the journal that is not on disk.")
 
-            known = self._gauges[gauge.name] = RayGauge(gauge.name, gauge.words, gauge.labels)
-        known.set(value, tags=dict(labels))
+# --- engine ---------------------------------------------------------------------------------
 
+BATCH = Metric("gauge", "engine", "arriero_engine_running_requests", ("model",),
+    "Requests in its batch.")
+BATCH_LIMIT = Metric("gauge", "engine", "arriero_engine_running_requests_limit", ("model",),
+    "Places in its batch.")
+ENGINE_WAITING = Metric("gauge", "engine", "arriero_engine_waiting_requests", ("model",),
+    "Requests it has not begun.")
+KV_USED = Metric("gauge", "engine", "arriero_engine_kv_used_ratio", ("model",),
+    "Share of KV-cache blocks in use.")
+ENGINE_TOKENS = Metric("counter", "engine", "arriero_engine_tokens_total", ("model",),
+    "Tokens that it has generated.")
+ADAPTERS_RESIDENT = Metric("gauge", "engine", "arriero_adapters_resident", ("model", "tier"),
+    "Adapters on this node's disk, in host memory, in slots of the batch.")
+ADAPTER_LOADS = Metric("counter", "engine", "arriero_adapter_loads_total", ("model", "outcome"),
+    "Adapters brought into host memory, or not: loaded, failed.")
+ADAPTER_LOAD = Metric("histogram", "engine", "arriero_adapter_load_seconds", ("model",),
+    "From the wish for an adapter to its place in host memory.", _WAIT_S)
+ADAPTER_EVICTIONS = Metric("counter", "engine", "arriero_adapter_evictions_total", ("model",),
+    "Adapters that left host memory for another one.")
 
-class TenantLabels:
-    """Keeps the label `tenant` bounded: the first ones are named, all others share one name.
+# --- every process --------------------------------------------------------------------------
 
-    Args:
-        limit: How many are named.
-    """
+LOOP_LAG = Metric("histogram", "every process", "arriero_event_loop_lag_seconds", (),
+    "How much later than asked for the event loop wakes a task.", _SHORT_S)
 
-    OTHERS = "(others)"
-    """No tenant can have this name."""
+# --- fleet ----------------------------------------------------------------------------------
 
-    def __init__(self, limit: int = 200) -> None:
-        self._limit = limit
-        self._named: set[str] = set()
+NODES = Metric("gauge", "fleet", "arriero_fleet_nodes", ("cloud", "zone", "market", "state"),
+    "Nodes.")
+FLEET_COST = Metric("gauge", "fleet", "arriero_fleet_cost_usd_per_hour",
+    ("cloud", "zone", "market"),
+    "What its nodes cost at this moment.")
+RECLAIMS = Metric("counter", "fleet", "arriero_fleet_reclaims_total", ("cloud", "zone"),
+    "Nodes that their cloud took back.")
+# fmt: on
 
-    def of(self, tenant: str) -> str:
-        """Returns the label of a tenant."""
-        if tenant not in self._named:
-            if len(self._named) >= self._limit:
-                return self.OTHERS
-            self._named.add(tenant)
-        return tenant
+TABLE = tuple(_rows())
+"""All there is, in the order above."""
 
 
 def version() -> str:

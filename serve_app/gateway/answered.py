@@ -6,6 +6,7 @@ from starlette.types import Message, Send
 
 from serve_app.gateway.answer import send_error
 from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.gateway.limit_answers import limit_headers
 from serve_app.gateway.meter import Meter
 from serve_app.gateway.timing_report import timing_headers
@@ -20,14 +21,16 @@ class Answered:
     Args:
         send: Where it goes.
         request_id: Of the request.
+        metrics: Counts answers.
     """
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, metrics: GatewayMetrics) -> None:
         self.meter: Meter | None = None
         """Of a request for a model."""
         self.status = 0
         """HTTP; 0 until an answer begins."""
         self._send = send
+        self._metrics = metrics
         self._request_id = request_id.encode()
         self._has_begun = False
 
@@ -36,6 +39,7 @@ class Answered:
         if message["type"] == "http.response.start":
             self._has_begun = True
             self.status = message["status"]
+            self._metrics.answer(self.status)
             headers = [h for h in message["headers"] if h[0].lower() != REQUEST_ID_HEADER]
             headers.append((REQUEST_ID_HEADER, self._request_id))
             if self.meter is not None:

@@ -31,7 +31,7 @@ from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error
 from serve_app.gateway.answered import Answered
-from serve_app.gateway.auth import current_caller
+from serve_app.gateway.auth import check_scope, current_caller
 from serve_app.gateway.body import (
     ClientGoneError,
     Outer,
@@ -52,6 +52,7 @@ from serve_app.gateway.status_routes import add_status_routes
 from serve_app.gateway.timing_report import LastChunk
 from serve_app.gateway.transcript import Transcript
 from serve_app.gateway.usage_routes import add_usage_routes
+from serve_app.metrics_server import as_discovery
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,17 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
     async def version() -> dict[str, str]:
         """Versions of this platform and of the engine."""
         return {"version": telemetry.version(), "vllm": vllm.__version__}
+
+    @app.get("/metrics/targets", tags=["state"])
+    async def targets() -> list[dict[str, Any]]:
+        """Where every process shows its metrics, for Prometheus' `http_sd_configs`.
+
+        Where keys are on, for keys with the scope `admin`.
+        """
+        caller = current_caller.get()
+        if caller.key is not None:
+            check_scope(caller, "admin")
+        return as_discovery(await asyncio.to_thread(gateway.metrics.read_targets))
 
     @app.get("/v1/models", tags=["models"])
     async def models(
@@ -243,8 +255,8 @@ class Edge:
         started_s = time.monotonic()
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
-        answered = Answered(send, request_id)
-        path = scope["path"]
+        answered = Answered(send, request_id, self._gateway.metrics)
+        path, is_gone = scope["path"], False
         telemetry.request_id.set(request_id)
         caller: Caller | None = None
         try:
@@ -260,11 +272,13 @@ class Edge:
         except ApiError as error:
             await answered.with_error(error, path)
         except ClientGoneError:
-            pass
+            is_gone = True
         except Exception:
             logger.exception("Request %s failed.", request_id)
             await answered.with_error(internal_error(), path)
         finally:
+            if answered.meter is not None:
+                answered.meter.count(is_gone=is_gone)
             _end_trace(answered)
             log_request(
                 scope["method"],

@@ -29,6 +29,7 @@ from serve_app.gateway.canary import CanaryTurns
 from serve_app.gateway.deadline import read_timeout
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.front_end import FrontEnd
+from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.meter import Meter
 from serve_app.gateway.model_cards import (
@@ -87,10 +88,15 @@ class Gateway:
         gateway_id: Unique in the cluster.
         find_router_of: How to find each domain's router.
         find_ledger: How to find the ledger.
+        metrics: Where this gateway counts.
     """
 
     def __init__(
-        self, gateway_id: str, find_router_of: FindRouterOf, find_ledger: FindEndpoint
+        self,
+        gateway_id: str,
+        find_router_of: FindRouterOf,
+        find_ledger: FindEndpoint,
+        metrics: GatewayMetrics | None = None,
     ) -> None:
         self._identity = gateway_id.encode()
         self._find_router_of = find_router_of
@@ -100,6 +106,7 @@ class Gateway:
         self._canary_turns = CanaryTurns()
         self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.metrics = metrics or GatewayMetrics()
         self.accounts = Accounts()
         self.adapters = GatewayAdapters(self.accounts, self._say_gone)
         self._find_ledger = find_ledger
@@ -111,6 +118,7 @@ class Gateway:
     def configure(self, settings: Settings) -> None:
         """Takes new settings. Models that did not change keep their connections and streams."""
         self.settings = settings
+        self.metrics.configure(settings.metrics, self._show)
         if self.tracing is None and settings.tracing is not None:
             from serve_app.gateway.tracing import Tracing
 
@@ -157,6 +165,7 @@ class Gateway:
 
     def close(self) -> None:
         """Drops every connection."""
+        self.metrics.close()
         for model in self._served():
             model.client.close()
         for task in self._tasks:
@@ -190,7 +199,7 @@ class Gateway:
         """
         assert self._ledger is not None, "configure comes first"
         timeout_s = read_timeout(headers, self.settings.gateway.request_timeout_s)
-        meter = Meter(caller, self._ledger, timeout_s)
+        meter = Meter(caller, self._ledger, timeout_s, self.metrics)
         meter.clock = RequestClock(started_s)
         meter.wants_last_chunk = wants_last_chunk(headers)
         return meter
@@ -379,6 +388,11 @@ class Gateway:
             self._ledger.start()
         self._ledger.wait_s, self._ledger.lease_s = settings.wait_s, settings.lease_s
 
+    def _show(self) -> None:
+        ready = {name: model.state.takes_requests for name, model in self._models.items()}
+        usage = self.accounts.recorder.state
+        self.metrics.show(ready, usage.waiting, usage.lost)
+
     # --- models -----------------------------------------------------------------------------
 
     def _connect(self, settings: ModelSettings, shown_as: ModelSettings) -> ServedModel:
@@ -391,6 +405,7 @@ class Gateway:
             lambda config_id, payload: self._spawn(
                 self._build_front_end(model, payload, dialect_of(config_id))
             ),
+            self.metrics.of_model(settings.name),
         )
         model = ServedModel(settings, shown_as, client)
         client.start()

@@ -1,5 +1,6 @@
 """Which generation each engine request belongs to, so that its tokens are counted there."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,6 +18,15 @@ _MEAN_WEIGHT = 0.05
 class _Entry:
     generation: Generation
     completion_tokens: int = 0
+    last_s: float = 0.0
+    """When its last token came, by the monotonic clock; 0 before the first."""
+
+    def measure(self, n_tokens: int, now_s: float) -> None:
+        """Measures the time since its last token; of several at once, each took its part."""
+        series = self.generation.meter.series
+        if self.last_s and series is not None:
+            series.inter_token.observe((now_s - self.last_s) / n_tokens, n_tokens)
+        self.last_s = now_s
 
 
 class GenerationBook:
@@ -40,12 +50,15 @@ class GenerationBook:
 
     def count(self, outputs: Iterable[EngineCoreOutput]) -> None:
         """Counts the token ids of a step: chunks of text may hold several, or none."""
+        now_s = time.monotonic()
         for output in outputs:
             entry = self._entries.get(output.request_id)
             if entry is None:
                 continue
             entry.generation.take(output)
             entry.completion_tokens += len(output.new_token_ids)
+            if output.new_token_ids:
+                entry.measure(len(output.new_token_ids), now_s)
             if output.finished:
                 self.drop((output.request_id,))
 

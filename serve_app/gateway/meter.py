@@ -21,6 +21,7 @@ from serve_app.catalog import Caller
 from serve_app.config_limits import PriceSpec
 from serve_app.errors import OverloadedError
 from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.gateway_metrics import UNMEASURED, GatewayMetrics, RequestSeries
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.limit_answers import describe_refusal
 from serve_app.gateway.record import make_record
@@ -65,7 +66,7 @@ class Generation:
         self.has_begun = True
         if output.new_token_ids:
             self.completion_tokens += len(output.new_token_ids)
-            self.meter.note_token()
+            self.meter.note_tokens(len(output.new_token_ids))
         if output.prefill_stats is not None:
             self.cached_tokens += output.prefill_stats.num_cached_tokens
 
@@ -170,9 +171,16 @@ class Meter:
         caller: Who is charged.
         ledger: Grants and settles.
         timeout_s: Seconds that the request may take; None means no bound.
+        metrics: Where it is counted.
     """
 
-    def __init__(self, caller: Caller, ledger: LedgerClient, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        ledger: LedgerClient,
+        timeout_s: float | None,
+        metrics: GatewayMetrics = UNMEASURED,
+    ) -> None:
         self.caller = caller
         self.ledger = ledger
         self.timeout_s = timeout_s
@@ -195,6 +203,11 @@ class Meter:
         """Whether the platform would not serve it: what no engine had is not charged then."""
         self.failure: ApiError | None = None
         """Why, where this gateway knows it better than the front end can say."""
+        self._metrics = metrics
+        self.series: RequestSeries | None = None
+        """Where it is counted; None until the body is read."""
+        self._outcome: Outcome = "refused"
+        metrics.begin()
         self.clock = RequestClock(time.monotonic())
         """Where its time goes."""
         self.wants_last_chunk = False
@@ -224,6 +237,7 @@ class Meter:
         self.is_limited = self.caller.has_limits_on(model)
         self.is_max_tokens_given = is_max_tokens_given
         self.price = price
+        self.series = self._metrics.of(self.caller.tenant_id, model, adapter)
 
     def plan(self, name: str, prompt_tokens: int, max_tokens: tuple[int, ...]) -> Generation:
         """Adds a generation. Nothing is reserved until the first one is admitted.
@@ -243,10 +257,13 @@ class Meter:
         """Returns the generation that the front end calls so."""
         return self._by_name[name]
 
-    def note_token(self) -> None:
+    def note_tokens(self, n_tokens: int) -> None:
         """Some engine has produced something."""
+        assert self.series is not None, "begin comes first"
+        self.series.completion_tokens.add(n_tokens)
         if self.first_token_s is None:
             self.first_token_s = time.time()
+            self.series.ttft.observe(self.first_token_s - self.started_s)
 
     def read_timings(self) -> Timings:
         """Where its time went so far."""
@@ -284,9 +301,22 @@ class Meter:
         was_asked = any(g.request_ids for g in generations)
         if not begun and (self.is_refused or not was_asked):
             if status < HTTPStatus.BAD_REQUEST:
+                self._outcome = outcome
                 return None
             outcome = "refused"
-        return make_record(self, begun, outcome, status, texts)
+        self._outcome = outcome
+        self.record = make_record(self, begun, outcome, status, texts)
+        return self.record
+
+    def count(self, *, is_gone: bool = False) -> None:
+        """Counts the request, once, when all is said.
+
+        Args:
+            is_gone: Whether its client went away before it was understood.
+        """
+        series = self.series or self._metrics.of(self.caller.tenant_id, "", "")
+        series.end("cancelled" if is_gone else self._outcome, self.record)
+        self._metrics.end()
 
 
 current_meter: ContextVar[Meter] = ContextVar("current_meter")

@@ -12,6 +12,7 @@ as messages, so that a client which goes away while it is queued is simply withd
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
@@ -27,6 +28,7 @@ from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
 from serve_app.engine_frames import ABORT, ACCEPTED, ALIVE, BEGIN, read_times
 from serve_app.gateway.error_body import ApiError
+from serve_app.gateway.gateway_metrics import ModelSeries
 from serve_app.gateway.retries import Retries
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.gateway.timings import TicketClock
@@ -82,6 +84,7 @@ class ModelClient:
         find_router: How to find the model's router.
         limits: How often a request may lose its engine.
         on_front_end: Called with (config_id, payload) when the engines' configuration is new.
+        series: Counts requests that lose their engine.
     """
 
     def __init__(
@@ -91,11 +94,15 @@ class ModelClient:
         find_router: FindRouter,
         limits: LimitSettings,
         on_front_end: Callable[[str, bytes], None],
+        series: ModelSeries,
     ) -> None:
         self.name = name
         self.status = ModelStatus("", [], 0)
         self._identity = identity
         self._on_front_end = on_front_end
+        self._series = series
+        self._moved_s: dict[TicketId, float] = {}
+        """When those lost their engine that have got nothing from another one since."""
         self._front_end_id = ""
         self._tickets: dict[TicketId, Ticket] = {}
         self._runs: dict[str, Ticket] = {}
@@ -200,6 +207,7 @@ class ModelClient:
     ) -> Ticket | None:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
+            self._moved_s.pop(ticket_id, None)
             leave = ticket.leave(is_finished=is_finished, has_failed=has_failed)
             if ticket.n_runs:
                 self._runs.pop(ticket.run_id, None)
@@ -322,6 +330,8 @@ class ModelClient:
             return False  # It was aborted, or goes on elsewhere.
         begun = times.get(output.request_id)
         output.request_id = ticket.id
+        if self._moved_s and output.new_token_ids:
+            self._measure_move(ticket)
         ticket.take(output, begun)
         if output.finish_reason == FinishReason.ABORT:
             # Not by us: the engine ends and could not say so in time, or took us for dead.
@@ -334,6 +344,12 @@ class ModelClient:
             self._requeue(ticket, has_died=False, has_failed=True)
             return False
         return True
+
+    def _measure_move(self, ticket: Ticket) -> None:
+        moved_s = self._moved_s.pop(ticket.id, None)
+        if moved_s is not None:
+            recomputed_tokens = ticket.enqueue.prompt_tokens + len(ticket.produced)
+            self._series.go_on(time.monotonic() - moved_s, recomputed_tokens)
 
     def _finish(self, output: EngineCoreOutput) -> None:
         has_failed = output.finish_reason == FinishReason.ERROR
@@ -375,7 +391,10 @@ class ModelClient:
         failed_on = ticket.engine_id if has_failed else None
         end = self._retries.move(ticket, has_died=has_died, has_failed=has_failed)
         if end is None:
+            self._series.move("died" if has_died else "failed" if has_failed else "left")
+            self._moved_s.setdefault(ticket.id, time.monotonic())
             self._router.send(Requeue(ticket.describe(), failed_on))
             return
+        self._series.stop()
         self._end(ticket.id)
         ticket.sink.fail(ticket.id, end)

@@ -247,6 +247,11 @@ class LeaseBook:
                 return running.expires_us - self.state.clock.last.us
         raise AssertionError("fewer run than were asked for")
 
+    def tenant_of(self, lease: LeaseId) -> TenantId | None:
+        """Returns who pays for a lease; None if it is unknown."""
+        known = self.state.running.get(lease) or self.state.ended.get(lease)
+        return None if known is None else known.lease.reserve.tenant
+
     def mean_tokens(self, tenant: TenantId, model: ModelName) -> int | None:
         """Returns the usual length of a tenant's completions, rounded up; None if unknown."""
         mean = self.state.mean_tokens.get((tenant, model))

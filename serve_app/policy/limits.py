@@ -74,6 +74,14 @@ _BUDGETS = (
 )
 
 
+class BudgetUse(NamedTuple):
+    """How much of a tenant's budget is spent or reserved."""
+
+    tenant: TenantId
+    limit: str
+    ratio: float
+
+
 class _Obstacle(NamedTuple):
     scope: Scope
     limit: str
@@ -139,6 +147,19 @@ class Limiter:
         """Returns how things stand, reserving nothing."""
         self._book.state.clock.read(now_s)
         return self._standing(scopes_of(tenant, key, model))
+
+    def budgets(self, now_s: float) -> Iterator[BudgetUse]:
+        """Yields how tenants stand that have budgets and have used some. Linear in accounts."""
+        self._book.state.clock.read(now_s)
+        for scope in list(self._book.state.accounts):
+            if scope.key is not None or scope.model is not None:
+                continue
+            spec = self._source.limits_of(scope)
+            for budget in _BUDGETS:
+                limit = getattr(spec, budget.limit)
+                if limit:
+                    used = budget.measure(self._book.account(scope).used(budget.span))
+                    yield BudgetUse(scope.tenant, budget.limit, used / (limit * budget.units))
 
     # --- what a request asks for ------------------------------------------------------------
 

@@ -3,9 +3,7 @@
 Engines, routers and ledgers that die there are in tests/integration/test_redeploy.py, too.
 """
 
-import asyncio
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.reclaim_agent import drain_by_ray
-from cluster.reclaim_notices import Notice
 from serve_app.deployment_names import engine_of
 from tests.chaos.deaths import (
-    DRAIN_TIMEOUT_S,
     MODEL,
     N_ENGINES,
     Deaths,
@@ -34,10 +29,9 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+
 _LONG = 900
 """Tokens; 18 s at the echo engine's pace."""
-_COMMAND_S = 3.0
-"""What `ray drain-node` may take itself."""
 ENGINE = engine_of(MODEL)
 
 
@@ -123,37 +117,6 @@ def test_scale_down_moves_what_cannot_end_in_time(
     scale(platform, args, 1)
     check_whole(streams, longest_gap_s=5.0)
     assert len(before - platform.pids(ENGINE)) == N_ENGINES - 1
-    scale(platform, args, N_ENGINES)
-
-
-def test_node_that_is_reclaimed_is_rid_of_its_requests_before_it_ends(
-    deaths: Deaths,
-    platform: RayPlatform,
-    args: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    platform.add_node(cpus=1)
-    scale(platform, args, N_ENGINES + 1)
-    homes = platform.nodes_of(ENGINE)
-    [(pid, node_id)] = [
-        (pid, node) for pid, node in homes.items() if list(homes.values()).count(node) == 1
-    ]
-    streams = start_long_streams(platform, 6)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    # Half of the time that engines have otherwise.
-    left_s, began_s = DRAIN_TIMEOUT_S / 2, time.monotonic()
-    drain = drain_by_ray(platform.ray_address, node_id)
-    notice = Notice(time.time() + left_s, "a test")
-
-    async def give_notice() -> bool:
-        return await drain(notice, left_s)
-
-    assert asyncio.run(give_notice())
-    platform.wait_until(lambda: count_engines(platform) == N_ENGINES, left_s, "rid of all")
-    assert time.monotonic() - began_s < left_s + _COMMAND_S
-    process = psutil.Process(pid)
-    check_whole(streams, longest_gap_s=2.0)
-    platform.wait_until(lambda: not process.is_running(), 60.0, "ended with its node")
     scale(platform, args, N_ENGINES)
 
 

@@ -100,7 +100,13 @@ def _close(cloud: SkyCloud, zone: ZoneId) -> None:
     cloud.set_short(zone.rpartition("/")[2], "out-of-stock", True)
 
 
-@pytest.fixture(scope="module", params=["local", "skypilot"])
+_OPT_IN = pytest.mark.skipif(
+    not os.environ.get("ARRIERO_SKY_CLOUD"),
+    reason="SkyPilot's API server and launches take minutes: ARRIERO_SKY_CLOUD=1",
+)
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("skypilot", marks=_OPT_IN)])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     yield from _local() if request.param == "local" else _sky()
 

@@ -28,7 +28,9 @@ from serve_app.config import Settings
 from serve_app.config_model import EchoEngine, ModelSettings
 from serve_app.gateway.app import build_gateway_app
 from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.messages import Endpoint, EngineId
+from serve_app.metrics import Metrics
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.wire import Listener
@@ -103,6 +105,8 @@ class LocalPlatform:
         self._router_processes: dict[ModelName, RouterProcess] = {}
         self._gateways: list[GatewayServer] = []
         self._n_engines = 0
+        self.metrics = Metrics(settings.metrics)
+        """Of all parts that run in this process."""
 
     # --- what tests use ---------------------------------------------------------------------
 
@@ -209,7 +213,9 @@ class LocalPlatform:
             self._router_processes[model_name] = RouterProcess(model_name, self.settings, file)
             return
         keeper = StateFile(self._folder / "router", model_name)
-        router = Router(model_name, self.settings, Listener(_HOST), keeper=keeper)
+        router = Router(
+            model_name, self.settings, Listener(_HOST), keeper=keeper, metrics=self.metrics
+        )
         self._routers[model_name] = (router, asyncio.create_task(router.run()))
         write_endpoint(self._endpoint_file(model_name), router.endpoint)
 
@@ -266,7 +272,9 @@ class LocalPlatform:
                 await self._start_engine(model)
 
     def _start_gateway(self, name: str) -> None:
-        gateway = Gateway(name, self._find_router_of, self._find_ledger)
+        gateway = Gateway(
+            name, self._find_router_of, self._find_ledger, GatewayMetrics(self.metrics)
+        )
         gateway.configure(self.settings)
         server = GatewayServer(gateway)
         server.task = asyncio.create_task(server.server.serve(sockets=[server.socket]))
@@ -274,7 +282,7 @@ class LocalPlatform:
 
     def _start_ledger_here(self) -> None:
         journal = FileJournal(self._folder / "journal")
-        self._ledger = LedgerHost(self.settings, journal, _HOST)
+        self._ledger = LedgerHost(self.settings, journal, _HOST, self.metrics)
         self._ledger.start()
 
     async def _find_ledger(self) -> Endpoint:
@@ -291,7 +299,7 @@ class LocalPlatform:
             self.engine_processes[engine_id] = self._start_process(model, engine_id, file)
             return engine_id
         find_router, cache = self._find_router_of(model.domain_name), self.settings.adapters.cache
-        engine = Engine(model, engine_id, find_router, _HOST, cache)
+        engine = Engine(model, engine_id, find_router, _HOST, cache, metrics=self.metrics)
         await engine.start()
         self.engines[engine_id] = engine
         return engine_id

@@ -7,6 +7,7 @@ stops exactly what it started.
 import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -50,12 +51,15 @@ class RayPlatform:
         # Short, because a socket's path may have no more than 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="at-", dir="/tmp"))
         self._mark = new_mark()
-        self._ports = choose_ports()
-        port = choose_free_port(HOST, 18_300, 18_499)
+        # They are bound much later: who starts at the same time must not find the same ones free.
+        self._ports = choose_ports(skip=random.randrange(150))
+        port = choose_free_port(HOST, random.randrange(18_300, 18_490), 18_499)
         assert port is not None, "no port is free"
         self._port = port
         self.url = f"http://{HOST}:{port}"
         self._token = ensure_token(os.environ)
+        self._gcs: subprocess.Popen[bytes] | None = None
+        """In place of the one that was killed."""
 
     def __enter__(self) -> "RayPlatform":
         (self._folder / "h").mkdir(mode=0o700)
@@ -74,6 +78,8 @@ class RayPlatform:
 
     def __exit__(self, *_: object) -> None:
         stop_processes(self._mark)
+        if self._gcs is not None:
+            self._gcs.wait(10.0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -85,23 +91,6 @@ class RayPlatform:
     def ray_address(self) -> str:
         """Of the head."""
         return f"{HOST}:{self._ports.gcs}"
-
-    def add_node(self, cpus: int) -> None:
-        """Starts one more node, on this machine."""
-        agent = choose_free_port(HOST, 52_600, 52_799)
-        command = [
-            *(str(Path(sys.executable).with_name("ray")), "start"),
-            *(f"--address={self.ray_address}", f"--node-ip-address={HOST}", f"--num-cpus={cpus}"),
-            *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000"),
-            *(f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"),
-        ]
-        subprocess.run(
-            command, env=self._environ, capture_output=True, check=True, start_new_session=True
-        )
-
-    def nodes_of(self, deployment: str) -> dict[int, str]:
-        """Ids of the nodes of a deployment's replicas that run, by process id."""
-        return {r["pid"]: r["node_id"] for r in self._replicas(deployment)}
 
     def find(self, mark: str) -> list[psutil.Process]:
         """This platform's processes that have this in their command line."""
@@ -118,7 +107,7 @@ class RayPlatform:
         command, environ = gcs.cmdline(), gcs.environ()
         gcs.kill()
         gcs.wait(10.0)
-        subprocess.Popen(
+        self._gcs = subprocess.Popen(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,

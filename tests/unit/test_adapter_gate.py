@@ -15,8 +15,10 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from deployments.adapter_gate import AdapterGate
 from deployments.echo_adapters import AdapterPace
 from deployments.echo_core import EchoCore
+from deployments.engine_metrics import AdapterSeries
 from serve_app.errors import AdapterRefusedError
 from serve_app.messages import AdapterRef, Standing
+from serve_app.metrics import Metrics
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.adapter_tier import Held, choose_victim
 
@@ -125,7 +127,9 @@ class Stand:
         self.files = FakeFiles(folder)
         self.core = FakeCore(capacity)
         loop = asyncio.get_running_loop()
-        self.gate = AdapterGate(self._take, self.files, loop, floor=0, timeout_s=timeout_s)
+        self.metrics = Metrics()
+        series = AdapterSeries(ModelName("m"), self.metrics)
+        self.gate = AdapterGate(self._take, self.files, loop, 0, timeout_s, series)
         self.gate.attach(self.core)
 
     def _take(self, client: int, outputs: EngineCoreOutputs) -> None:

@@ -14,7 +14,17 @@ from serve_app.errors import OverloadedError
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.ledger_messages import Granted, Refused, Usage
 from serve_app.messages import Endpoint
+from serve_app.metrics import Metrics
 from serve_app.names import KeyId
+from serve_app.telemetry import (
+    BUDGET_USED,
+    JOURNAL_SYNC,
+    LEASES,
+    LIMIT_REFUSALS,
+    RESERVED_TOKENS,
+    SETTLED_TOKENS,
+    UNSYNCED,
+)
 from tests.support.limits import ACME, LLAMA, TableOfLimits, ask_for, limit_acme
 
 SETTINGS = LedgerSettings(lease_s=30.0)
@@ -30,11 +40,19 @@ class Site:
         self._limits = limits
         self._task: asyncio.Task[None] | None = None
         self._clients: list[LedgerClient] = []
+        self.metrics = Metrics()
 
     async def start(self) -> None:
         """Starts a ledger from the journal there is."""
         journal = FileJournal(self._folder)
-        ledger = Ledger(self._limits, SETTINGS, journal, "127.0.0.1", lambda: self.now_s)
+        ledger = Ledger(
+            self._limits,
+            SETTINGS,
+            journal,
+            "127.0.0.1",
+            lambda: self.now_s,
+            metrics=self.metrics,
+        )
         await ledger.start()
         self._task = asyncio.create_task(ledger.run())
         self.ledger = ledger
@@ -177,3 +195,28 @@ async def test_leases_of_a_gateway_that_died_lapse_to_what_it_last_said(tmp_path
         await asyncio.sleep(0.2)
         assert await site.used_tokens() == 20
         assert isinstance(await lasting.reserve(ask_for(10, 10), Usage), Granted)
+
+
+async def test_ledger_counts_what_it_grants_refuses_and_settles(tmp_path: Path) -> None:
+    async with site_with(tmp_path, tokens_per_day=100) as site:
+        client, metrics = site.connect(), site.metrics
+        granted = ask_for(20, 40)
+        assert isinstance(await client.reserve(granted, Usage), Granted)
+        assert isinstance(await client.reserve(ask_for(20, 40), Usage), Refused)
+        assert metrics.value(RESERVED_TOKENS, ACME) == 60
+        assert metrics.value(LIMIT_REFUSALS, ACME, "tokens_per_day") == 1
+        assert site.ledger is not None
+        site.ledger.show()
+        assert metrics.value(LEASES) == 1
+        assert metrics.value(BUDGET_USED, ACME, "tokens_per_day") == pytest.approx(0.6)
+        client.settle(granted.lease, Usage(20, 5))
+        client.settle(granted.lease, Usage(20, 5))
+        await until_settled(client)
+        async with asyncio.timeout(10.0):
+            while not metrics.value(JOURNAL_SYNC):  # noqa: ASYNC110 - a disk sets no event
+                await asyncio.sleep(0.01)
+        site.ledger.show()
+        assert metrics.value(SETTLED_TOKENS, ACME) == 25
+        assert metrics.value(LEASES) == 0
+        assert metrics.value(UNSYNCED) < 1.0
+        assert metrics.value(BUDGET_USED, ACME, "tokens_per_day") == pytest.approx(0.25)

@@ -12,11 +12,21 @@ from serve_app.catalog import Catalog
 from serve_app.config_limits import PriceSpec
 from serve_app.config_tenants import DeclaredTenant
 from serve_app.errors import OverloadedError
+from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.gateway.ledger_client import LedgerClient, ReadUsage
 from serve_app.gateway.meter import Generation, Meter
 from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
 from serve_app.messages import Endpoint
+from serve_app.metrics import Metrics
 from serve_app.names import ModelName
+from serve_app.telemetry import (
+    COMPLETION_TOKENS,
+    COST,
+    DURATION,
+    PROMPT_TOKENS,
+    REQUESTS,
+    TTFT,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 PRICE = PriceSpec(usd_per_million_prompt_tokens=1.0, usd_per_million_completion_tokens=10.0)
@@ -190,3 +200,34 @@ async def test_prompt_that_never_began_does_not_keep_its_turn_open(ledger: FakeL
     assert not ledger.settled
     meter.close("cancelled", 200)
     assert list(ledger.settled.values()) == [Usage(10, 1)]
+
+
+async def test_a_request_is_counted_once_with_what_it_used(ledger: FakeLedger) -> None:
+    metrics = Metrics()
+    tenant = DeclaredTenant.model_validate({"id": "anonymous"})
+    meter = Meter(Catalog([tenant]).anonymous(), ledger, None, GatewayMetrics(metrics))
+    meter.begin(ModelName("llama"), PRICE, is_max_tokens_given=True, adapter="llama:x")
+    generation = meter.plan("a", 10, (20,))
+    produce(generation, 3)
+    produce(generation, 2)
+    meter.close("finished", 200)
+    meter.count()
+    whose = ("anonymous", "llama", "llama:x")
+    assert metrics.value(REQUESTS, *whose, "finished") == 1
+    assert metrics.value(PROMPT_TOKENS, *whose) == 10
+    assert metrics.value(COMPLETION_TOKENS, *whose) == 5
+    assert metrics.value(TTFT, "anonymous", "llama") == 1
+    assert metrics.value(DURATION, "anonymous", "llama") == 1
+    assert metrics.value(COST, "anonymous", "llama") == pytest.approx(60e-6)
+
+
+@pytest.mark.parametrize(("is_gone", "outcome"), [(False, "refused"), (True, "cancelled")])
+async def test_a_request_that_never_began_is_counted_too(
+    ledger: FakeLedger, is_gone: bool, outcome: str
+) -> None:
+    metrics = Metrics()
+    tenant = DeclaredTenant.model_validate({"id": "anonymous"})
+    meter = Meter(Catalog([tenant]).anonymous(), ledger, None, GatewayMetrics(metrics))
+    meter.count(is_gone=is_gone)
+    assert metrics.value(REQUESTS, "anonymous", "", "", outcome) == 1
+    assert metrics.value(DURATION, "anonymous", "") == 0

@@ -1,41 +1,52 @@
 """How fair a router says it is: in its status and as metrics."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from deployments.router import Router
 from serve_app.config import parse_settings
-from serve_app.messages import Counters, EngineId, Leave, ModelStatus, Progress, Resume, TicketId
+from serve_app.messages import (
+    Counters,
+    EngineGone,
+    EngineId,
+    Leave,
+    ModelStatus,
+    Progress,
+    Resume,
+    TicketId,
+)
+from serve_app.metrics import Metrics
 from serve_app.names import ModelName
-from serve_app.telemetry import COUNTER_LAG, SERVICE_GAP, SERVICE_GAP_BOUND, Gauge, TenantLabels
+from serve_app.telemetry import (
+    COUNTER_LAG,
+    ENGINES,
+    ENGINES_LOST,
+    GRANTS,
+    QUEUE_WAIT,
+    REFUSALS,
+    RUNNING,
+    SERVICE_GAP,
+    SERVICE_GAP_BOUND,
+    WAITING,
+    WAITING_LIMIT,
+)
 from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
 from tests.support.settings import write_args
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-A, ENGINE = b"gateway-a", b"e1"
+A, ENGINE, TINY = b"gateway-a", b"e1", ModelName("tiny")
 
 
-class FakeRecorder:
-    """Keeps the last value by gauge and labels."""
-
-    def __init__(self) -> None:
-        self.values: dict[tuple[str, str], float] = {}
-
-    def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
-        assert set(labels) == set(gauge.labels)
-        assert labels["domain"] == "tiny"
-        self.values[gauge.name, labels.get("tenant", "")] = value
-
-
-def make_router() -> tuple[Router, FakeMailbox, FakeRecorder]:
-    post, recorder = FakeMailbox(), FakeRecorder()
-    settings = parse_settings(write_args(fairness={"predicts_lengths": False, "preempts": False}))
-    router = Router(ModelName("tiny"), settings, post, FakeClock(), recorder=recorder)
-    router.handle(A, Resume())
-    router.handle(ENGINE, report("e1", max_running=2))
-    return router, post, recorder
+def make_router(**sections: Any) -> tuple[Router, FakeMailbox, Metrics]:
+    post, metrics = FakeMailbox(), Metrics()
+    fairness = {"predicts_lengths": False, "preempts": False}
+    settings = parse_settings(write_args(fairness=fairness, **sections))
+    router = Router(TINY, settings, post, FakeClock(), metrics=metrics)
+    router.handle(A, Resume(model=TINY))
+    router.handle(ENGINE, report("e1", max_running=2, model=TINY))
+    return router, post, metrics
 
 
 def let_one_get_ahead(router: Router) -> None:
@@ -48,33 +59,46 @@ def let_one_get_ahead(router: Router) -> None:
 
 
 def test_router_tells_gap_bound_and_lags_of_those_who_wait() -> None:
-    router, post, recorder = make_router()
+    router, post, metrics = make_router()
     let_one_get_ahead(router)
     router.look_around()
     status = [m for m in post.take(A) if isinstance(m, ModelStatus)][-1]
     assert (status.fairness.gap, status.fairness.tenants_waiting) == (30.0, 2)
     assert status.fairness.bound == 2 * 2 * 2 * (50 + 10)
-    assert recorder.values == {
-        (SERVICE_GAP.name, ""): 30.0,
-        (SERVICE_GAP_BOUND.name, ""): 480.0,
-        (COUNTER_LAG.name, "a"): 0.0,
-        (COUNTER_LAG.name, "b"): 30.0,
-    }
+    assert metrics.value(SERVICE_GAP, "tiny") == 30.0
+    assert metrics.value(SERVICE_GAP_BOUND, "tiny") == 480.0
+    assert metrics.value(COUNTER_LAG, "tiny", "a") == 0.0
+    assert metrics.value(COUNTER_LAG, "tiny", "b") == 30.0
 
 
 def test_lag_of_a_tenant_that_waits_no_longer_is_zero() -> None:
-    router, _, recorder = make_router()
+    router, _, metrics = make_router()
     let_one_get_ahead(router)
     router.look_around()
-    router.handle(A, Resume())
+    router.handle(A, Resume(model=TINY))
     router.look_around()
-    assert recorder.values[COUNTER_LAG.name, "b"] == 0.0
-    assert recorder.values[SERVICE_GAP.name, ""] == 0.0
+    assert metrics.value(COUNTER_LAG, "tiny", "b") == 0.0
+    assert metrics.value(SERVICE_GAP, "tiny") == 0.0
 
 
-def test_tenants_beyond_the_limit_share_a_label() -> None:
-    labels = TenantLabels(limit=2)
-    assert [labels.of(t) for t in "abcab"] == ["a", "b", TenantLabels.OTHERS, "a", "b"]
+def test_router_shows_who_waits_and_runs_and_which_engines_there_are() -> None:
+    router, _, metrics = make_router(limits={"max_waiting": 3})
+    for ticket, tenant in (("1", "a"), ("2", "a"), ("3", "a"), ("4", "b"), ("5", "b"), ("6", "b")):
+        router.handle(A, enqueue(ticket, tenant))
+    router.look_around()
+    assert metrics.value(RUNNING, "tiny", "a") == 2
+    assert metrics.value(WAITING, "tiny", "a") + metrics.value(WAITING, "tiny", "b") == 3
+    assert metrics.value(WAITING_LIMIT, "tiny") == 3
+    assert metrics.value(REFUSALS, "tiny", "crowded") == 1
+    assert metrics.value(GRANTS, "tiny", "room") == 2
+    assert metrics.value(QUEUE_WAIT, "a", "tiny") == 2
+    assert metrics.value(ENGINES, "tiny", "ready") == 1
+    router.handle(A, Resume(model=TINY))
+    router.handle(ENGINE, EngineGone(EngineId("e1")))
+    router.look_around()
+    assert metrics.value(WAITING, "tiny", "a") == metrics.value(RUNNING, "tiny", "a") == 0
+    assert metrics.value(ENGINES, "tiny", "ready") == 0
+    assert metrics.value(ENGINES_LOST, "tiny", "left") == 1
 
 
 def test_engine_is_told_the_counters_of_whom_it_serves() -> None:

@@ -1,7 +1,6 @@
 """What a router does about engines that keep failing, and about those that fail to start."""
 
-from collections.abc import Mapping
-
+import msgspec
 import pytest
 
 from deployments.router import Router
@@ -19,9 +18,10 @@ from serve_app.messages import (
     RunningTicket,
     TicketId,
 )
+from serve_app.metrics import Metrics
 from serve_app.names import ModelName
 from serve_app.policy.breaker import FIRST_S, MOST
-from serve_app.telemetry import FAILED_STARTS, Gauge
+from serve_app.telemetry import ENGINES_LOST, FAILED_STARTS
 from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
 from tests.support.settings import write_args
 
@@ -32,26 +32,14 @@ BAD, GOOD = "e1", "e2"
 """The first one comes first where both have the same room."""
 
 
-class FakeRecorder:
-    """Keeps the last count of failed starts."""
-
-    def __init__(self) -> None:
-        self.failed_starts: float | None = None
-
-    def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
-        if gauge is FAILED_STARTS:
-            assert set(labels) == {"model"}
-            self.failed_starts = value
-
-
 class Desk:
     """A router with two engines and one gateway."""
 
     def __init__(self, *engines: str) -> None:
-        self.clock, self.post, self.recorder = FakeClock(), FakeMailbox(), FakeRecorder()
+        self.clock, self.post, self.metrics = FakeClock(), FakeMailbox(), Metrics()
         settings = parse_settings(write_args())
         self.router = Router(
-            ModelName("tiny"), settings, self.post, self.clock, recorder=self.recorder
+            ModelName("tiny"), settings, self.post, self.clock, metrics=self.metrics
         )
         self.router.handle(GATEWAY, Resume())
         self.engines = engines
@@ -155,15 +143,17 @@ def test_failed_starts_wait_longer_each_time_until_one_succeeds() -> None:
         engine = f"new-{i}"
         desk.router.handle(engine.encode(), report(engine, "loading"))
         desk.router.handle(engine.encode(), report(engine, "failed"))
-        desk.router.handle(engine.encode(), report(engine, "failed"))
+        more = msgspec.structs.replace(report(engine, "failed"), detail="and it holds on")
+        desk.router.handle(engine.encode(), more)
         [hold_on] = [m for m in desk.post.take(engine.encode()) if isinstance(m, HoldOn)]
         assert hold_on.n_failed == i + 1
         waits_s.append(hold_on.wait_s)
     assert waits_s[0] == 0.0
     assert waits_s[1:] == sorted(set(waits_s[1:]))
-    assert desk.recorder.failed_starts == 4.0
+    assert desk.metrics.value(FAILED_STARTS, "") == 4.0
+    assert desk.metrics.value(ENGINES_LOST, "", "failed") == 4.0
     desk.router.handle(b"good", report("good"))
-    assert desk.recorder.failed_starts == 0.0
+    assert desk.metrics.value(FAILED_STARTS, "") == 0.0
 
 
 def test_engine_that_dies_while_it_serves_is_no_failed_start() -> None:

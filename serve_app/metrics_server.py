@@ -1,0 +1,176 @@
+"""Shows a process's metrics to Prometheus, and says where.
+
+    process ── announces its address ──► book ◄── a gateway reads it ◄── Prometheus
+       ▲                                                                     │
+       └─────────────────────────── GET /metrics ────────────────────────────┘
+
+The book is Ray's own key-value store on the head node. Who has not announced itself for a while is
+gone; so nobody has to be told of a process that was killed.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Protocol
+
+import msgspec
+from prometheus_client import generate_latest
+
+from serve_app.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+ANNOUNCE_EVERY_S = 5.0
+GONE_S = 30.0
+"""Who was not announced for so long is gone."""
+_NAMESPACE = b"arriero-metrics"
+
+
+class MetricsTarget(msgspec.Struct, frozen=True):
+    """Where one process shows its metrics."""
+
+    address: str
+    process: str
+    """What it is, as in the table: `gateway`."""
+    replica: str
+    """Unique in the cluster."""
+    seen_s: float = 0.0
+    """Seconds since 1970."""
+
+
+class TargetBook(Protocol):
+    """Knows every process's target. Calls may wait for the network."""
+
+    def announce(self, target: MetricsTarget) -> None:
+        """Enters a target, or keeps it from being forgotten."""
+
+    def withdraw(self, target: MetricsTarget) -> None:
+        """Removes one that ends."""
+
+    def read(self) -> list[MetricsTarget]:
+        """Returns those that were announced lately."""
+
+
+class RayBook:
+    """Kept by the head node of the Ray cluster that this process belongs to."""
+
+    def announce(self, target: MetricsTarget) -> None:
+        """Enters a target, or keeps it from being forgotten."""
+        fresh = msgspec.structs.replace(target, seen_s=time.time())
+        _kv()._internal_kv_put(
+            target.replica, msgspec.json.encode(fresh), overwrite=True, namespace=_NAMESPACE
+        )
+
+    def withdraw(self, target: MetricsTarget) -> None:
+        """Removes one that ends."""
+        _kv()._internal_kv_del(target.replica, namespace=_NAMESPACE)
+
+    def read(self) -> list[MetricsTarget]:
+        """Returns those that were announced lately; forgets the others."""
+        kv, found = _kv(), []
+        for key in kv._internal_kv_list(b"", namespace=_NAMESPACE):
+            value = kv._internal_kv_get(key, namespace=_NAMESPACE)
+            target = None if value is None else msgspec.json.decode(value, type=MetricsTarget)
+            if target is None:
+                continue
+            if time.time() - target.seen_s < GONE_S:
+                found.append(target)
+            else:
+                kv._internal_kv_del(key, namespace=_NAMESPACE)
+        return sorted(found, key=lambda target: target.replica)
+
+
+def _kv() -> Any:
+    from ray.experimental import internal_kv
+
+    return internal_kv
+
+
+class MetricsServer:
+    """Serves `/metrics` on a port of its own until `stop`.
+
+    Args:
+        metrics: Of this process.
+        host: Address that Prometheus reaches this process at.
+        process: What it is, as in the table.
+        replica: Unique in the cluster.
+        book: Where it is announced; None announces it nowhere.
+    """
+
+    def __init__(
+        self, metrics: Metrics, host: str, process: str, replica: str, book: TargetBook | None
+    ) -> None:
+        self._metrics = metrics
+        self._book = book
+        self._server = ThreadingHTTPServer((host, 0), self._make_handler())
+        self._server.daemon_threads = True
+        port = self._server.server_address[1]
+        where = f"[{host}]" if ":" in host else host
+        self.target = MetricsTarget(f"{where}:{port}", process, replica)
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        ]
+        if book is not None:
+            self._threads.append(
+                threading.Thread(target=self._announce, name="metrics-announce", daemon=True)
+            )
+
+    def start(self) -> None:
+        """Begins to serve, in the background."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends serving."""
+        self._stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
+        if self._book is not None:
+            with suppress(Exception):  # It is forgotten soon anyway, and the cluster may be gone.
+                self._book.withdraw(self.target)
+
+    def _announce(self) -> None:
+        assert self._book is not None
+        while not self._stopping.is_set():
+            try:
+                self._book.announce(self.target)
+            except Exception as error:  # The head node may be away for a while.
+                logger.warning("This process's metrics could not be announced: %s", error)
+            self._stopping.wait(ANNOUNCE_EVERY_S)
+
+    def _make_handler(self) -> type[BaseHTTPRequestHandler]:
+        metrics = self._metrics
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = render_all(metrics) if self.path == "/metrics" else b""
+                self.send_response(200 if body else 404)
+                self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """A scrape is no news."""
+
+        return Handler
+
+
+def render_all(metrics: Metrics) -> bytes:
+    """This platform's metrics, then what other packages have registered (vLLM, the process)."""
+    return metrics.render().encode() + generate_latest()
+
+
+def as_discovery(targets: Iterable[MetricsTarget]) -> list[dict[str, Any]]:
+    """Returns targets in the form of Prometheus' `http_sd_configs` and `file_sd_configs`."""
+    return [
+        {
+            "targets": [target.address],
+            "labels": {"process": target.process, "replica": target.replica},
+        }
+        for target in targets
+    ]
