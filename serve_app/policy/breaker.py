@@ -4,8 +4,9 @@ Inputs: when requests failed at the engine or could not get there; time.
 
 The rule, a circuit breaker: `MOST` failures within `WINDOW_S` open it, and the engine gets nothing.
 After a while, longer each time up to `LONGEST_S`, it is half open: one request tries. A token for
-it closes the breaker, a failure opens it again. Where every engine of a model is open, none is
-skipped: a bad engine is better than none, and what fails then may not be the engines.
+it closes the breaker, a failure opens it again. Where every engine that understands a model's
+requests is open, none is skipped: a bad engine is better than none, and what fails then may not be
+the engines.
 
 Invariants (each a property test of that name):
 
@@ -62,6 +63,6 @@ class Breaker:
 
 
 def find_skipped(ready: Mapping[EngineId, Breaker], now_s: float) -> set[EngineId]:
-    """Returns those of a model's ready engines that get nothing now."""
+    """Returns those of a model's ready engines of one dialect that get nothing now."""
     skipped = {engine_id for engine_id, breaker in ready.items() if breaker.is_open(now_s)}
     return skipped if len(skipped) < len(ready) else set()
