@@ -15,7 +15,7 @@ VENV := .venv/bin
 .PHONY: help up down status monitoring test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
-	bench-adapter-stall bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-fleet \
+	bench-adapter-stall bench-isolation bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-fleet \
 	bench-spot-bound bench-spot-curve bench-observability
 
 help: ## List the commands
@@ -72,6 +72,9 @@ bench-simulate: env-dev ## Simulate the paper's workloads under every order (ARG
 
 bench-lora-ops: env-dev ## Measure what adapters cost a CPU engine's products (ARGS=--quick for less)
 	@$(VENV)/python -m bench.lora_ops $(ARGS)
+
+bench-isolation: env-dev ## Simulate what others' prompts do to a light tenant's first tokens
+	@$(VENV)/python -m bench.isolation $(ARGS)
 
 bench-prefix-routing: env-dev ## Simulate how much of prompts is computed again, by way of routing
 	@$(VENV)/python -m bench.prefix_routing $(ARGS)
