@@ -15,7 +15,7 @@ VENV := .venv/bin
 .PHONY: help up down status monitoring test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
-	bench-adapter-stall bench-isolation bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-fleet \
+	bench-adapter-stall bench-isolation bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-deaths chaos-fleet \
 	bench-spot-bound bench-spot-curve bench-observability
 
 help: ## List the commands
@@ -105,6 +105,9 @@ bench-overload: env-dev ## Measure ten times what it can serve (ARGS=--quick for
 
 chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --seed 7')
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
+
+chaos-deaths: env-dev ## Kill each kind of process on a real Ray, under load
+	@ARRIERO_DEATHS=1 $(VENV)/python -m pytest tests/chaos/test_deaths.py $(ARGS)
 
 chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
 	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
