@@ -15,8 +15,8 @@ VENV := .venv/bin
 .PHONY: help up down status monitoring test test-fast check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
-	bench-adapter-stall bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-fleet \
-	bench-spot-bound bench-spot-curve bench-autoscale bench-observability
+	bench-adapter-stall bench-isolation bench-prefix-routing bench-migration bench-overload bench-spot \
+	chaos chaos-deaths chaos-fleet bench-spot-bound bench-spot-curve bench-autoscale bench-observability
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -73,6 +73,9 @@ bench-simulate: env-dev ## Simulate the paper's workloads under every order (ARG
 bench-lora-ops: env-dev ## Measure what adapters cost a CPU engine's products (ARGS=--quick for less)
 	@$(VENV)/python -m bench.lora_ops $(ARGS)
 
+bench-isolation: env-dev ## Simulate what others' prompts do to a light tenant's first tokens
+	@$(VENV)/python -m bench.isolation $(ARGS)
+
 bench-prefix-routing: env-dev ## Simulate how much of prompts is computed again, by way of routing
 	@$(VENV)/python -m bench.prefix_routing $(ARGS)
 
@@ -102,6 +105,9 @@ bench-overload: env-dev ## Measure ten times what it can serve (ARGS=--quick for
 
 chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --seed 7')
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
+
+chaos-deaths: env-dev ## Kill each kind of process on a real Ray, under load
+	@ARRIERO_DEATHS=1 $(VENV)/python -m pytest tests/chaos/test_deaths.py $(ARGS)
 
 chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
 	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.fleet_storm $(ARGS)

@@ -29,10 +29,10 @@ WEIGHTS: Mapping[TenantId, float] = {HEAVY: 4.0}
 
 _L = (256, 256)
 _RPS = REFERENCE_RPS
-_WARM_S = 40.0
+WARM_S = 40.0
 """Until both wait for certain, and what ran before has ended."""
 _END_S = 160.0
-_LONG_S = 320.0
+LONG_S = 320.0
 """Where few requests are counted."""
 _BURST_AT_S = 60.0
 _BURST = 60
@@ -85,36 +85,37 @@ def find_share(run: Run, tenant: TenantId, from_s: float, to_s: float) -> float:
     return got[tenant] / (sum(got.values()) or 1.0)
 
 
-def _flow(
+def flow(
     tenant: TenantId, times: float, lengths: tuple[int, int] = _L, until_s: float = _END_S
 ) -> list[SimRequest]:
+    """A tenant's requests, at a steady rate of so many times the capacity."""
     return list(steady(tenant, times * _RPS, until_s, lengths))
 
 
 def check_cheats(scene: Scene) -> None:
     """Two tenants, both overloaded; one tries something. Neither may get more than half."""
-    honest, more = _flow(HONEST, 2), _flow(CHEAT, 4)
+    honest, more = flow(HONEST, 2), flow(CHEAT, 4)
     at_once = [SimRequest(0.0, CHEAT, *_L, _L[1]) for _ in range(100)]
     short = (256, 64)
-    early = [replace(request, max_tokens=4096) for request in _flow(CHEAT, 6, short)]
+    early = [replace(request, max_tokens=4096) for request in flow(CHEAT, 6, short)]
     tricks: Mapping[str, tuple[Sequence[Sequence[SimRequest]], Sending | None]] = {
         "twice as many requests": ((honest, more), None),
         "ten keys": ((honest, more), Sending(n_keys={CHEAT: 10})),
         "a hundred connections at once": ((honest, [*at_once, *more]), None),
-        "dropped and sent again": ((honest, _flow(CHEAT, 6)), Sending(drops_after_s={CHEAT: 9.0})),
-        "max_tokens 4096 that ends at 64": ((_flow(HONEST, 4, short), early), None),
+        "dropped and sent again": ((honest, flow(CHEAT, 6)), Sending(drops_after_s={CHEAT: 9.0})),
+        "max_tokens 4096 that ends at 64": ((flow(HONEST, 4, short), early), None),
     }
     for name, (sources, sending) in tricks.items():
         if name.startswith("max_tokens") and scene.one.length != 1.0:
             continue  # Only the echo engine can be told when to end.
-        share = find_share(scene.send(sources, sending), CHEAT, _WARM_S, _END_S)
+        share = find_share(scene.send(sources, sending), CHEAT, WARM_S, _END_S)
         scene.note(f"cheats: share with {name}", share, most=0.52)
 
 
 def check_away(scene: Scene) -> None:
     """A tenant that was away sends 60 requests at once beside a busy one."""
     burst = [SimRequest(_BURST_AT_S, AWAY, *_L, _L[1]) for _ in range(_BURST)]
-    run = scene.send((_flow(BUSY, 3), burst))
+    run = scene.send((flow(BUSY, 3), burst))
     firsts_s = [j.first_token_s for j in run.jobs if j.request.tenant == AWAY if j.first_token_s]
     last_s = max(firsts_s)
     share = find_share(run, AWAY, _BURST_AT_S, last_s)
@@ -127,13 +128,13 @@ def check_away(scene: Scene) -> None:
 
 def check_isolation(scene: Scene) -> None:
     """A tenant within its share, alone and beside three that send twice the capacity each."""
-    light = _flow(LIGHT, 0.15, until_s=_LONG_S)
-    flood = [_vary(_flow(tenant, 2, until_s=_LONG_S)) for tenant in LOUD]
-    runs = [scene.send(sources, until_s=_LONG_S) for sources in ((light,), (light, *flood))]
-    for name, from_s in (("isolation", _WARM_S), ("isolation, flood's start included", 0.0)):
+    light = flow(LIGHT, 0.15, until_s=LONG_S)
+    flood = [vary(flow(tenant, 2, until_s=LONG_S)) for tenant in LOUD]
+    runs = [scene.send(sources, until_s=LONG_S) for sources in ((light,), (light, *flood))]
+    for name, from_s in (("isolation", WARM_S), ("isolation, flood's start included", 0.0)):
         p50_s, p90_s = (
             [
-                float(np.percentile(list_ttft_s(run, [LIGHT], _LONG_S - 20.0, from_s), percent))
+                float(np.percentile(list_ttft_s(run, [LIGHT], LONG_S - 20.0, from_s), percent))
                 for run in runs
             ]
             for percent in (50, 90)
@@ -145,7 +146,7 @@ def check_isolation(scene: Scene) -> None:
         scene.note(f"{name}: ttft p90 over that of alone", p90_s[1] / p90_s[0], most=most)
 
 
-def _vary(requests: Sequence[SimRequest]) -> list[SimRequest]:
+def vary(requests: Sequence[SimRequest]) -> list[SimRequest]:
     """Gives answers lengths of 64 to 448: of one length, a whole batch would end at a time."""
     lengths = (64 + 97 * i % 385 for i in range(len(requests)))
     return [
@@ -159,8 +160,8 @@ def check_ingress(scene: Scene) -> None:
     if len(scene.one.gateways) < 2:
         return
     sending = Sending(gateways={HEAVY: [0], SLIM: [0, 1]})
-    run = scene.send((_flow(HEAVY, 3), _flow(SLIM, 2)), sending)
-    share = find_share(run, HEAVY, _WARM_S, _END_S)
+    run = scene.send((flow(HEAVY, 3), flow(SLIM, 2)), sending)
+    share = find_share(run, HEAVY, WARM_S, _END_S)
     scene.note("ingress: served ratio at weights 4:1", share / (1 - share), least=3.8)
 
 
@@ -180,11 +181,11 @@ def _check_gap(scene: Scene, target: Target) -> None:
         if n > len(target.gateways):
             continue
         here = replace(target, gateways=target.gateways[:n])
-        run = scene.send((_flow(HONEST, 1), _flow(CHEAT, 2)), target=here)
+        run = scene.send((flow(HONEST, 1), flow(CHEAT, 2)), target=here)
         ratio = run.gap / target.bound([job.request for job in run.jobs], {})
         where = f"{n} gateways, {target.n_engines} engines"
         scene.note(f"gap over bound: {where}", ratio, most=1)
-        error = abs(find_share(run, HONEST, _WARM_S, _END_S) - 0.5)
+        error = abs(find_share(run, HONEST, WARM_S, _END_S) - 0.5)
         scene.note(f"difference of the share from a half: {where}", error, most=0.02)
 
 
@@ -192,10 +193,10 @@ def check_pinned(scene: Scene) -> None:
     """One tenant on one of two engines, another on both: two models of one domain."""
     if scene.pair is None:
         return
-    free = [replace(request, lane=PAIR[i % 2]) for i, request in enumerate(_flow(HONEST, 4))]
-    pinned = [replace(request, lane=PAIR[0]) for request in _flow(CHEAT, 4)]
+    free = [replace(request, lane=PAIR[i % 2]) for i, request in enumerate(flow(HONEST, 4))]
+    pinned = [replace(request, lane=PAIR[0]) for request in flow(CHEAT, 4)]
     run = scene.send((free, pinned), target=scene.pair)
-    share = find_share(run, CHEAT, _WARM_S, _END_S)
+    share = find_share(run, CHEAT, WARM_S, _END_S)
     scene.note("pinned: difference from a half", abs(share - 0.5), most=0.02)
 
 
@@ -205,10 +206,10 @@ def check_adapters(scene: Scene) -> None:
         return
     lanes = sorted(scene.adapted.models)
     for name, used in (("one adapter", lanes[:1]), ("fifty adapters", lanes)):
-        honest = [replace(request, lane=lanes[0]) for request in _flow(HONEST, 2)]
-        more = [replace(r, lane=used[i % len(used)]) for i, r in enumerate(_flow(CHEAT, 4))]
+        honest = [replace(request, lane=lanes[0]) for request in flow(HONEST, 2)]
+        more = [replace(r, lane=used[i % len(used)]) for i, r in enumerate(flow(CHEAT, 4))]
         run = scene.send((honest, more), target=scene.adapted)
-        share = find_share(run, CHEAT, _WARM_S, _END_S)
+        share = find_share(run, CHEAT, WARM_S, _END_S)
         scene.note(f"cheats: share with all on {name}", share, most=0.52)
 
 

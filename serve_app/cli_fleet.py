@@ -48,6 +48,9 @@ def add_fleet(subcommands: Any) -> None:
     up.add_argument(
         "--timeout-s", type=float, metavar="S", help="with --until-ready: give up after so long"
     )
+    up.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="show metrics at http://127.0.0.1:PORT"
+    )
     status = _add(actions, "status", "show nodes, prices, reclaims and savings", _status)
     status.add_argument("--json", action="store_true", help="for scripts")
     drain = _add(actions, "drain", "let one node finish, and end it", _drain, "node")
@@ -134,6 +137,7 @@ def _status(fleet: "FleetParts", options: argparse.Namespace) -> int:
 def _up(fleet: "FleetParts", options: argparse.Namespace) -> int:
     from cluster.fleet_book import DOWN
     from cluster.local_watch import Watch
+    from serve_app.fleet_watch import watch_fleet
 
     if options.dry_run:
         return _plan(fleet, argparse.Namespace(json=False))
@@ -141,6 +145,7 @@ def _up(fleet: "FleetParts", options: argparse.Namespace) -> int:
     deadline_s = time.monotonic() + options.timeout_s if options.timeout_s else None
 
     def is_over(step: "Step") -> bool:
+        shown.show(step)
         n_serving = sum(entry.is_ready for entry in step.entries)
         watch.say_changes({"fleet": f"{n_serving} of {settings.target} serve"})
         if DOWN in fleet.book.orders() and not step.entries:
@@ -153,7 +158,7 @@ def _up(fleet: "FleetParts", options: argparse.Namespace) -> int:
             )
         return bool(options.until_ready and n_serving >= settings.target)
 
-    with fleet.book.hold() as is_mine:
+    with watch_fleet(settings.name, options.metrics_port) as shown, fleet.book.hold() as is_mine:
         if not is_mine:
             raise CommandError(
                 f"process {fleet.book.holder()} keeps this fleet already. `arriero fleet status "

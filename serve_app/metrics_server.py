@@ -98,14 +98,24 @@ class MetricsServer:
         process: What it is, as in the table.
         replica: Unique in the cluster.
         book: Where it is announced; None announces it nowhere.
+        port: 0 is any that is free.
+
+    Raises:
+        OSError: The port is not free.
     """
 
     def __init__(
-        self, metrics: Metrics, host: str, process: str, replica: str, book: TargetBook | None
+        self,
+        metrics: Metrics,
+        host: str,
+        process: str,
+        replica: str,
+        book: TargetBook | None,
+        port: int = 0,
     ) -> None:
         self._metrics = metrics
         self._book = book
-        self._server = ThreadingHTTPServer((host, 0), self._make_handler())
+        self._server = ThreadingHTTPServer((host, port), self._make_handler())
         self._server.daemon_threads = True
         port = self._server.server_address[1]
         where = f"[{host}]" if ":" in host else host

@@ -1,8 +1,11 @@
 """Processes of the platform die or leave on a real Ray, under load. Each test leaves it whole.
 
+Three minutes on a quiet machine, so it has a command of its own: `make chaos-deaths`.
+
 Engines, routers and ledgers that die there are in tests/integration/test_redeploy.py, too.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +30,7 @@ from tests.support.tiny_model import make_tiny_model
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
+    pytest.mark.skipif(not os.environ.get("ARRIERO_DEATHS"), reason="make chaos-deaths"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 

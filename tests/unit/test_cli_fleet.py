@@ -1,6 +1,9 @@
 """`arriero fleet` with a cloud in memory: what people read, and what it asks before it acts."""
 
 import json
+import re
+import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import yaml
 from cluster import fleet_parts
 from cluster.fleet_book import FleetBook
 from cluster.fleet_parts import FleetParts
+from cluster.machine import choose_free_port
 from cluster.provisioner import FleetSetupError
 from serve_app import cli
 from serve_app.config_file import FleetFile, load_fleet_file
@@ -68,6 +72,34 @@ def test_plan_shows_where_and_why_and_starts_nothing(
     assert "saved" in shown
     assert world.cloud.machines == {}
     assert not (world.book.folder / "book.json").exists()
+
+
+def test_up_shows_its_nodes_as_metrics(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = choose_free_port("127.0.0.1", 52_800, 52_899)
+    assert port is not None
+    pages: list[str] = []
+
+    def sleep(seconds: float) -> None:
+        world.cloud.now_s += 20.0
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            pages.append(answer.read().decode())
+
+    monkeypatch.setattr("time.sleep", sleep)
+    words = ["fleet", "up", world.file, "--until-ready", "--metrics-port", str(port)]
+    assert cli.main(words) == 0
+    assert re.search(r'arriero_fleet_nodes\{.*market="spot".*\} 2', pages[-1])
+    assert re.search(r"arriero_fleet_cost_usd_per_hour\{.*\} [1-9]", pages[-1])
+
+
+def test_port_for_metrics_that_is_taken_is_said(
+    world: _World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["fleet", "up", world.file, "--metrics-port", str(port)]) == 1
+    assert "Choose another port" in capsys.readouterr().err
 
 
 def test_plan_as_json_has_a_price_for_each_node(
