@@ -4,7 +4,6 @@ python -m serve_app.config_reference            writes the page
 python -m serve_app.config_reference --check    fails if the page is not what it would write
 """
 
-import argparse
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from serve_app.config import Settings
 from serve_app.engine_args import RESERVED_ARGS, RESERVED_ENV
+from serve_app.generated_page import write_or_check
 from serve_app.names import Form
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -50,19 +50,8 @@ except these, which the platform sets itself:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page or check it; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
-    page = render_page()
-    if not parser.parse_args(argv).check:
-        PAGE.write_text(page, "utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text("utf-8") == page:
-        return 0
-    print(
-        "docs/configuration.md is out of date; run `python -m serve_app.config_reference`.",
-        file=sys.stderr,
-    )
-    return 1
+    words = __doc__.split("\n", 1)[0]
+    return write_or_check(argv, PAGE, render_page(), "serve_app.config_reference", words)
 
 
 def render_page() -> str:

@@ -4,11 +4,11 @@ python -m serve_app.metrics_reference            writes the page
 python -m serve_app.metrics_reference --check    fails if the page is not what it would write
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve_app.generated_page import write_or_check
 from serve_app.telemetry import TABLE, Metric
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
@@ -100,19 +100,8 @@ def _render_row(metric: Metric) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page or check it; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
-    page = render_page()
-    if not parser.parse_args(argv).check:
-        PAGE.write_text(page, "utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text("utf-8") == page:
-        return 0
-    print(
-        "docs/metrics.md is out of date; run `python -m serve_app.metrics_reference`.",
-        file=sys.stderr,
-    )
-    return 1
+    words = __doc__.split("\n", 1)[0]
+    return write_or_check(argv, PAGE, render_page(), "serve_app.metrics_reference", words)
 
 
 if __name__ == "__main__":

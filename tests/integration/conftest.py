@@ -1,11 +1,12 @@
 """Platforms without Ray, started once for all tests that only talk to them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serve_app import cli
 from serve_app.config import Settings, parse_settings
 from tests.support.platform import LocalPlatform
 from tests.support.settings import write_args, write_model
@@ -53,6 +54,18 @@ def write_vllm(folder: Path, name: str = "tiny", **changes: Any) -> dict[str, An
 
 def make_settings(*models: dict[str, Any], **sections: Any) -> Settings:
     return parse_settings(write_args(*models, **sections))
+
+
+@pytest.fixture
+def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs `arriero` with these words; returns its status and what it wrote."""
+
+    def run(*args: str) -> tuple[int, str, str]:
+        status = cli.main(args)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

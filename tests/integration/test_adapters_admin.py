@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve_app import cli
 from serve_app.keys import make_key
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.adapters import WEIGHTS, make_adapter
@@ -65,18 +64,11 @@ def admin(platform: LocalPlatform) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def run(
-    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def run(platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> Run:
     monkeypatch.setenv("ARRIERO_URL", platform.url)
     monkeypatch.setenv("ARRIERO_ADMIN_KEY", ADMIN.text)
 
-    def run(*args: str) -> tuple[int, str, str]:
-        status = cli.main(args)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+    return run_cli
 
 
 def ask(

@@ -31,23 +31,16 @@ def platform(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def run(
-    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    def run(*args: str) -> tuple[int, str, str]:
-        status = cli.main(args)
-        out, err = capsys.readouterr()
-        return status, out, err
-
+def run(platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> Run:
     monkeypatch.setenv("ARRIERO_URL", platform.url)
     config = str(platform._folder / "config.yaml")
-    status, out, _ = run("keys", "create", "--bootstrap", config, "--json")
+    status, out, _ = run_cli("keys", "create", "--bootstrap", config, "--json")
     assert status == 0
     key = json.loads(out)
     assert (key["tenant"], key["scopes"]) == ("operators", ["admin"])
     monkeypatch.setenv("ARRIERO_ADMIN_KEY", key["key"])
-    platform.wait_until(lambda: run("tenants", "list")[0] == 0, 5.0, "known")
-    return run
+    platform.wait_until(lambda: run_cli("tenants", "list")[0] == 0, 5.0, "known")
+    return run_cli
 
 
 def test_operator_gets_from_the_first_key_to_a_tenants_usage(

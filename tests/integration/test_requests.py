@@ -11,7 +11,6 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from serve_app import cli
 from serve_app.config_store import database_url
 from serve_app.keys import hash_key
 from serve_app.store.database import Database
@@ -51,18 +50,11 @@ def platform(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def run(
-    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    def run(*args: str) -> tuple[int, str, str]:
-        status = cli.main(args)
-        out, err = capsys.readouterr()
-        return status, out, err
-
+def run(platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> Run:
     monkeypatch.setenv("ARRIERO_URL", platform.url)
     monkeypatch.setenv("ARRIERO_ADMIN_KEY", _KEYS["admin"])
     monkeypatch.setenv("ARRIERO_API_KEY", _KEYS["a"])
-    return run
+    return run_cli
 
 
 def send(platform: LocalPlatform, tenant: str, name: str, **changes: Any) -> httpx.Response:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app import cli, telemetry
+from serve_app import telemetry
 from serve_app.keys import hash_key
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.clients import ask, post
@@ -44,19 +44,12 @@ def platform(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def run(
-    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    def run(*args: str) -> tuple[int, str, str]:
-        status = cli.main(args)
-        out, err = capsys.readouterr()
-        return status, out, err
-
+def run(platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> Run:
     monkeypatch.setenv("ARRIERO_URL", platform.url)
     monkeypatch.setenv("ARRIERO_ADMIN_KEY", _KEYS["admin"])
     monkeypatch.setenv("COLUMNS", "160")
     telemetry.set_log_level("")
-    return run
+    return run_cli
 
 
 def body(**changes: Any) -> dict[str, Any]:
