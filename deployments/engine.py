@@ -68,9 +68,6 @@ _SPARE_REQUESTS = 4
 _FAREWELL_S = 0.2
 _HEARD_S = 5.0
 """For the router to hear why an engine cannot start; some fail before they have found it."""
-_CALM_S = 2.0
-"""Without requests, before an engine that drains is done: what gateways have read for it alone, as
-its successors have another tokenizer, may still be on its way."""
 _WORD_S = 1.0
 """A router that is there says within it how long to wait."""
 
@@ -86,6 +83,7 @@ class Engine:
         adapters: Copies of adapters on this node's disk.
         adapter_files: Brings adapters to this node; None makes a store, with `adapters`.
         metrics: Of this process.
+        calm_s: How long it must have had no request before it has drained.
     """
 
     def __init__(
@@ -97,6 +95,7 @@ class Engine:
         adapters: AdapterCacheSettings = AdapterCacheSettings(),  # noqa: B008 - frozen
         adapter_files: "AdapterFiles | None" = None,
         metrics: Metrics | None = None,
+        calm_s: float = 0.0,
     ) -> None:
         self._model = model
         self._engine_id = engine_id
@@ -118,7 +117,7 @@ class Engine:
         self._heartbeat: asyncio.Task[None] | None = None
         self._held: asyncio.Queue[HoldOn] = asyncio.Queue()
         self._departure = Departure(
-            self._is_busy, lambda: self._set_state("draining", ""), self._go, _CALM_S
+            self._is_busy, lambda: self._set_state("draining", ""), self._go, calm_s
         )
         self._hang_watch = HangWatch(model.hang_timeout_s)
         self._thread = threading.Thread(target=self._run_core, name="engine-core", daemon=True)

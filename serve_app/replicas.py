@@ -34,6 +34,9 @@ _BEFORE_NODE_S = 1.0
 """So long before its node ends an engine is to be rid of all."""
 _SIGTERM_S = 8.0
 """In which an engine ends after a SIGTERM. Machines that shut down wait longer before they kill."""
+_CALM_S = 2.0
+"""Without requests, before an engine that drains is done: what gateways have read for it alone, as
+its successors have another tokenizer, may still be on its way."""
 
 
 def _replica_name() -> str:
@@ -164,6 +167,7 @@ class EngineReplica:
             _node_address(),
             AdapterCacheSettings.model_validate(adapters),
             metrics=own_metrics,
+            calm_s=_CALM_S,
         )
         self._shown = _show_metrics(own_metrics, "engine")
         self._watch = asyncio.create_task(self._leave_with_node(), name="node-notice")
