@@ -45,6 +45,8 @@ class Fleet:
         self._now = now
         self._engines: dict[EngineId, KnownEngine] = {}
         self._front_ends: dict[str, bytes] = {}
+        self.served: frozenset[ModelName] | None = None
+        """Models that the settings have; None is not known."""
 
     def __iter__(self) -> Iterator[KnownEngine]:
         return iter(self._engines.values())
@@ -94,20 +96,19 @@ class Fleet:
         engine.take_report(report, now_s)
         if has_changed:
             logger.info("Engine %s: %s %s", report.engine_id, report.state, report.detail)
-            self._outdate_reasons(engine, now_s)
+            # Why others could not start is no news once one starts, or says why it cannot.
+            if engine.is_ready or engine.is_unstarted:
+                self.outdate_reasons(report.model, now_s)
+                engine.is_outdated = False
         return has_changed or has_moved
 
-    def _outdate_reasons(self, newest: KnownEngine, now_s: float) -> None:
-        """Why others could not start is no news once one starts, or says why it cannot."""
-        if not newest.is_ready and not newest.is_unstarted:
-            return
-        newest.is_outdated = False
+    def outdate_reasons(self, model: ModelName, now_s: float) -> None:
+        """Keeps why engines of a model could not start only as long as they say it themselves."""
         for engine_id, engine in list(self._engines.items()):
-            is_peer = engine is not newest and engine.report.model == newest.report.model
-            if is_peer and engine.is_unstarted:
+            if engine.report.model == model and engine.is_unstarted:
                 engine.is_outdated = True
                 if now_s - engine.heard_s > engine.keep_s:
-                    self.drop(engine_id, "another one has started, or failed to")
+                    self.drop(engine_id, "why it could not start is old")
 
     def take_offer(self, offer: FrontEndOffer) -> None:
         """Keeps a front end; forgets those that no engine uses any more."""
@@ -180,7 +181,7 @@ class Fleet:
 
     def view(self, engine: KnownEngine, marks: Sequence[int] = ()) -> EngineView:
         """Returns an engine as routing sees it, for a prompt with these marks."""
-        takes = engine.report.state == "ready" or self._is_last_of_its_dialect(engine)
+        takes = engine.report.state == "ready" or self._is_still_needed(engine)
         return EngineView(
             engine.report.engine_id,
             is_ready=takes
@@ -192,12 +193,18 @@ class Fleet:
             cached_tokens=engine.prefixes.match(marks),
         )
 
-    def _is_last_of_its_dialect(self, engine: KnownEngine) -> bool:
-        """Whether an engine that drains is needed for requests that its successors cannot read."""
-        if engine.report.state != "draining" or not engine.dialect:
+    def _is_still_needed(self, engine: KnownEngine) -> bool:
+        """Whether an engine that drains has to take what none will that comes after it."""
+        if engine.report.state != "draining":
             return False
+        if self.is_gone(engine.report.model):
+            return True
         ready = {e.dialect for e in self if e.is_ready and e.report.model == engine.report.model}
-        return bool(ready) and engine.dialect not in ready
+        return bool(ready and engine.dialect) and engine.dialect not in ready
+
+    def is_gone(self, model: ModelName) -> bool:
+        """Whether a model is served no more."""
+        return bool(model) and self.served is not None and model not in self.served
 
     def _is_skipped(self, engine: KnownEngine) -> bool:
         """Whether it keeps failing, and another one can read what it reads."""
@@ -210,14 +217,14 @@ class Fleet:
         }
         return engine.report.engine_id in find_skipped(ready, self._now())
 
-    def dialects(self) -> dict[ModelName, frozenset[str]]:
-        """Returns what each model's engines understand, of models of which one is ready."""
-        found: dict[ModelName, set[str]] = {}
-        for engine in self:
-            if engine.report.state in ("ready", "draining"):
-                found.setdefault(engine.report.model, set()).add(engine.dialect)
-        ready = {engine.report.model for engine in self if engine.is_ready}
-        return {model: frozenset(known) for model, known in found.items() if model in ready}
+    def has_left_behind(self, model: ModelName, dialect: str) -> bool:
+        """Whether a model's engines are others now, none of which understands a dialect."""
+        engines = [e for e in self if e.report.model == model]
+        if any(
+            e.report.state in ("ready", "draining") and e.serves(model, dialect) for e in engines
+        ):
+            return False
+        return self.is_gone(model) or any(e.is_ready for e in engines)
 
     def views(
         self, model: ModelName | None = None, marks: Sequence[int] = (), dialect: str = ""
@@ -276,7 +283,10 @@ class Fleet:
         return "it keeps failing and gets no requests for a while"
 
     def config_id(self, model: ModelName) -> str:
-        """Returns which front end fits a model's newest engine; empty while there is none."""
-        reports = [engine.report for engine in self if engine.report.model == model]
-        config_ids = [report.config_id for report in reports if report.config_id]
-        return config_ids[-1] if config_ids else ""
+        """Returns which front end fits a model's newest engine; empty while there is none.
+
+        One that serves goes before those that do not any more.
+        """
+        engines = [e for e in self if e.report.model == model and e.report.config_id]
+        serving = [engine for engine in engines if engine.report.state == "ready"] or engines
+        return serving[-1].report.config_id if serving else ""

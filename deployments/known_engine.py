@@ -16,7 +16,7 @@ SILENT_ENGINE_S = 5.0
 _FORGET_FAILED_S = 60.0
 """How long the reason stays visible for which an engine died."""
 _FORGET_UNSTARTED_S = 86_400.0
-"""The same, if it could not even start, until another one starts or fails to."""
+"""The same, if it could not even start, until another one starts, fails to or is asked for."""
 _FORGET_ASKED_S = 60.0
 """An adapter that has neither come nor failed by then may be asked for again."""
 
@@ -64,7 +64,7 @@ class KnownEngine:
     has_served: bool = False
     """Whether it was ever ready."""
     is_outdated: bool = False
-    """Whether another one has started or failed to since it failed to."""
+    """Whether another one has started, failed to or been asked for since it failed to."""
     breaker: Breaker = field(default_factory=Breaker)
     on_probation: TicketId | None = None
     """A suspect of killing engines, or the first request after the engine kept failing, that has

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import msgspec
 
@@ -25,7 +24,7 @@ from deployments.known_engine import KnownEngine
 from deployments.load_charges import LoadCharges
 from deployments.placer import Placer
 from deployments.punctuality import Punctuality
-from deployments.router_metrics import RouterMetrics
+from deployments.router_metrics import RefusalKind, RouterMetrics
 from deployments.router_state import (
     Keeper,
     RouterState,
@@ -37,6 +36,7 @@ from deployments.ticket_book import TicketBook
 from deployments.turn_order import cost_of, make_audit_log, make_turn_order
 from serve_app import telemetry
 from serve_app.config import Settings
+from serve_app.config_model import ModelSettings
 from serve_app.messages import (
     AdapterRef,
     AdaptersGone,
@@ -134,7 +134,7 @@ class Router:
             lambda: self._limits.max_engine_deaths_in_a_row,
             preempts=preempts,
         )
-        models = [model for model in settings.versions if model.domain_name == domain]
+        models = self._follow_models(settings)
         self._autoscaler = Autoscaler(models, self._cost, self._fleet, self._tickets, board)
         self._punctuality = Punctuality(self._tickets, settings, self._autoscaler.waited_s)
         self._announcer = Announcer(
@@ -170,10 +170,13 @@ class Router:
         self._limits = settings.limits
         self._punctuality.configure(settings)
         self._announcer.log_level = ""  # The settings have just been applied.
-        self._autoscaler.configure(
-            model for model in settings.versions if model.domain_name == self._domain
-        )
+        self._autoscaler.configure(self._follow_models(settings))
         self._dispatcher.dispatch(self._now_s)
+
+    def _follow_models(self, settings: Settings) -> list[ModelSettings]:
+        found = [model for model in settings.versions if model.domain_name == self._domain]
+        self._fleet.served = frozenset(model.name for model in found)
+        return found
 
     async def run(self) -> None:
         """Receives and decides until cancelled."""
@@ -338,14 +341,11 @@ class Router:
 
     def _refuse_outdated(self) -> None:
         """What was read for a model that has been replaced by another has nowhere to go."""
-        before_s = self._now_s - _SETTLED_S
         reason = "The model was replaced by another version while the request waited. Try again."
-        for ticket, _ in self._tickets.waiting_strangers(self._fleet.dialects(), before_s):
+        for ticket, _ in self._tickets.waiting_left_behind(self._now_s - _SETTLED_S):
             self._refuse(ticket, "outdated", Refusal(reason, self._limits.retry_after_s))
 
-    def _refuse(
-        self, ticket: TicketId, kind: Literal["crowded", "overdue", "outdated"], refusal: Refusal
-    ) -> None:
+    def _refuse(self, ticket: TicketId, kind: RefusalKind, refusal: Refusal) -> None:
         known = self._tickets[ticket]
         self._tickets.leave(Leave(ticket))
         self._metrics.refuse(known.model, kind)

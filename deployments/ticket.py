@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deployments.known_engine import Handed
-from serve_app.messages import AdapterRef, EngineId, TicketId
+from serve_app.messages import AdapterRef, EngineId, Enqueue, TicketId
 from serve_app.names import ModelName, TenantId
+from serve_app.policy.prefixes import split_marks
 
 _NOT_SAID = ModelName("")
 
@@ -44,6 +45,12 @@ class Ticket:
     prompt_tokens: int = 0
     max_tokens: int = 0
     dialect: str = ""
+    """Of its tokens; empty is any engine's of its model."""
+
+    def take(self, enqueue: Enqueue) -> None:
+        """Learns what its gateway says of its prompt; a dead router's state does not say it."""
+        self.prompt_tokens, self.max_tokens = enqueue.prompt_tokens, enqueue.max_tokens
+        self.marks, self.dialect = split_marks(enqueue.marks), enqueue.dialect
 
     @property
     def handed(self) -> Handed:

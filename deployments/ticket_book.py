@@ -27,7 +27,6 @@ from serve_app.policy.fairness import Vtc
 from serve_app.policy.fairness_figures import Longest
 from serve_app.policy.fairness_options import Share
 from serve_app.policy.objective import Waiters
-from serve_app.policy.prefixes import split_marks
 from serve_app.policy.queueing import Waiting
 
 _DEFAULT_SHARE = Share()
@@ -124,14 +123,16 @@ class TicketBook:
             if known.engine_id is None:
                 yield ticket, known, waited_s
 
-    def waiting_strangers(
-        self, models: Mapping[ModelName, frozenset[str]], since_s: float
-    ) -> Iterator[tuple[TicketId, Ticket]]:
-        """Yields who has waited since then, and none of the dialects of its model is its own."""
+    def waiting_left_behind(self, since_s: float) -> Iterator[tuple[TicketId, Ticket]]:
+        """Yields who has waited since then for engines that there are no more."""
+        is_left: dict[tuple[ModelName, str], bool] = {}
         for ticket, known in list(self._tickets.items()):
-            spoken = models.get(known.model)
-            is_stranger = spoken and known.dialect and known.dialect not in spoken
-            if is_stranger and known.engine_id is None and known.since_s <= since_s:
+            if known.engine_id is not None or known.since_s > since_s:
+                continue
+            what = known.model, known.dialect
+            if what not in is_left:
+                is_left[what] = self._fleet.has_left_behind(*what)
+            if is_left[what]:
                 yield ticket, known
 
     # --- gateways ---------------------------------------------------------------------------
@@ -234,7 +235,7 @@ class TicketBook:
             if known.adapter is None:  # A dead router's state does not say it.
                 known.adapter = enqueue.adapter
                 self._farewell.note_arrival(known.adapter)
-            known.marks = split_marks(enqueue.marks)
+            known.take(enqueue)
         known.has_run, known.strikes = True, running.strikes
         known.lost_tokens = max(known.completion_tokens - n_tokens, 0)
         known.completion_tokens = max(known.completion_tokens, n_tokens)
@@ -251,17 +252,8 @@ class TicketBook:
         self, gateway: bytes, enqueue: Enqueue, engine_id: EngineId | None, now_s: float
     ) -> Ticket:
         owner = self.gateways[gateway]
-        known = Ticket(
-            gateway,
-            enqueue.tenant,
-            engine_id,
-            now_s,
-            owner.model,
-            enqueue.adapter,
-            split_marks(enqueue.marks),
-        )
-        known.prompt_tokens, known.max_tokens = enqueue.prompt_tokens, enqueue.max_tokens
-        known.dialect = enqueue.dialect
+        known = Ticket(gateway, enqueue.tenant, engine_id, now_s, owner.model, enqueue.adapter)
+        known.take(enqueue)
         self._tickets[enqueue.ticket] = known
         owner.tickets.add(enqueue.ticket)
         self._farewell.note_arrival(enqueue.adapter)

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from deployments.router import Router
-from serve_app.config import parse_settings
+from serve_app.config import Settings, parse_settings
 from serve_app.config_model import ModelSettings
 from serve_app.dialect import dialect_of, dialect_of_model, make_config_id
 from serve_app.messages import (
@@ -12,6 +12,7 @@ from serve_app.messages import (
     EngineId,
     EngineState,
     Grant,
+    ModelStatus,
     Refuse,
     Requeue,
     Resume,
@@ -19,7 +20,7 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName
 from serve_app.policy.breaker import MOST
-from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
+from tests.support.router_post import FakeClock, FakeKeeper, FakeMailbox, enqueue, report
 from tests.support.settings import write_args, write_model, write_vllm_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -51,15 +52,24 @@ class Desk:
     """A router between a gateway and engines of two dialects."""
 
     def __init__(self) -> None:
-        self.clock, self.post = FakeClock(), FakeMailbox()
-        settings = parse_settings(write_args(write_model()))
-        self.router = Router(TINY, settings, self.post, self.clock)
+        self.clock, self.keeper = FakeClock(), FakeKeeper()
+        self.start()
         self.router.handle(A, Resume(model=TINY))
+
+    def start(self) -> None:
+        self.post = FakeMailbox()
+        settings = parse_settings(write_args(write_model()))
+        self.router = Router(TINY, settings, self.post, self.clock, self.keeper)
 
     def report(self, engine: str, spoken: str, state: EngineState = "ready") -> None:
         config_id = make_config_id(spoken, engine)
         said = report(engine, state, model=TINY)
         self.router.handle(ENGINE, msgspec.structs.replace(said, config_id=config_id))
+
+    def newest(self) -> str:
+        """Which front end gateways are told to have."""
+        mail = self.post.take(A)
+        return next(m.config_id for m in reversed(mail) if isinstance(m, ModelStatus))
 
     def enqueue(self, ticket: str, spoken: str) -> None:
         self.router.handle(A, msgspec.structs.replace(enqueue(ticket), dialect=spoken))
@@ -126,4 +136,51 @@ def test_request_that_no_engine_understands_any_more_is_refused() -> None:
         desk.clock.pass_s(1.0)
         desk.report("new", "b")
         desk.router.look_around()
+    assert desk.mail() == {"a0": "outdated"}
+
+
+def test_gateways_read_for_the_newest_engine_that_serves() -> None:
+    desk = Desk()
+    desk.report("old", "a")
+    desk.report("new", "b")
+    assert desk.newest() == make_config_id("b", "new")
+    desk.report("new", "b", "failed")
+    assert desk.newest() == make_config_id("a", "old")
+
+
+def test_next_router_knows_the_dialect_of_what_runs() -> None:
+    desk = Desk()
+    desk.report("old", "a")
+    desk.enqueue("a0", "a")
+    assert desk.mail() == {"a0": "old"}
+    desk.keeper.save(msgspec.msgpack.encode(desk.router.state()))
+    desk.start()
+    read = msgspec.structs.replace(enqueue("a0"), dialect="a")
+    desk.router.handle(A, Resume([], [RunningTicket(read, EngineId("old"), 1)], model=TINY))
+    desk.report("new", "b")
+    desk.router.handle(A, Requeue(RunningTicket(read, None, 1), EngineId("old")))
+    assert desk.mail() == {}
+    desk.report("old-too", "a")
+    assert desk.mail() == {"a0": "old-too"}
+
+
+def without_tiny() -> Settings:
+    return parse_settings(write_args(write_model("other", domain=TINY)))
+
+
+def test_engine_of_a_model_that_is_served_no_more_takes_what_still_comes() -> None:
+    desk = Desk()
+    desk.report("old", "a", "draining")
+    desk.enqueue("a0", "a")
+    assert desk.mail() == {}
+    desk.router.configure(without_tiny())
+    assert desk.mail() == {"a0": "old"}
+
+
+def test_request_for_a_model_that_is_served_no_more_is_refused() -> None:
+    desk = Desk()
+    desk.enqueue("a0", "a")
+    desk.router.configure(without_tiny())
+    desk.clock.pass_s(6.0)
+    desk.router.look_around()
     assert desk.mail() == {"a0": "outdated"}
