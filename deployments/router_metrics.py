@@ -23,6 +23,7 @@ from serve_app.telemetry import (
     SERVICE_GAP_BOUND,
     WAITING,
     WAITING_LIMIT,
+    WANTED_ENGINES,
     Metric,
 )
 
@@ -108,6 +109,10 @@ class RouterMetrics:
         for model in self._models:
             for state in _STATES:
                 self.metrics.gauge(ENGINES, model, state).set(counts[model, state])
+
+    def show_wanted(self, model: ModelName, engines: int) -> None:
+        """Replaces how many engines a model is to have."""
+        self.metrics.gauge(WANTED_ENGINES, model).set(engines)
 
     def _begin_to_count(self, model: ModelName) -> None:
         """From 0: Prometheus takes a counter's first value for where it began."""

@@ -62,7 +62,9 @@ RESPONSES = Metric("counter", "gateway", "arriero_responses_total", ("code",),
 IN_FLIGHT = Metric("gauge", "gateway", "arriero_in_flight_requests", (),
     "Requests for a model being answered.")
 TTFT = Metric("histogram", "gateway", "arriero_time_to_first_token_seconds", ("tenant", "model"),
-    "From a request's arrival to its first token.", _WAIT_S)
+    "From a request's arrival to its first token, where its model did not sleep then.", _WAIT_S)
+WAKE = Metric("histogram", "gateway", "arriero_wake_seconds", ("model",),
+    "The same where it slept or was waking.", _ANSWER_S)
 INTER_TOKEN = Metric("histogram", "gateway", "arriero_inter_token_seconds", ("tenant", "model"),
     "From one token of a completion to the next.", (*_TOKEN_S, 1, 2.5))
 DURATION = Metric("histogram", "gateway", "arriero_request_duration_seconds", ("tenant", "model"),
@@ -112,6 +114,8 @@ COUNTER_LAG = Metric("gauge", "router", "arriero_fairness_lag_tokens", ("domain"
     "How far a waiting tenant is behind the waiting tenant that has got the most service.")
 ENGINES = Metric("gauge", "router", "arriero_engines", ("model", "state"),
     "Engines, by what they say they do.")
+WANTED_ENGINES = Metric("gauge", "router", "arriero_wanted_engines", ("model",),
+    "Engines that there are to be: a fixed number, or what demand asks for.")
 ENGINES_LOST = Metric("counter", "router", "arriero_engines_lost_total", ("model", "cause"),
     "Engines that are gone: they left, said that they failed, or fell silent.")
 FAILED_STARTS = Metric("gauge", "router", "arriero_engine_failed_starts", ("model",),

@@ -25,6 +25,37 @@ MODELS = Board(
                     (Query(f"min by (model) (arriero_model_ready{{{_M}}})", "{{model}}"),),
                 ),
                 Panel(
+                    "Wanted",
+                    "Engines that there are to be, and those that serve. Wanted above serving for "
+                    "long: they do not start, or there is no room.",
+                    (
+                        Query(
+                            f"max by (model) (arriero_wanted_engines{{{_M}}})", "wanted {{model}}"
+                        ),
+                        Query(
+                            f'sum by (model) (arriero_engines{{{_M}, state="ready"}})',
+                            "serving {{model}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Woken",
+                    "Requests that found their model asleep or waking, in five minutes, and their "
+                    "mean seconds to the first token.",
+                    (
+                        Query(
+                            f"sum by (model) (increase(arriero_wake_seconds_count{{{_M}}}[5m]))",
+                            "{{model}} requests",
+                        ),
+                        Query(
+                            "sum by (model) "
+                            f"(increase(arriero_wake_seconds_sum{{{_M}}}[5m])) / clamp_min(sum by "
+                            f"(model) (increase(arriero_wake_seconds_count{{{_M}}}[5m])), 1)",
+                            "{{model}} seconds",
+                        ),
+                    ),
+                ),
+                Panel(
                     "Engines lost",
                     "That left (`left`) or died (`failed`, `silent`), in five minutes; starts that "
                     "failed in a row.",

@@ -27,6 +27,7 @@ from serve_app.telemetry import (
     STOPPED,
     TTFT,
     UNSTORED_RECORDS,
+    WAKE,
 )
 from serve_app.usage import UsageRecord
 
@@ -39,7 +40,7 @@ class RequestSeries:
 
     __slots__ = (
         "_ends", "_labels", "_metrics", "cached_tokens", "completion_tokens", "cost", "duration",
-        "inter_token", "prompt_tokens", "ttft",
+        "inter_token", "prompt_tokens", "ttft", "wake",
     )  # fmt: skip
 
     def __init__(self, metrics: Metrics, tenant: str, model: str, adapter: str) -> None:
@@ -47,6 +48,7 @@ class RequestSeries:
         self._labels = (tenant, model, adapter)
         self._ends: dict[str, Counter] = {}
         self.ttft: Histogram = metrics.histogram(TTFT, tenant, model)
+        self.wake: Histogram = metrics.histogram(WAKE, model)
         self.inter_token: Histogram = metrics.histogram(INTER_TOKEN, tenant, model)
         self.duration: Histogram = metrics.histogram(DURATION, tenant, model)
         self.cost: Counter = metrics.counter(COST, tenant, model)

@@ -194,6 +194,8 @@ class Meter:
         """The base model; empty until the body is read."""
         self.version = ""
         """Which of its versions answers; empty is the model itself."""
+        self.is_waking = False
+        """Whether that slept when it was asked."""
         self.is_limited = caller.has_limits_on(self.model)
         """Whether the ledger has to consent."""
         self.is_max_tokens_given = False
@@ -263,7 +265,8 @@ class Meter:
         self.series.completion_tokens.add(n_tokens)
         if self.first_token_s is None:
             self.first_token_s = time.time()
-            self.series.ttft.observe(self.first_token_s - self.started_s)
+            series = self.series.wake if self.is_waking else self.series.ttft
+            series.observe(self.first_token_s - self.started_s)
 
     def read_timings(self) -> Timings:
         """Where its time went so far."""
