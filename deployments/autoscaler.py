@@ -56,15 +56,13 @@ class _Scaled:
     asked_s: list[float] = field(default_factory=list)
     """When engines were asked for that have not come yet."""
     ready: set[EngineId] = field(default_factory=set)
-    awake_since_s: float | None = None
-    """None while no engine is ready."""
     woken_s: float = -_WAKE_LASTS_S
     """When a gateway said last that somebody waits there."""
 
     @property
     def sleeps(self) -> bool:
         """Whether it may sleep, and no engine is ready."""
-        return self.scaler.least == 0 and self.awake_since_s is None
+        return self.scaler.least == 0 and not self.ready
 
 
 class Autoscaler:
@@ -91,20 +89,24 @@ class Autoscaler:
         self._tickets = tickets
         self._board = board
         self._models: dict[ModelName, _Scaled] = {}
+        self._fixed: dict[ModelName, int] = {}
+        """Engines of models that have no choice."""
         self.configure(models)
 
     def configure(self, models: Iterable[ModelSettings]) -> None:
         """Takes new settings. What was measured stays."""
-        scaled = {m.name: m for m in models if m.replicas.min != m.replicas.max}
-        self._models = {name: self._scale(model) for name, model in scaled.items()}
+        known = list(models)
+        fixed = [m for m in known if m.replicas.min == m.replicas.max]
+        self._fixed = {model.name: model.replicas.min for model in fixed}
+        self._models = {m.name: self._scale(m) for m in known if m.name not in self._fixed}
 
     def _scale(self, model: ModelSettings) -> _Scaled:
         least, most, settings = model.replicas.min, model.replicas.max, model.autoscaling
         known = self._models.get(model.name)
         if known is None:
-            before = self._board.read(model.name) if self._board is not None else None
+            before = self._find_before(model.name)
             # A model that is new starts once, so that it is known to start, and how to ask it.
-            engines = min(max(least, 1) if before is None else max(before, least), most)
+            engines = min(max(least, 1 if before is None else before), most)
             meter = DemandMeter(self._cost, settings.ttft_target_s)
             scaler = Scaler(settings, least, most, engines)
             wanted = Wanted(engines, "as before" if before is not None else "for a start")
@@ -113,6 +115,16 @@ class Autoscaler:
         known.meter.ttft_target_s = settings.ttft_target_s
         known.wake_timeout_s = settings.wake_timeout_s
         return known
+
+    def _find_before(self, name: ModelName) -> int | None:
+        """Returns how many engines there were to be; None if there never were any.
+
+        Those that run count for more than the board: their number may have been fixed meanwhile.
+        """
+        n_ready = sum(1 for _ in self._ready(name))
+        if n_ready or self._board is None:
+            return n_ready or None
+        return self._board.read(name)
 
     # --- what happens -----------------------------------------------------------------------
 
@@ -158,6 +170,8 @@ class Autoscaler:
             model.asked_s += [now_s] * rise
             if rise < 0:
                 model.asked_s.clear()
+            if rise > 0 and not model.wanted.engines:
+                self._fleet.outdate_reasons(name, now_s)
             model.wanted = wanted
 
     def _look_at(self, name: ModelName, model: _Scaled, now_s: float) -> Look:
@@ -171,14 +185,14 @@ class Autoscaler:
 
     def _note_engines(self, name: ModelName, model: _Scaled, now_s: float) -> None:
         ready = {engine.report.engine_id for engine in self._ready(name)}
+        if model.is_new and not model.asked_s:
+            model.asked_s = [now_s] * model.wanted.engines
         for _ in ready - model.ready:
             if model.asked_s and now_s - (asked_s := model.asked_s.pop(0)) < _LONGEST_START_S:
                 model.start_s = now_s - asked_s
         model.is_new &= not ready
-        if not ready:
-            model.awake_since_s = None
-        elif model.awake_since_s is None:
-            model.awake_since_s = now_s
+        if not model.ready and model.scaler.least == 0:
+            model.meter.awake_since_s = now_s
         model.ready = ready
 
     def status(self, name: ModelName) -> ScalingStatus | None:
@@ -188,6 +202,12 @@ class Autoscaler:
             return None
         wanted = model.wanted
         return ScalingStatus(wanted.engines, wanted.reason, round(model.start_s, 1))
+
+    def wanted(self) -> Iterator[tuple[ModelName, int]]:
+        """Yields every model, and how many engines it is to have."""
+        yield from self._fixed.items()
+        for name, model in self._models.items():
+            yield name, model.wanted.engines
 
     def find_overdue(self, ticket: Ticket, now_s: float, max_wait_s: float) -> str | None:
         """Returns why a waiting request has waited too long; None if it has not."""
@@ -207,10 +227,10 @@ class Autoscaler:
 
     def waited_s(self, ticket: Ticket, now_s: float) -> float:
         """Returns how long a request has waited for room; until its model is awake it does not."""
-        model, waited_s = self._models.get(ticket.model), now_s - ticket.since_s
-        if model is None or model.scaler.least > 0:
-            return waited_s
-        return 0.0 if model.awake_since_s is None else min(waited_s, now_s - model.awake_since_s)
+        model = self._models.get(ticket.model)
+        if model is None:
+            return now_s - ticket.since_s
+        return 0.0 if model.sleeps else model.meter.waited_s(ticket, now_s)
 
     def shortest_patience_s(self, max_wait_s: float) -> float:
         """Returns how long any request may wait at least."""

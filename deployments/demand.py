@@ -5,6 +5,7 @@ add up. What a request will produce is not known before; the mean of those that 
 for it, up to what it may produce.
 """
 
+import math
 from collections.abc import Iterable
 
 from deployments.ticket import Ticket
@@ -26,6 +27,8 @@ class DemandMeter:
 
     def __init__(self, cost: Cost, ttft_target_s: float) -> None:
         self.ttft_target_s = ttft_target_s
+        self.awake_since_s = -math.inf
+        """When the model's first engine was seen ready, where it had slept."""
         self._cost = cost
         self._mean_tokens = 0.0
         self._n_ended = 0.0
@@ -42,7 +45,11 @@ class DemandMeter:
         if ticket.completion_tokens == 0:
             self._done += self._cost.prompt * ticket.prompt_tokens
             self._n_first += 1
-            self._n_late += now_s - ticket.since_s > self.ttft_target_s
+            self._n_late += self.waited_s(ticket, now_s) > self.ttft_target_s
+
+    def waited_s(self, ticket: Ticket, now_s: float) -> float:
+        """Returns how long a request has been here and its model awake: no load made it sleep."""
+        return now_s - max(ticket.since_s, self.awake_since_s)
 
     def note_end(self, n_tokens: int) -> None:
         """Takes the length of an answer that came to its own end."""
@@ -84,7 +91,10 @@ class DemandMeter:
     def _count_overdue(self, tickets: list[Ticket], now_s: float) -> int:
         """Whether any request still has no token and should: no first token tells of those."""
         return int(
-            any(not t.completion_tokens and now_s - t.since_s > self.ttft_target_s for t in tickets)
+            any(
+                not t.completion_tokens and self.waited_s(t, now_s) > self.ttft_target_s
+                for t in tickets
+            )
         )
 
     def _work_ahead(self, ticket: Ticket) -> float:

@@ -16,7 +16,9 @@ from serve_app.messages import (
     TicketId,
     Wake,
 )
+from serve_app.metrics import Metrics
 from serve_app.names import ModelName
+from serve_app.telemetry import WANTED_ENGINES
 from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
 from tests.support.settings import write_args, write_model
 
@@ -55,9 +57,12 @@ class Desk:
         model = write_model(
             replicas=replicas, autoscaling=autoscaling, ttft_objective_s=objective_s
         )
+        self.metrics = Metrics()
         settings = parse_settings(write_args(model, limits={"max_wait_s": 10.0}))
-        board = FakeBoard(engines)
-        self.router = Router(TINY, settings, self.post, self.clock, board=board)
+        self.board = FakeBoard(engines)
+        self.router = Router(
+            TINY, settings, self.post, self.clock, metrics=self.metrics, board=self.board
+        )
         self.router.handle(A, Resume(model=TINY))
 
     def pass_s(self, seconds: int, *engines: str) -> None:
@@ -68,11 +73,14 @@ class Desk:
                 self.router.handle(ENGINE, report(engine, model=TINY))
             self.router.look_around()
 
-    def scaling(self) -> ScalingStatus:
+    def status(self) -> ModelStatus:
         mail = self.post.take(A)
-        status = next(m for m in reversed(mail) if isinstance(m, ModelStatus))
-        assert status.scaling is not None
-        return status.scaling
+        return next(m for m in reversed(mail) if isinstance(m, ModelStatus))
+
+    def scaling(self) -> ScalingStatus:
+        scaling = self.status().scaling
+        assert scaling is not None
+        return scaling
 
     def enqueue(self, n: int, first: int = 0) -> None:
         for i in range(first, first + n):
@@ -94,6 +102,27 @@ def test_router_goes_on_from_what_its_predecessor_wanted() -> None:
     desk = Desk(engines=3)
     desk.pass_s(1, "e1", "e2", "e3")
     assert desk.scaling().wanted == 3
+
+
+def test_number_that_was_fixed_begins_with_the_engines_that_run() -> None:
+    desk = Desk(least=3, most=3, engines=7)
+    desk.pass_s(1, "e1", "e2", "e3")
+    assert desk.metrics.value(WANTED_ENGINES, TINY) == 3
+    model = write_model(replicas={"min": 1, "max": 4})
+    desk.router.configure(parse_settings(write_args(model)))
+    desk.pass_s(1, "e1", "e2", "e3")
+    assert desk.scaling().wanted == 3
+    assert desk.metrics.value(WANTED_ENGINES, TINY) == 3
+
+
+def test_why_an_engine_could_not_start_is_forgotten_when_the_model_is_woken() -> None:
+    desk = Desk(engines=0)
+    desk.router.handle(ENGINE, report("e1", "failed", model=TINY))
+    desk.pass_s(10)
+    assert [e.state for e in desk.status().engines] == ["failed"]
+    desk.enqueue(1)
+    desk.pass_s(1)
+    assert desk.status().engines == []
 
 
 def test_waiting_request_wakes_a_sleeping_model() -> None:
@@ -165,8 +194,7 @@ def test_backlog_raises_the_number_and_its_end_lowers_it_late() -> None:
 def test_number_of_a_model_that_does_not_scale_is_not_said() -> None:
     desk = Desk(least=2, most=2)
     desk.pass_s(1)
-    mail = desk.post.take(A)
-    assert [m.scaling for m in mail if isinstance(m, ModelStatus)][-1] is None
+    assert desk.status().scaling is None
 
 
 def test_what_an_engine_took_to_start_is_known() -> None:
