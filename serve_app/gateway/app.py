@@ -184,7 +184,7 @@ class Dispatch:
         body = await read_body(scope, receive, self._gateway.settings.gateway.max_body_bytes)
         seen = peek(body)
         meter = current_meter.get()
-        target = await self._find_target(seen.model, scope["path"], meter)
+        target = await self._find_target(seen.model, scope["path"], meter, receive)
         with target.front_end.in_use():
             await self._run(target, seen, body, scope, receive, send)
 
@@ -193,7 +193,7 @@ class Dispatch:
     ) -> None:
         meter = current_meter.get()
         front_end, adapter = target.front_end, target.adapter
-        meter.version = target.version
+        meter.version, meter.is_waking = target.version, target.is_waking
         current_adapter.set(None)
         if adapter is not None and seen.model is not None:
             current_adapter.set(await self._choose(adapter, seen.model, meter))
@@ -225,10 +225,12 @@ class Dispatch:
                 meter.record = record
                 self._gateway.accounts.recorder.record(record)
 
-    async def _find_target(self, model_name: str | None, path: str, meter: Meter) -> Target:
+    async def _find_target(
+        self, model_name: str | None, path: str, meter: Meter, receive: Receive
+    ) -> Target:
         try:
             async with asyncio.timeout_at(meter.deadline_s):
-                return await self._gateway.find_target(model_name, path, meter.caller)
+                return await self._gateway.find_target(model_name, path, meter.caller, receive)
         except TimeoutError as error:
             raise late_error(meter) from error
 

@@ -122,7 +122,7 @@ async def run_until_hang_up(app: ASGIApp, scope: Scope, body: bytes, outer: Oute
     """
     receive = Replay(body)
     work = asyncio.ensure_future(app(scope, receive, outer.send))
-    watch = asyncio.ensure_future(_wait_for_disconnect(outer.receive))
+    watch = asyncio.ensure_future(wait_for_disconnect(outer.receive))
     try:
         await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -136,6 +136,7 @@ async def run_until_hang_up(app: ASGIApp, scope: Scope, body: bytes, outer: Oute
         await work
 
 
-async def _wait_for_disconnect(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Returns when the client of a request that was read is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from starlette.types import Receive
+
 from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
 from serve_app.catalog import Caller
@@ -32,11 +34,7 @@ from serve_app.gateway.front_end import FrontEnd
 from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.meter import Meter
-from serve_app.gateway.model_cards import (
-    Card,
-    make_adapter_cards,
-    make_base_card,
-)
+from serve_app.gateway.model_cards import Card, make_adapter_cards, make_base_card
 from serve_app.gateway.model_client import ModelClient
 from serve_app.gateway.served_model import ServedModel
 from serve_app.gateway.timing_report import wants_last_chunk
@@ -60,11 +58,13 @@ class Target:
         front_end: Of the base model.
         adapter: What the request names of it; None is the base model itself.
         version: Which of the model's versions; empty is the model itself.
+        is_waking: Whether that slept when the request came.
     """
 
     front_end: FrontEnd
     adapter: Adapter | None
-    version: str = ""
+    version: str
+    is_waking: bool
 
 
 class KnownModel(NamedTuple):
@@ -208,22 +208,25 @@ class Gateway:
         """Returns what tokens of a base model, or of its adapter of this full name, cost."""
         return find_price(self.settings.prices, model, adapter)
 
-    async def find_target(self, model_name: str | None, path: str, caller: Caller) -> Target:
+    async def find_target(
+        self, model_name: str | None, path: str, caller: Caller, receive: Receive
+    ) -> Target:
         """Returns what answers a request. Wakes a model that sleeps, and may wait for that.
 
         Raises:
             ApiError: 400 no model named though there are several, or it cannot do this; 404 there
                 is no such model for this caller; 503 it is still loading, or usage cannot be
                 recorded.
+            ClientGoneError: The client went away while it waited.
         """
         base, adapter = self._resolve(model_name, caller)
         model = self._choose_version(base) if adapter is None else self._models[base]
         self.accounts.check_room()
-        if not model.state.takes_requests:
-            raise self._not_ready(model)
-        front_end = model.front_end or await model.wake()
+        state, front_end = model.state, None
+        if state.takes_requests:
+            front_end = model.reader or await model.wake(receive, self.settings.limits)
         if front_end is None:
-            raise self._not_ready(model)
+            raise model.explain_not_ready(max(5.0, self.settings.limits.retry_after_s))
         if path not in front_end.paths:
             raise ApiError(
                 400,
@@ -231,16 +234,14 @@ class Gateway:
                 param="model",
                 code="unsupported_endpoint",
             )
-        return Target(front_end, adapter, "canary" if model is not self._models[base] else "")
+        version = "" if model is self._models.get(base) else "canary"
+        return Target(front_end, adapter, version, is_waking=state.state != "ready")
 
     def _choose_version(self, base: ModelName) -> ServedModel:
         canary = self._canaries.get(base)
-        if canary is not None and canary.shown_as.canary is not None:
-            percent = canary.shown_as.canary.percent
-            is_able = canary.state.takes_requests
-            if is_able and self._canary_turns.is_next(base, percent):
-                return canary
-        return self._models[base]
+        if canary is None or not canary.state.takes_requests:
+            return self._models[base]
+        return canary if self._canary_turns.is_next(base, canary.percent) else self._models[base]
 
     async def choose_adapter(self, adapter: Adapter, asked: str, caller: Caller) -> AdapterChoice:
         """Returns the version of an adapter that a request gets. May fetch it.
@@ -295,9 +296,6 @@ class Gateway:
             param="model",
             code="model_not_found",
         )
-
-    def _not_ready(self, model: ServedModel) -> ApiError:
-        return model.explain_not_ready(max(5.0, self.settings.limits.retry_after_s))
 
     # --- what is known ----------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ class ModelClient:
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._router = RouterLink(find_router, identity, self._read_mail, self._resume)
         self._alive_task: asyncio.Task[None] | None = None
-        self._n_calling = 0
+        self.n_calling = 0
         """Requests that wait until an engine says how they are read."""
 
     def configure(self, limits: LimitSettings) -> None:
@@ -138,12 +138,12 @@ class ModelClient:
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
         """Keeps the router waking the model's engines, for a request that cannot be sent yet."""
-        self._n_calling += 1
+        self.n_calling += 1
         self._router.send(Wake())
         try:
             yield
         finally:
-            self._n_calling -= 1
+            self.n_calling -= 1
 
     def add_sink(self, sink: Sink) -> None:
         """Delivers outputs to one more front end; an older one keeps its running requests."""
@@ -225,7 +225,7 @@ class ModelClient:
     async def _stay_alive(self) -> None:
         while True:
             await asyncio.sleep(_ALIVE_EVERY_S)
-            self._router.send(Wake() if self._n_calling else Alive())
+            self._router.send(Wake() if self.n_calling else Alive())
             for link in self._engines.values():
                 link.send([ALIVE])
             self._hang_up_unused()
