@@ -93,23 +93,6 @@ def test_clients_that_leave_before_their_answer_are_noticed_behind_the_proxy(
     assert [engine["running"] for engine in platform.ready()["models"][CALM]["engines"]] == [0]
 
 
-def test_changed_engine_setting_restarts_only_that_models_engines(
-    platform: RayPlatform, fresh: dict[str, Any]
-) -> None:
-    before = {name: platform.pids(name) for name in (*OTHERS, engine_of(BUSY))}
-    stream = LongStream(platform, n_tokens=480)
-    fresh["models"][1]["engine"]["max_num_seqs"] = 7
-    platform.deploy_and_wait(fresh)
-    platform.wait_until(
-        lambda: not platform.pids(engine_of(BUSY)) & before[engine_of(BUSY)], 60.0, "restarted"
-    )
-    assert stream.is_running, "the deployment took longer than the stream; it shows nothing"
-    for name in OTHERS:
-        assert platform.pids(name) == before[name], name
-    assert stream.finish() == "One two" * 240
-    assert say(platform, BUSY) == "One two three"
-
-
 def test_changed_limit_restarts_nothing_and_outlives_the_ledger(
     platform: RayPlatform, fresh: dict[str, Any]
 ) -> None:

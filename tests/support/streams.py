@@ -43,6 +43,11 @@ class Stream:
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether more may come."""
+        return self._thread.is_alive()
+
     def wait_for_first_token(self) -> None:
         """Waits until something has come."""
         self.wait_for_lines(1)
