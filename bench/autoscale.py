@@ -6,14 +6,14 @@ what Serve's best settings cost for as many first tokens in time, in a straight 
 """
 
 import argparse
-import json
 import multiprocessing
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from bench.report import Figure, print_figures
 from bench.scale_policies import Fixed, Ours, ServeRequests
 from bench.scale_sim import Day, Outcome, Policy
 from bench.scale_traces import TRACES, Trace
@@ -157,17 +157,17 @@ def list_settings(*, is_quick: bool) -> list[Setting]:
     return settings + [Setting(name, aim) for name in _DELAYS for aim in per_engine]
 
 
-def summarize(results: Sequence[Result]) -> Mapping[str, object]:
-    """Returns the figures that RESULTS.md names."""
-    keys = sorted({(r.trace, r.start_s, r.seed) for r in results})
-    groups = {key: [r for r in results if (r.trace, r.start_s, r.seed) == key] for key in keys}
-    return {
-        f"{trace}/{start_s:g}s/{seed}": {
-            "serve": compare(group, ["serve"]),
-            "any": compare(group, list(_DELAYS)),
-        }
-        for (trace, start_s, seed), group in groups.items()
-    }
+def summarize(results: Sequence[Result]) -> dict[str, Figure]:
+    """Returns for each of our settings the part in time, and its cost over that of the rivals."""
+    figures: dict[str, Figure] = {}
+    for key in sorted({(r.trace, r.start_s, r.seed) for r in results}):
+        group = [r for r in results if (r.trace, r.start_s, r.seed) == key]
+        for rivals, name in ((["serve"], "serve"), (list(_DELAYS), "any")):
+            for row in compare(group, rivals):
+                stem = f"{key[0]}_{key[1]:g}s_seed_{key[2]}_load_{row['load']:g}"
+                figures[f"{stem}_in_time"] = Figure(row["in_time"])
+                figures[f"{stem}_cost_over_{name}"] = Figure(row.get("ratio"), "<= 0.8")
+    return figures
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -200,7 +200,7 @@ def main() -> None:
         from bench.scale_plot import draw
 
         print(f"  {draw(results, args.plots)}")
-    print(json.dumps({"bench": "autoscale", "figures": summarize(results)}))
+    print_figures("autoscale", summarize(results), is_quick=args.quick)
 
 
 def _simulate_named(task: tuple[str, float, Setting, int, float]) -> Result:
