@@ -229,7 +229,8 @@ class RolloutSettings(Section):
 
     surge_percent: Annotated[int, Field(ge=0, le=100)] = 100
     """Engines that may run beyond the usual number meanwhile, in percent of it, rounded up. They
-    wait for devices to be free. 0 stops old engines first, for where there are none to spare."""
+    wait until devices are free for them, and the change with them: 100 needs as many again as the
+    model has, less is slower. 0 stops old engines first, for where there are none to spare."""
 
 
 class CanarySettings(Section):
@@ -237,7 +238,7 @@ class CanarySettings(Section):
 
     What is not said here is as in the model. Clients see one model; answers of this version say
     so in the header `x-model-version`. Requests with an adapter stay with the model itself, and
-    where no engine of this version is ready all do.
+    while this version cannot be served all do.
     """
 
     percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
