@@ -80,8 +80,7 @@ class Announcer:
         self._metrics.show_crowd(self._tickets.waiting_by_tenant, running, max_waiting)
         reports = (engine.report for engine in self._fleet)
         self._metrics.show_engines((report.model, report.state) for report in reports)
-        for model, wanted in self._autoscaler.wanted():
-            self._metrics.show_wanted(model, wanted)
+        self._metrics.show_wanted(self._autoscaler.wanted())
 
     def _view_tenants(self, lags: Mapping[TenantId, float]) -> list[TenantStatus]:
         running: Counter[TenantId] = Counter()

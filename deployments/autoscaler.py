@@ -203,11 +203,9 @@ class Autoscaler:
         wanted = model.wanted
         return ScalingStatus(wanted.engines, wanted.reason, round(model.start_s, 1))
 
-    def wanted(self) -> Iterator[tuple[ModelName, int]]:
-        """Yields every model, and how many engines it is to have."""
-        yield from self._fixed.items()
-        for name, model in self._models.items():
-            yield name, model.wanted.engines
+    def wanted(self) -> dict[ModelName, int]:
+        """Returns how many engines each model is to have, those with a fixed number included."""
+        return self._fixed | {name: m.wanted.engines for name, m in self._models.items()}
 
     def find_overdue(self, ticket: Ticket, now_s: float, max_wait_s: float) -> str | None:
         """Returns why a waiting request has waited too long; None if it has not."""

@@ -45,6 +45,7 @@ class RouterMetrics:
         self._shown: dict[Metric, set[str]] = {}
         """Tenants' labels that were not 0 when they were last shown."""
         self._models: set[ModelName] = set()
+        self._wanted: set[ModelName] = set()
         self._counters: dict[tuple[Metric, str, str], Counter] = {}
 
     async def watch(self) -> None:
@@ -110,9 +111,11 @@ class RouterMetrics:
             for state in _STATES:
                 self.metrics.gauge(ENGINES, model, state).set(counts[model, state])
 
-    def show_wanted(self, model: ModelName, engines: int) -> None:
-        """Replaces how many engines a model is to have."""
-        self.metrics.gauge(WANTED_ENGINES, model).set(engines)
+    def show_wanted(self, engines: Mapping[ModelName, int]) -> None:
+        """Replaces how many engines models are to have: none, where they are served no more."""
+        self._wanted |= engines.keys()
+        for model in self._wanted:
+            self.metrics.gauge(WANTED_ENGINES, model).set(engines.get(model, 0))
 
     def _begin_to_count(self, model: ModelName) -> None:
         """From 0: Prometheus takes a counter's first value for where it began."""

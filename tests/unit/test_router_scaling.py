@@ -112,7 +112,9 @@ def test_number_that_was_fixed_begins_with_the_engines_that_run() -> None:
     desk.router.configure(parse_settings(write_args(model)))
     desk.pass_s(1, "e1", "e2", "e3")
     assert desk.scaling().wanted == 3
-    assert desk.metrics.value(WANTED_ENGINES, TINY) == 3
+    desk.router.configure(parse_settings(write_args(write_model("other", domain=TINY))))
+    desk.pass_s(1)
+    assert desk.metrics.value(WANTED_ENGINES, TINY) == 0
 
 
 def test_why_an_engine_could_not_start_is_forgotten_when_the_model_is_woken() -> None:
