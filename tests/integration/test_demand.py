@@ -34,7 +34,7 @@ def platform(tiny_model: Path, tmp_path: Path) -> Iterator[LocalPlatform]:
 
 
 def ask(url: str, key: str) -> httpx.Response:
-    body = {"model": TINY, "prompt": [5] * 10, "max_tokens": 60}
+    body = {"model": TINY, "prompt": [5] * 10, "max_tokens": 20}
     return post(url, "/v1/completions", body, authorization=f"Bearer {key}")
 
 

@@ -6,24 +6,30 @@ import pytest
 from ray.serve.exceptions import RayServeException
 
 from serve_app import main
+from serve_app.deployment_names import engine_of
+from serve_app.names import ModelName
 from tests.support.settings import write_args, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def build_versions(args: dict[str, Any]) -> dict[str, str]:
-    """The version of each deployment: what has another one is restarted."""
-    found: dict[str, str] = {}
+def find_deployments(args: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
 
     def walk(application: Any) -> None:
         deployment = application._bound_deployment
-        found[deployment.name] = deployment._deployment_config.version
+        found[deployment.name] = deployment
         for argument in deployment.init_args:
             if hasattr(argument, "_bound_deployment"):
                 walk(argument)
 
     walk(main.build(args))
     return found
+
+
+def build_versions(args: dict[str, Any]) -> dict[str, str]:
+    """The version of each deployment: what has another one is restarted."""
+    return {name: d._deployment_config.version for name, d in find_deployments(args).items()}
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
@@ -65,10 +71,35 @@ def test_settings_of_the_ledger_restart_it_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"replicas": {"min": 2, "max": 2}}, {"aliases": ["c"]}, {"front_end": {}}]
+    "changes",
+    [
+        {"replicas": {"min": 2, "max": 2}},
+        {"replicas": {"min": 0, "max": 2}, "autoscaling": {"sleep_after_s": 5.0}},
+        {"rollout": {"surge_percent": 0}},
+        {"aliases": ["c"]},
+        {"front_end": {}},
+        {"ttft_objective_s": 1.0},
+    ],
 )
 def test_settings_that_engines_do_not_see_do_not_restart_them(changes: dict[str, Any]) -> None:
     assert changed(write_args(A), write_args(A | changes)) == set()
+
+
+def test_canary_has_engines_of_its_own_and_restarts_none() -> None:
+    engine = engine_of(ModelName("a/canary"))
+    assert changed(write_args(A), write_args(A | {"canary": {"percent": 5.0}})) == {engine}
+
+
+def test_serve_asks_how_many_engines_where_the_number_is_not_fixed() -> None:
+    model = write_model("a", replicas={"min": 0, "max": 3}, rollout={"surge_percent": 50})
+    config = find_deployments(write_args(model, B))["engine-a"]._deployment_config
+    numbers = config.autoscaling_config
+    assert numbers is not None
+    assert (numbers.min_replicas, numbers.max_replicas) == (0, 3)
+    assert numbers.policy.policy_kwargs == {"model": "a"}
+    assert config.max_surge_percent == 50
+    fixed = find_deployments(write_args(model, B))["engine-b"]._deployment_config
+    assert (fixed.num_replicas, fixed.autoscaling_config) == (1, None)
 
 
 def test_invalid_settings_are_refused_with_the_fields_path() -> None:
