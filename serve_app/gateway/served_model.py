@@ -18,7 +18,7 @@ from serve_app.gateway.model_cards import view_status
 from serve_app.gateway.model_client import ModelClient
 from serve_app.gateway.model_state import ModelState, describe
 
-_LOOK_EVERY_S = 0.1
+_LOOK_EVERY_S = 0.2
 
 
 @dataclass
@@ -39,6 +39,8 @@ class ServedModel:
     """Why there is none; empty is no reason."""
     is_closed: bool = False
     """Whether it is not served any more."""
+    _described: tuple[ModelSettings, str] | None = None
+    """Settings, and the dialect of their engines."""
 
     @property
     def max_model_len(self) -> int | None:
@@ -87,9 +89,13 @@ class ServedModel:
         if self.settings.replicas.min > 0:
             return self.front_end
         is_awake = self.state.state == "ready"
-        newest = self.client.status.config_id
-        spoken = dialect_of(newest) if is_awake else dialect_of_model(self.settings)
+        spoken = dialect_of(self.client.status.config_id) if is_awake else self._dialect_to_come()
         return self.front_end if self.dialect == spoken else None
+
+    def _dialect_to_come(self) -> str:
+        if self._described is None or self._described[0] is not self.settings:
+            self._described = self.settings, dialect_of_model(self.settings)
+        return self._described[1]
 
     async def wake(self, receive: Receive, limits: LimitSettings) -> FrontEnd | None:
         """Returns how requests are read, once an engine has said it; None if none does in time.
