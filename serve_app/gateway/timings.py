@@ -22,8 +22,9 @@ class Timings:
     """Where the time to the first token went, so far where that has not come. In seconds.
 
     Attributes:
-        gateway_s: From the request's arrival until it is sent to the router: key, body, adapter's
-            version, chat template, tokenizer, the ledger's consent.
+        gateway_s: From the request's arrival until it is sent to the router: key, body, a sleeping
+            model's word how it is read, where that is not known, adapter's version, chat template,
+            tokenizer, the ledger's consent.
         ledger_s: What of that was waiting for the ledger.
         queue_s: Waiting at the router for its turn and for room.
         router_s: The way to the router and back, and what the router itself takes.
