@@ -39,6 +39,7 @@ class Stream:
         self.error: httpx.HTTPError | None = None
         self._headers = headers
         self._pause_s = pause_s
+        self._is_left = False
         self._request = (url + path, request)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -67,9 +68,13 @@ class Stream:
         assert self.error is None, repr(self.error)
         return read_events("\n".join(self.lines))
 
-    def finish_text(self) -> str:
+    def leave(self) -> None:
+        """Hangs up with the next line."""
+        self._is_left = True
+
+    def finish_text(self, timeout_s: float = 30.0) -> str:
         """The text of a completion, once the stream has ended as it should."""
-        *events, last = self.finish()
+        *events, last = self.finish(timeout_s)
         assert last == "[DONE]", events[-1]
         assert self.status == 200
         return "".join(choice["text"] for e in events for choice in json.loads(e)["choices"])
@@ -103,6 +108,8 @@ class Stream:
             self.status = answer.status_code
             for line in answer.iter_lines():
                 time.sleep(self._pause_s)
+                if self._is_left:
+                    return
                 self.n_comments += line.startswith(":")
                 if line and not line.startswith(":"):
                     self.times_s.append(time.monotonic())
