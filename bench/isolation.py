@@ -22,8 +22,9 @@ import numpy as np
 from bench.fair_checks import LIGHT, LONG_S, LOUD, WARM_S, flow, vary
 from bench.fair_platform import BATCH, SPARE
 from bench.report import Figure, describe_run, print_figures, print_table
-from bench.sim_engine import EngineModel, Job, Platform, Run, SimEngine, SimRequest, Simulation
+from bench.sim_engine import EngineModel, Job, SimEngine, SimRequest
 from bench.sim_metrics import list_ttft_s
+from bench.simulation import Platform, Run, Simulation
 from bench.workloads import merge
 from serve_app.messages import TicketId
 from serve_app.policy.fairness import Vtc
