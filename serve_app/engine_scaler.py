@@ -22,9 +22,10 @@ class EngineScaler:
 
     Args:
         model: The model whose engines these are.
+        deployment: Another one each time, so that Serve takes this for new (`serve_app.main`).
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, deployment: str = "") -> None:
         self._model = model
         self._read_s = float("-inf")
         self._wanted: int | None = None

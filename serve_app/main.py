@@ -9,6 +9,7 @@ said here, before anything of the running application is touched.
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -167,9 +168,11 @@ def _numbers_of(model: ModelSettings) -> dict[str, Any]:
     least, most = model.replicas.min, model.replicas.max
     if least == most:
         return {"num_replicas": least}
+    # With every deployment Serve forgets whom it scales, and learns it again only of those whose
+    # configuration has changed: so it always has. It restarts nothing.
     policy = AutoscalingPolicy(  # type: ignore[no-untyped-call]  # Ray's
         policy_function="serve_app.engine_scaler:EngineScaler",
-        policy_kwargs={"model": model.name},
+        policy_kwargs={"model": model.name, "deployment": uuid.uuid4().hex},
     )
     # Its own delays and factors come on top of what the policy says, so they are none.
     numbers = AutoscalingConfig(

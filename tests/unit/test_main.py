@@ -96,10 +96,19 @@ def test_serve_asks_how_many_engines_where_the_number_is_not_fixed() -> None:
     numbers = config.autoscaling_config
     assert numbers is not None
     assert (numbers.min_replicas, numbers.max_replicas) == (0, 3)
-    assert numbers.policy.policy_kwargs == {"model": "a"}
+    assert numbers.policy.policy_kwargs["model"] == "a"
     assert config.max_surge_percent == 50
     fixed = find_deployments(write_args(model, B))["engine-b"]._deployment_config
     assert (fixed.num_replicas, fixed.autoscaling_config) == (1, None)
+
+
+def test_serve_always_learns_anew_whom_it_scales_and_restarts_none() -> None:
+    args = write_args(write_model("a", replicas={"min": 0, "max": 3}), B)
+    assert changed(args, args) == set()
+    first, second = (
+        {name: d._deployment_config for name, d in find_deployments(args).items()} for _ in "12"
+    )
+    assert {name for name in first if first[name] != second[name]} == {"engine-a"}
 
 
 def test_invalid_settings_are_refused_with_the_fields_path() -> None:
