@@ -204,7 +204,8 @@ def test_load_brings_engines_and_its_end_takes_them_away_without_a_cut(
         platform.wait_until(
             lambda: states(platform, SLEEPY) == ["ready", "ready"], 90.0, "two engines"
         )
-        streams = [stream(platform, SLEEPY, 480) for _ in range(4)]
+        # As many as one engine can have at the `load` that is aimed at.
+        streams = [stream(platform, SLEEPY, 480) for _ in range(3)]
         for one in streams:
             one.wait_for_first_token()
     check(answers, "One two" * 4)
