@@ -53,7 +53,10 @@ def test_requests_are_counted_by_outcome(platform: LocalPlatform) -> None:
     metrics = platform.metrics
     assert metrics.value(REQUESTS, "a", "tiny", "", "finished") == 1
     assert metrics.value(REQUESTS, "a", "tiny", "", "refused") == 1
-    assert metrics.value(REQUESTS, "a", "", "", "refused") == 1
+    # It is counted when the answer has been sent.
+    platform.wait_until(
+        lambda: metrics.value(REQUESTS, "a", "", "", "refused") == 1, 5.0, "counted"
+    )
     assert metrics.value(COMPLETION_TOKENS, "a", "tiny", "") == 10
     assert metrics.value(INTER_TOKEN, "a", "tiny") == 9
     assert metrics.value(ENGINE_TOKENS, "tiny") == 10
