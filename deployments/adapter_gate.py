@@ -115,7 +115,7 @@ class AdapterGate:
     def prepare(self, ref: AdapterRef, tenant: TenantId) -> None:
         """Brings an adapter into host memory before a request asks for it."""
         adapter = self._tier.find(ref, tenant)
-        adapter.note_use(time.monotonic())  # Else the next one to come would push it out.
+        adapter.announce(time.monotonic())  # Else the next one to come would push it out.
         self._tier.begin_load(adapter)
 
     def drop(self, refs: Iterable[AdapterRef]) -> None:

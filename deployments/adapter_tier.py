@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,16 +18,15 @@ import msgspec
 
 from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
+from deployments.tier_entry import Adapter
 from serve_app.adapter_counts import AdapterTally
 from serve_app.messages import AdapterRef, AdapterReport
 from serve_app.names import TenantId
-from serve_app.policy.adapter_tier import Held, choose_victim
+from serve_app.policy.adapter_tier import choose_victim
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
-_HALF_LIFE_S = 300.0
-"""After which an adapter's use counts half when it is decided which one leaves."""
 _FAILURES = 64
 """Failures that are remembered and reported."""
 
@@ -51,36 +49,6 @@ class AdapterFiles(Protocol):
 
     async def close(self) -> None:
         """Ends what is under way; gives everything back."""
-
-
-@dataclass(eq=False)
-class Adapter:
-    """One that is in host memory or on its way there."""
-
-    ref: AdapterRef
-    tenant: TenantId
-    requests: set[str] = field(default_factory=set)
-    """That wait for it or use it."""
-    folder: Path | None = None
-    """On disk, while it is held there."""
-    is_held: bool = False
-    """Whether it is in host memory, for requests to use."""
-    takes_room: bool = False
-    """The same, or it is being taken in."""
-    is_unwanted: bool = False
-    loading: asyncio.Task[None] | None = None
-    load_s: float = 0.0
-    uses: float = 0.0
-    used_s: float = 0.0
-
-    def note_use(self, now_s: float) -> None:
-        """Counts one request."""
-        self.uses = 1.0 + self.uses_at(now_s)
-        self.used_s = now_s
-
-    def uses_at(self, now_s: float) -> float:
-        """How often it was asked for, older times counting less."""
-        return float(self.uses * 0.5 ** ((now_s - self.used_s) / _HALF_LIFE_S))
 
 
 class AdapterTier:
@@ -176,6 +144,7 @@ class AdapterTier:
     async def _load(self, adapter: Adapter) -> None:
         began_s = time.monotonic()
         adapter.folder = await self._files.ensure(adapter.ref)
+        here_s = time.monotonic()
         await asyncio.to_thread(_read_through, adapter.folder)
         fetched_s = time.monotonic()
         async with self._one_at_a_time:
@@ -188,9 +157,10 @@ class AdapterTier:
         # No request may run before all of it is in the slot.
         stall_s += await self._wait_for_slot(adapter, activation)
         adapter.is_held = True
-        adapter.load_s = time.monotonic() - began_s
-        fetch_s = fetched_s - began_s
-        self._count(loads=1, fetch_s=fetch_s, hold_s=adapter.load_s - fetch_s, stall_s=stall_s)
+        adapter.load_s = fetched_s - here_s + stall_s
+        self._series.load(time.monotonic() - began_s)
+        hold_s = time.monotonic() - fetched_s
+        self._count(loads=1, fetch_s=fetched_s - began_s, hold_s=hold_s, stall_s=stall_s)
 
     async def _wait_for_slot(self, adapter: Adapter, activation: Future[float]) -> float:
         """Returns for how long steps waited."""
@@ -215,7 +185,6 @@ class AdapterTier:
     def _note_end(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
         error = task.exception()
         if error is None:
-            self._series.load(adapter.load_s)
             self._failures.pop(adapter.ref.id, None)
             self._drop_if_unwanted(adapter)
             return
@@ -232,13 +201,9 @@ class AdapterTier:
         capacity = self._core.adapter_capacity
         while sum(a.takes_room for a in self._adapters.values()) >= capacity:
             self._unused.clear()
-            held = [a for a in self._adapters.values() if a.is_held]
             now_s = time.monotonic()
-            views = [
-                Held(a.ref.id, a.tenant, len(a.requests), a.uses_at(now_s), a.load_s, a.used_s)
-                for a in held
-            ]
-            victim = choose_victim(views, newcomer, capacity, self._floor)
+            held = [a.view(now_s) for a in self._adapters.values() if a.is_held]
+            victim = choose_victim(held, newcomer, capacity, self._floor)
             if victim is None:
                 await self._unused.wait()
             else:
