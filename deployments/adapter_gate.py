@@ -112,6 +112,10 @@ class AdapterGate:
 
     # --- what the engine calls, on its loop --------------------------------------------------
 
+    def warm_up(self) -> None:
+        """Gets ready for the first adapter; called once the core is built."""
+        self._tier.warm_up()
+
     def prepare(self, ref: AdapterRef, tenant: TenantId) -> None:
         """Brings an adapter into host memory before a request asks for it."""
         adapter = self._tier.find(ref, tenant)

@@ -1,6 +1,6 @@
 """The adapters in an engine's host memory: brought beside the steps, and let go when others come.
 
-    on disk (the store) ─→ in the page cache ─→ in host memory ─→ forgotten, or pushed out
+    on disk (the store) ─→ read into memory ─→ held for requests ─→ forgotten, or pushed out
 
 Only taking one into host memory and forgetting it touch the step loop: between two steps, one at a
 time. What is pushed out is `serve_app.policy.adapter_tier`'s choice. Belongs to the engine's loop.
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from deployments.adapter_reading import discard, read_ahead
 from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
 from deployments.tier_entry import Adapter
@@ -26,7 +27,6 @@ from serve_app.policy.adapter_tier import choose_victim
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 1 << 20
 _FAILURES = 64
 """Failures that are remembered and reported."""
 
@@ -46,6 +46,9 @@ class AdapterFiles(Protocol):
 
     async def forget(self, ref: AdapterRef) -> None:
         """Removes an adapter from this machine's disk, unless somebody holds it."""
+
+    async def warm_up(self) -> None:
+        """Gets ready, so that the first `ensure` does not have to."""
 
     async def close(self) -> None:
         """Ends what is under way; gives everything back."""
@@ -86,6 +89,10 @@ class AdapterTier:
     def attach(self, core: Core) -> None:
         """Names the core, once it is built."""
         self._core = core
+
+    def warm_up(self) -> None:
+        """Has what brings adapters ready before the first one is asked for."""
+        self._start(self._files.warm_up())
 
     def find(self, ref: AdapterRef, tenant: TenantId) -> Adapter:
         """Returns an adapter as it is known here, from now on."""
@@ -143,24 +150,26 @@ class AdapterTier:
 
     async def _load(self, adapter: Adapter) -> None:
         began_s = time.monotonic()
-        adapter.folder = await self._files.ensure(adapter.ref)
-        here_s = time.monotonic()
-        await asyncio.to_thread(_read_through, adapter.folder)
-        fetched_s = time.monotonic()
-        async with self._one_at_a_time:
-            await self._make_room(adapter.tenant)
-            adapter.takes_room = True
-            # The core does things in order: neither needs to wait for the other, or for room.
-            hold = self._core.hold_adapter(adapter.ref.id, str(adapter.folder))
-            activation = self._core.activate_adapter(adapter.ref.id)
-        stall_s = await asyncio.wrap_future(hold)
+        adapter.folder = folder = await self._files.ensure(adapter.ref)
+        fetch_s = time.monotonic() - began_s
+        try:
+            async with self._one_at_a_time:
+                await self._make_room(adapter.tenant)
+                adapter.takes_room = True
+                read_s = await asyncio.to_thread(_read, adapter.ref.id, folder)
+                # The core does things in order: neither needs to wait for the other, or for room.
+                hold = self._core.hold_adapter(adapter.ref.id, str(folder))
+                activation = self._core.activate_adapter(adapter.ref.id)
+            stall_s = await asyncio.wrap_future(hold)
+        finally:
+            discard(adapter.ref.id)
         # No request may run before all of it is in the slot.
         stall_s += await self._wait_for_slot(adapter, activation)
         adapter.is_held = True
-        adapter.load_s = fetched_s - here_s + stall_s
-        self._series.load(time.monotonic() - began_s)
-        hold_s = time.monotonic() - fetched_s
-        self._count(loads=1, fetch_s=fetched_s - began_s, hold_s=hold_s, stall_s=stall_s)
+        adapter.load_s = read_s + stall_s
+        took_s = time.monotonic() - began_s
+        self._series.load(took_s)
+        self._count(loads=1, fetch_s=fetch_s, hold_s=took_s - fetch_s, stall_s=stall_s)
 
     async def _wait_for_slot(self, adapter: Adapter, activation: Future[float]) -> float:
         """Returns for how long steps waited."""
@@ -234,11 +243,8 @@ class AdapterTier:
         self._files.release(adapter.ref)
 
 
-def _read_through(folder: Path) -> None:
-    """Brings the files into the page cache, so that the step loop does not wait for a disk."""
-    buffer = bytearray(_CHUNK_BYTES)
-    for path in folder.iterdir():
-        if path.is_file():
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+def _read(adapter_id: int, folder: Path) -> float:
+    """Brings the weights into memory, so that the step loop waits for no disk; says how long."""
+    began_s = time.monotonic()
+    read_ahead(adapter_id, folder)
+    return time.monotonic() - began_s
