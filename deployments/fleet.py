@@ -222,6 +222,7 @@ class Fleet:
             engine.on_disk,
             view.cached_tokens,
             engine.may_load_ahead(tenant, self._now()),
+            engine.claims.closed(self._now()),
         )
 
     def has_adapter(self, model: ModelName, adapter_id: int) -> bool:

@@ -11,6 +11,7 @@ from serve_app.policy.adapter_tier import KEPT_AHEAD_S
 from serve_app.policy.adapters import may_load_ahead
 from serve_app.policy.breaker import Breaker
 from serve_app.policy.prefixes import PrefixMemory
+from serve_app.policy.slot_claims import SlotClaims
 
 _FORGET_ASKED_S = 3.0
 """An adapter that has neither come nor failed by then, and that the engine does not say is coming,
@@ -54,6 +55,7 @@ class KnownEngine:
     """Adapters that it was asked to prepare, or said to be on their way, and has not yet."""
     ahead: dict[int, "Asked"] = field(default_factory=dict)
     """Adapters that it was asked to prepare while no request with them has been handed to it."""
+    claims: SlotClaims = field(default_factory=SlotClaims)
     loaded_for: list[TenantId] = field(default_factory=list)
     """For whom adapters have come that it was asked for, until somebody charges them."""
     prefixes: PrefixMemory = field(default_factory=PrefixMemory)
@@ -72,6 +74,7 @@ class KnownEngine:
             if handed.adapter_id is not None:
                 self.by_adapter[handed.adapter_id] += 1
                 self.ahead.pop(handed.adapter_id, None)
+                self.claims.end(handed.adapter_id)
             self.prefixes.note(handed.marks)
 
     def take_back(self, ticket: TicketId) -> None:

@@ -67,10 +67,13 @@ class Placer:
         self._arrivals: defaultdict[ModelName, Counter[str]] = defaultdict(Counter)
         self._views: dict[tuple[ModelName, TenantId], list[AdapterEngine]] = {}
         """What engines look like, until somebody is handed over or something is asked for."""
+        self._ahead: set[int] = set()
+        """Adapters of requests that were looked at since, and found no place."""
 
     def look_again(self) -> None:
         """Engines may have changed; called before each search for who runs next."""
         self._views.clear()
+        self._ahead.clear()
 
     def note_arrival(self, wish: Wish) -> None:
         """Counts how near a request's adapter is as it comes."""
@@ -137,7 +140,18 @@ class Placer:
             return Fit(place.engine_id, place.cached_tokens, is_loaded=is_loaded)
         if engine is not None and adapter.id in engine.report.adapters.failures:
             return self._place_failed(views, engine.report.engine_id, adapter)
+        self._claim_slot(views, adapter.id)
         return None
+
+    def _claim_slot(self, views: Sequence[AdapterEngine], adapter_id: int) -> None:
+        """Where only a slot is missing, a busy adapter gets no more requests until one is free."""
+        for view in views:
+            if view.lacks_slot(adapter_id):
+                known, now_s = self._known(view.engine_id), self._now()
+                running = known.by_adapter
+                if known.claims.claim(adapter_id, running, self._ahead, view.slots, now_s):
+                    self._views.clear()
+        self._ahead.add(adapter_id)
 
     def _place_failed(
         self, views: Sequence[AdapterEngine], engine_id: EngineId, adapter: AdapterRef
@@ -160,7 +174,7 @@ class Placer:
         if adapter.id not in engine.report.adapters.failures:
             engine.ask(adapter.id, wish.tenant, None if wish.has_run else wish.tenant, self._now())
             self._send(engine_id, Prepare(adapter, wish.tenant))
-            self.look_again()
+            self._views.clear()
         return engine
 
     def _may_go_beyond(self, tenant: TenantId, n_waiting: int, engine: KnownEngine) -> bool:

@@ -5,7 +5,8 @@ Inputs: a frozen view of each engine of the model. Time and chance play no part.
 The rule, of where it runs:
   - An engine may take it if it is ready, has room, and has a slot for its adapter: no more
     different adapters are in flight there than slots and one. That one claims a slot inside the
-    engine (`adapter_slots`), so that no adapter waits here for ever behind busy ones.
+    engine (`adapter_slots`). Who finds none claims one here (`slot_claims`), and what is closed
+    for that is handed over no more. So no adapter waits for ever behind busy ones.
   - It runs where its adapter is: of the engines that have it in memory and may take it, those with
     at most a quarter more load than the average, if any are; of these one that runs it already,
     the one with most of the prompt cached, the least loaded. Has none that has it a place, the
@@ -26,7 +27,8 @@ The rule, of where it is loaded:
 Invariants (each a property test of that name):
 
 1. never_beyond_room: an engine that is full or not ready is never chosen.
-2. slots_are_kept: no engine gets one more adapter when as many as its slots and one are in flight.
+2. slots_are_kept: no engine gets one more adapter when as many as its slots and one are in flight,
+   nor one that is closed.
 3. work_conserving: if any engine that has the adapter may take the request, one is chosen; has none
    the adapter, it comes or is to be loaded, unless no engine may load.
 4. load_is_bounded: the chosen engine is within the bound, or none that has the adapter and may take
@@ -83,6 +85,7 @@ class AdapterEngine:
         on_disk: Adapters that its node has on disk.
         cached_tokens: Tokens of the request's prompt that it is believed to have cached.
         may_load: Whether it may load one ahead of this request (`may_load_ahead`).
+        closed: Adapters whose slots others have claimed.
     """
 
     engine_id: EngineId
@@ -96,6 +99,7 @@ class AdapterEngine:
     on_disk: Set[int] = field(default_factory=frozenset)
     cached_tokens: int = 0
     may_load: bool = True
+    closed: Set[int] = field(default_factory=frozenset)
 
     @property
     def load(self) -> float:
@@ -118,9 +122,23 @@ class AdapterEngine:
         """Whether it has room, and a slot or the right to claim one."""
         if not self.is_ready or self.in_flight >= self.room:
             return False
-        if adapter is None or adapter in self.running:
-            return True
+        return adapter is None or self.has_slot(adapter)
+
+    def has_slot(self, adapter: int) -> bool:
+        """Whether its batch may have this adapter."""
+        if adapter in self.running:
+            return adapter not in self.closed
         return self.slots > 0 and len(self.running) < self.slots + _CLAIMING
+
+    def lacks_slot(self, adapter: int) -> bool:
+        """Whether a slot is all that keeps it from taking a request with an adapter it has."""
+        has_place = self.is_ready and self.in_flight < self.room
+        return (
+            has_place
+            and adapter in self.in_memory
+            and adapter not in self.running
+            and (not self.has_slot(adapter))
+        )
 
 
 @dataclass(frozen=True, slots=True)

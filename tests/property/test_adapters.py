@@ -29,6 +29,7 @@ _ENGINES = st.lists(
         coming=_SETS,
         on_disk=_SETS,
         may_load=st.booleans(),
+        closed=_SETS,
     ),
     max_size=6,
     unique_by=lambda engine: engine.engine_id,
@@ -66,6 +67,7 @@ def test_slots_are_kept(engines: list[AdapterEngine], adapter: int) -> None:
         chosen = _find(engines, place.engine_id)
         assert chosen.slots > 0 or adapter in chosen.running
         assert adapter in chosen.running or len(chosen.running) <= chosen.slots
+        assert adapter not in chosen.closed & chosen.running
 
 
 @given(_ENGINES, _ADAPTER)

@@ -225,6 +225,25 @@ def test_no_more_adapters_are_in_flight_than_slots_and_one() -> None:
     assert desk.granted() == {"t4": "e1"}
 
 
+def test_adapter_behind_busy_ones_is_served_within_one_request_s_length() -> None:
+    desk = Desk("e1", slots=2, room=7)
+    desk.report("e1", 1, 2, 3, 4)
+    running = [f"hot-{adapter_id}-{i}" for i in range(2) for adapter_id in (1, 2, 3)]
+    for ticket in running:
+        desk.send(ticket, int(ticket.split("-")[1]), ticket[:5])
+    assert set(desk.granted()) == set(running)
+    desk.send("fourth", 4, "calm")
+    for turn, ended in enumerate(list(running)):
+        # Whoever has an answer asks again at once, so that no adapter is ever without a request.
+        again = f"{ended[:5]}-again-{turn}"
+        desk.send(again, int(ended.split("-")[1]), ended[:5])
+        desk.router.handle(A, Leave(TicketId(ended), is_finished=True, completion_tokens=9))
+        desk.report("e1", 1, 2, 3, 4)
+        if "fourth" in desk.granted():
+            return
+    raise AssertionError("what ran when it came has ended, and it still waits")
+
+
 def test_request_whose_adapter_failed_goes_to_the_engine_which_says_why() -> None:
     desk = Desk("e1")
     desk.send("bad", 7)
