@@ -127,10 +127,10 @@ def report_probe(ours: Contender, scale: Scale) -> Figures:
     each += [f"fetch {counts.mean_ms('fetch_s', 'loads'):.0f}"]
     each += [f"taking in {counts.mean_ms('hold_s', 'loads'):.0f}"]
     print_table(f"First tokens, p50, p99, ms; in the mean {', '.join(each)}", head, rows)
-    warm = percentiles([a.ttft_s for a in answers["warm"]])
-    cold = percentiles([a.ttft_s - _fetch_ms(a, usual_ms) / 1000 for a in answers["cold"]])
+    of_warm = percentiles([a.ttft_s for a in answers["warm"]])
+    of_cold = percentiles([a.ttft_s - _fetch_ms(a, usual_ms) / 1000 for a in answers["cold"]])
     for p in ("p50", "p99"):
-        beyond = cold[p] - warm[p]
+        beyond = of_cold[p] - of_warm[p]
         figures[f"cold_ttft_{p}_beyond_warm_and_fetch_s"] = Figure(beyond, "<= 0.1")
     return figures
 

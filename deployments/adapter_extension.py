@@ -123,7 +123,7 @@ def _make_tensors(
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     yield
     loras: dict[str, LoRALayerWeights] = {}
-    memory = memoryview(content)
+    memory = content.data
     for name, span, begin in spans_of(content):
         # What vLLM keeps of the two matrices of a module is merged by name.
         part = LoRAModel.from_lora_tensors(

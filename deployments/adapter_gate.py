@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 
-from deployments.adapter_tier import Adapter, AdapterFiles, AdapterTier
+from deployments.adapter_tier import AdapterFiles, AdapterTier
 from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
+from deployments.tier_entry import Adapter
 from serve_app.errors import ClientError
 from serve_app.messages import AdapterRef, AdapterReport, Standing
 from serve_app.names import TenantId
