@@ -43,7 +43,7 @@ def read_ahead(adapter_id: int, folder: Path) -> None:
         return
     with path.open("rb", buffering=0) as file:
         content: Bytes = np.empty(path.stat().st_size, np.uint8)
-        left = memoryview(content)
+        left = content.data
         while left and (n_bytes := file.readinto(left)):
             left = left[n_bytes:]
     if not left:
