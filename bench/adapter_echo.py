@@ -13,19 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import uvloop
 
 from bench.adapter_load import Draw, Run, ask_of, draw_trace, run_trace
+from bench.adapter_routings import OURS, ROUTINGS, routed
 from bench.load import Answer, Connection, draw_prompt, percentiles
 from bench.report import Figure, print_table, say
-from deployments.placer import Placer, Wish
 from serve_app.config import parse_settings
 from serve_app.embedded_model import prepare_embedded_model
 from serve_app.keys import FreshKey, make_key
-from serve_app.policy.adapters import AdapterEngine
-from serve_app.policy.turns import Fit
 from tests.support.adapters import make_family
 from tests.support.platform import LocalPlatform
 from tests.support.settings import write_args, write_model
@@ -40,40 +37,7 @@ _CLIENTS_OF_AN_ENGINE = 12
 _LENGTHS = (16, 16)
 _ALPHA = 0.6
 _SAMPLE_S = 0.25
-_WHERE_THE_ROUTER_FINDS_IT = "deployments.router.Placer"
 Figures = dict[str, Figure]
-
-
-class ByLoad(Placer):
-    """Sends a request where there is most room; the engine loads what it has not."""
-
-    def place(self, wish: Wish) -> Fit | None:
-        """Returns an engine with room."""
-        engines = self._fleet.adapter_views(wish.model)
-        able = [e for e in engines if e.is_ready and e.in_flight < e.room]
-        return Fit(self._choose(able).engine_id) if able else None
-
-    def prepare_early(self, wish: Wish) -> None:
-        """Nobody knows where it will run."""
-
-    def _choose(self, able: Sequence[AdapterEngine]) -> AdapterEngine:
-        return min(able, key=lambda engine: (engine.load, engine.engine_id))
-
-
-class AtRandom(ByLoad):
-    """The same, anywhere with room."""
-
-    _rng = random.Random(1)
-
-    def _choose(self, able: Sequence[AdapterEngine]) -> AdapterEngine:
-        return self._rng.choice(able)
-
-
-_ROUTINGS: dict[str, type[Placer]] = {
-    "residency": Placer,
-    "least loaded": ByLoad,
-    "random": AtRandom,
-}
 
 
 @dataclass(frozen=True)
@@ -163,7 +127,7 @@ def report_routing(n_requests: int, engines: Sequence[int] = (1, 2, 4)) -> Figur
     with _family() as (family, names):
         for n_engines in engines:
             loads: dict[str, float] = {}
-            for name in _ROUTINGS if n_engines > 1 else ["residency"]:
+            for name in ROUTINGS if n_engines > 1 else [OURS]:
                 run, n_loads, balance = _route(name, family, names, n_engines, n_requests)
                 loads[name] = 1000 * n_loads / len(run.draws)
                 ttft = percentiles([answer.ttft_s for answer in run.answers])
@@ -178,10 +142,10 @@ def report_routing(n_requests: int, engines: Sequence[int] = (1, 2, 4)) -> Figur
                         f"{1000 * ttft['p50']:.0f}, {1000 * ttft['p99']:.0f}",
                     ]
                 )
-                if name == "residency":
+                if name == OURS:
                     figures[f"balance, {n_engines} engines"] = Figure(balance, "<= 1.3")
-            for other in loads.keys() - {"residency"}:
-                ratio = loads["residency"] / loads[other]
+            for other in loads.keys() - {OURS}:
+                ratio = loads[OURS] / loads[other]
                 figures[f"loads beside {other}, {n_engines} engines"] = Figure(ratio, "< 1")
     head = ["routing", "loads per 1,000", "busiest / mean", "tokens/s", "TTFT p50, p99, ms"]
     print_table(f"{_ADAPTERS} adapters on echo engines, live", head, rows)
@@ -192,10 +156,7 @@ def _route(
     routing: str, family: Path, names: Sequence[str], n_engines: int, n_requests: int
 ) -> tuple[Run, float, float]:
     clients = _CLIENTS_OF_AN_ENGINE * n_engines
-    with (
-        patch(_WHERE_THE_ROUTER_FINDS_IT, _ROUTINGS[routing]),
-        _staged(family, names, n_engines) as stage,
-    ):
+    with routed(routing), _staged(family, names, n_engines) as stage:
         key = stage.keys[0].text
         every_one = [Draw(i, tuple(draw_prompt(8, random.Random(i))), 1) for i in range(len(names))]
         _ask_all(stage, every_one, clients, key)

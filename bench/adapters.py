@@ -62,6 +62,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scale = _QUICK if options.quick else _FULL
     scale = replace(scale, alpha=options.alpha, seed=options.seed)
+    if options.requests is not None:
+        scale = replace(scale, n_requests=options.requests, peer_requests=options.requests)
     parts = options.only.split(",")
     figures: Figures = {}
     print(describe_run(f"python -m bench.adapters {' '.join(sys.argv[1:])}".strip()))
@@ -89,6 +91,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(PARTS), help="parts, comma-separated")
     parser.add_argument("--seed", type=int, default=1, help="of traces")
     parser.add_argument("--alpha", type=float, default=0.3, help="of popularity; 1 is uniform")
+    parser.add_argument("--requests", type=int, help="of each line of curve and peers")
     parser.add_argument("--threads", type=int, help="compute threads; without it, all defaults")
     parser.add_argument(
         "--systems",

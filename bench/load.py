@@ -27,6 +27,7 @@ _DEADLINE_S = 300.0
 _MAX_ERRORS_KEPT = 5
 _EVENT_END = b"\n\n"
 _DONE = b"data: [DONE]"
+_PART = b"x-arriero-"
 
 Percentiles = dict[str, float]
 
@@ -67,6 +68,8 @@ class Answer:
     """When the client hung up before the end; 0 where it did not."""
     completion_tokens: int = 0
     error: str = ""
+    parts_ms: dict[str, float] = field(default_factory=dict)
+    """Where the time to the first token went, as the platform says in its headers."""
 
     @property
     def ttft_s(self) -> float:
@@ -367,6 +370,11 @@ class Connection(asyncio.Protocol):
             self._done.set_exception(error)
 
     # --- httptools' callbacks ---------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keeps what the platform says of where the time went."""
+        if name.startswith(_PART) and name.endswith(b"-ms"):
+            self._answer.parts_ms[name[len(_PART) : -3].decode()] = float(value)
 
     def on_body(self, body: bytes) -> None:
         """Keeps a part of the answer."""

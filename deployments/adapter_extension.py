@@ -1,9 +1,9 @@
 """Loads adapters into host memory on a worker, without giving them a slot of the batch.
 
 vLLM's `add_lora` always activates: as a prefetch it takes a slot, and may take one in use. Here
-the two are apart: `hold_adapter` reads, casts and packs between two steps, `activate_adapter`
-copies to a slot, a part at a time between others. Where none was free, vLLM does it in the step
-that needs it.
+the two are apart: `hold_adapter` makes tensors of what was read beside the steps, and packs them,
+`activate_adapter` copies them to a slot; both a part at a time between steps. Where no slot was
+free, vLLM copies in the step that needs it.
 
 A worker extension: vLLM mixes this class into its worker (`worker_extension_cls`), in every process
 that has one. Imports vLLM.
@@ -11,15 +11,23 @@ that has one. Imports vLLM.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import Any
 
+import torch
 from vllm.lora.layers import ClassificationHeadWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.model_manager import LoRAModelManager, LRUCacheLoRAModelManager
+from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+
+from deployments.adapter_reading import Bytes, Span, spans_of, take
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class AdapterExtension:
@@ -32,19 +40,21 @@ class AdapterExtension:
         manager: LRUCacheLoRAModelManager = self.model_runner.lora_manager._adapter_manager
         return manager
 
-    def hold_adapter(self, adapter_id: int, path: str) -> None:
+    def hold_adapter(self, adapter_id: int, path: str, budget_s: float = math.inf) -> bool:
         """Takes an adapter from a local folder into host memory. Known ids are left alone.
+
+        Returns:
+            Whether it is there. Else it is to be called again.
 
         Raises:
             Exception: It cannot be used with this model; nothing has changed.
         """
-        lora_manager, adapters = self.model_runner.lora_manager, self._adapters
-        if adapter_id in adapters._registered_adapters:
-            return
-        assert len(adapters) < adapters.capacity, "the caller makes room first"
-        lora = lora_manager._load_adapter(LoRARequest(str(adapter_id), adapter_id, path))
-        _check_sizes(adapters, lora)
-        adapters.add_adapter(lora)
+        if adapter_id in self._adapters._registered_adapters:
+            return True
+        lora_manager = self.model_runner.lora_manager
+        return self._go_on(
+            "held", adapter_id, budget_s, lambda: _take_in(lora_manager, adapter_id, path)
+        )
 
     def activate_adapter(self, adapter_id: int, budget_s: float = math.inf) -> bool:
         """Copies an adapter that is held to a slot, in the place of the longest unused one.
@@ -54,25 +64,101 @@ class AdapterExtension:
             with the adapter, as vLLM takes it for there.
         """
         with gpu_sync_allowed():
-            copying: dict[int, Iterator[None]] = self.__dict__.setdefault("_copying", {})
-            if adapter_id not in copying:
-                copying[adapter_id] = _copy_to_slot(self._adapters, adapter_id)
-            until_s = time.monotonic() + budget_s
+            begin = partial(_copy_to_slot, self._adapters, adapter_id)
             try:
-                for _ in copying[adapter_id]:
-                    if time.monotonic() >= until_s:
-                        return False
+                return self._go_on("copied", adapter_id, budget_s, begin)
             except Exception:
                 self._adapters.deactivate_adapter(adapter_id)  # Half of it is as good as none.
-                del copying[adapter_id]
                 raise
-            del copying[adapter_id]
-            return True
+
+    def _go_on(
+        self, what: str, adapter_id: int, budget_s: float, begin: Callable[[], Iterator[None]]
+    ) -> bool:
+        """Does a part of some work on an adapter; returns whether it is done."""
+        begun: dict[tuple[str, int], Iterator[None]] = self.__dict__.setdefault("_begun", {})
+        key = what, adapter_id
+        if key not in begun:
+            begun[key] = begin()
+        until_s = time.monotonic() + budget_s
+        is_done = True
+        try:
+            for _ in begun[key]:
+                if time.monotonic() >= until_s:
+                    is_done = False
+                    break
+        finally:
+            if is_done:
+                del begun[key]
+        return is_done
 
     def drop_adapter(self, adapter_id: int) -> bool:
         """Forgets an adapter, in its slot and in host memory; says whether it was there."""
-        self.__dict__.get("_copying", {}).pop(adapter_id, None)
+        self.__dict__.get("_begun", {}).pop(("copied", adapter_id), None)
         return bool(self.model_runner.lora_manager.remove_adapter(adapter_id))
+
+
+def _take_in(lora_manager: Any, adapter_id: int, path: str) -> Iterator[None]:
+    """Does what vLLM's `_load_adapter` and `add_adapter` do, module by module.
+
+    What was read ahead is not copied again: the tensors are parts of that memory.
+    """
+    adapters: LRUCacheLoRAModelManager = lora_manager._adapter_manager
+    assert len(adapters) < adapters.capacity, "the caller makes room first"
+    content = take(adapter_id)
+    if content is None:
+        lora = lora_manager._load_adapter(LoRARequest(str(adapter_id), adapter_id, path))
+    else:
+        lora = yield from _make_tensors(lora_manager, adapter_id, path, content)
+    _check_sizes(adapters, lora)
+    yield
+    adapters.add_adapter(lora)
+
+
+def _make_tensors(
+    lora_manager: Any, adapter_id: int, path: str, content: Bytes
+) -> Generator[None, None, LoRAModel]:
+    helper = PEFTHelper.from_local_dir(path, lora_manager.max_position_embeddings)
+    helper.validate_legal(lora_manager.lora_config)
+    model = lora_manager._adapter_manager.model
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    yield
+    loras: dict[str, LoRALayerWeights] = {}
+    memory = content.data
+    for name, span, begin in spans_of(content):
+        # What vLLM keeps of the two matrices of a module is merged by name.
+        part = LoRAModel.from_lora_tensors(
+            adapter_id,
+            {name: tensor_of(memory, span, begin)},
+            helper,
+            device="cpu",
+            dtype=lora_manager.lora_config.lora_dtype,
+            model_vocab_size=lora_manager.vocab_size,
+            weights_mapper=None if mapper is None else mapper.get_rename_mapper(),
+            skip_prefixes=getattr(model, "lora_skip_prefixes", None),
+        )
+        for module, weights in part.loras.items():
+            known = loras.setdefault(module, weights)
+            known.lora_a = weights.lora_a if known.lora_a is None else known.lora_a
+            known.lora_b = weights.lora_b if known.lora_b is None else known.lora_b
+        yield
+    _check_names(lora_manager._adapter_manager, loras)
+    return LoRAModel(adapter_id, helper.r, loras)
+
+
+def tensor_of(memory: memoryview, span: Span, begin: int) -> torch.Tensor:
+    """Returns a tensor that is a part of a file's memory."""
+    dtype, n = _DTYPES[span.dtype], math.prod(span.shape)
+    return torch.frombuffer(memory, dtype=dtype, count=n, offset=begin).view(span.shape)
+
+
+def _check_names(adapters: LRUCacheLoRAModelManager, modules: Iterable[str]) -> None:
+    """Refuses what vLLM would not use: it would be an answer without it."""
+    supported = adapters.supported_lora_modules
+    packed = adapters.packed_modules_mapping
+    known = {part for name in supported for part in packed.get(name, [name])}
+    for module in modules:
+        if module.rpartition(".")[2] not in known:
+            raise ValueError(f"{module} is not among the modules that this engine adapts")
 
 
 def _copy_to_slot(adapters: LRUCacheLoRAModelManager, adapter_id: int) -> Iterator[None]:

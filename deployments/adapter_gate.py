@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 
-from deployments.adapter_tier import Adapter, AdapterFiles, AdapterTier
+from deployments.adapter_tier import AdapterFiles, AdapterTier
 from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
+from deployments.tier_entry import Adapter
 from serve_app.errors import ClientError
 from serve_app.messages import AdapterRef, AdapterReport, Standing
 from serve_app.names import TenantId
@@ -112,10 +113,14 @@ class AdapterGate:
 
     # --- what the engine calls, on its loop --------------------------------------------------
 
+    def warm_up(self) -> None:
+        """Gets ready for the first adapter; called once the core is built."""
+        self._tier.warm_up()
+
     def prepare(self, ref: AdapterRef, tenant: TenantId) -> None:
         """Brings an adapter into host memory before a request asks for it."""
         adapter = self._tier.find(ref, tenant)
-        adapter.note_use(time.monotonic())  # Else the next one to come would push it out.
+        adapter.announce(time.monotonic())  # Else the next one to come would push it out.
         self._tier.begin_load(adapter)
 
     def drop(self, refs: Iterable[AdapterRef]) -> None:

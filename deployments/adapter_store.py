@@ -68,6 +68,10 @@ class AdapterStore:
         self._holds: dict[str, tuple[Hold, int]] = {}
         """Folders that this process uses, and how often each was asked for."""
 
+    async def warm_up(self) -> None:
+        """Starts a process to import adapters, so that the first one does not wait for that."""
+        await self._workers.warm_up()
+
     async def ensure(self, ref: AdapterRef) -> Path:
         """Returns the folder with an adapter's files, which stay until `release`.
 

@@ -1,6 +1,6 @@
 """The adapters in an engine's host memory: brought beside the steps, and let go when others come.
 
-    on disk (the store) ─→ in the page cache ─→ in host memory ─→ forgotten, or pushed out
+    on disk (the store) ─→ read into memory ─→ held for requests ─→ forgotten, or pushed out
 
 Only taking one into host memory and forgetting it touch the step loop: between two steps, one at a
 time. What is pushed out is `serve_app.policy.adapter_tier`'s choice. Belongs to the engine's loop.
@@ -11,24 +11,22 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
+from deployments.adapter_reading import discard, read_ahead
 from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
+from deployments.tier_entry import Adapter
 from serve_app.adapter_counts import AdapterTally
 from serve_app.messages import AdapterRef, AdapterReport
 from serve_app.names import TenantId
-from serve_app.policy.adapter_tier import Held, choose_victim
+from serve_app.policy.adapter_tier import choose_victim
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 1 << 20
-_HALF_LIFE_S = 300.0
-"""After which an adapter's use counts half when it is decided which one leaves."""
 _FAILURES = 64
 """Failures that are remembered and reported."""
 
@@ -49,38 +47,11 @@ class AdapterFiles(Protocol):
     async def forget(self, ref: AdapterRef) -> None:
         """Removes an adapter from this machine's disk, unless somebody holds it."""
 
+    async def warm_up(self) -> None:
+        """Gets ready, so that the first `ensure` does not have to."""
+
     async def close(self) -> None:
         """Ends what is under way; gives everything back."""
-
-
-@dataclass(eq=False)
-class Adapter:
-    """One that is in host memory or on its way there."""
-
-    ref: AdapterRef
-    tenant: TenantId
-    requests: set[str] = field(default_factory=set)
-    """That wait for it or use it."""
-    folder: Path | None = None
-    """On disk, while it is held there."""
-    is_held: bool = False
-    """Whether it is in host memory, for requests to use."""
-    takes_room: bool = False
-    """The same, or it is being taken in."""
-    is_unwanted: bool = False
-    loading: asyncio.Task[None] | None = None
-    load_s: float = 0.0
-    uses: float = 0.0
-    used_s: float = 0.0
-
-    def note_use(self, now_s: float) -> None:
-        """Counts one request."""
-        self.uses = 1.0 + self.uses_at(now_s)
-        self.used_s = now_s
-
-    def uses_at(self, now_s: float) -> float:
-        """How often it was asked for, older times counting less."""
-        return float(self.uses * 0.5 ** ((now_s - self.used_s) / _HALF_LIFE_S))
 
 
 class AdapterTier:
@@ -118,6 +89,10 @@ class AdapterTier:
     def attach(self, core: Core) -> None:
         """Names the core, once it is built."""
         self._core = core
+
+    def warm_up(self) -> None:
+        """Has what brings adapters ready before the first one is asked for."""
+        self._start(self._files.warm_up())
 
     def find(self, ref: AdapterRef, tenant: TenantId) -> Adapter:
         """Returns an adapter as it is known here, from now on."""
@@ -175,22 +150,26 @@ class AdapterTier:
 
     async def _load(self, adapter: Adapter) -> None:
         began_s = time.monotonic()
-        adapter.folder = await self._files.ensure(adapter.ref)
-        await asyncio.to_thread(_read_through, adapter.folder)
-        fetched_s = time.monotonic()
-        async with self._one_at_a_time:
-            await self._make_room(adapter.tenant)
-            adapter.takes_room = True
-            # The core does things in order: neither needs to wait for the other, or for room.
-            hold = self._core.hold_adapter(adapter.ref.id, str(adapter.folder))
-            activation = self._core.activate_adapter(adapter.ref.id)
-        stall_s = await asyncio.wrap_future(hold)
+        adapter.folder = folder = await self._files.ensure(adapter.ref)
+        fetch_s = time.monotonic() - began_s
+        try:
+            async with self._one_at_a_time:
+                await self._make_room(adapter.tenant)
+                adapter.takes_room = True
+                read_s = await asyncio.to_thread(_read, adapter.ref.id, folder)
+                # The core does things in order: neither needs to wait for the other, or for room.
+                hold = self._core.hold_adapter(adapter.ref.id, str(folder))
+                activation = self._core.activate_adapter(adapter.ref.id)
+            stall_s = await asyncio.wrap_future(hold)
+        finally:
+            discard(adapter.ref.id)
         # No request may run before all of it is in the slot.
         stall_s += await self._wait_for_slot(adapter, activation)
         adapter.is_held = True
-        adapter.load_s = time.monotonic() - began_s
-        fetch_s = fetched_s - began_s
-        self._count(loads=1, fetch_s=fetch_s, hold_s=adapter.load_s - fetch_s, stall_s=stall_s)
+        adapter.load_s = read_s + stall_s
+        took_s = time.monotonic() - began_s
+        self._series.load(took_s)
+        self._count(loads=1, fetch_s=fetch_s, hold_s=took_s - fetch_s, stall_s=stall_s)
 
     async def _wait_for_slot(self, adapter: Adapter, activation: Future[float]) -> float:
         """Returns for how long steps waited."""
@@ -215,7 +194,6 @@ class AdapterTier:
     def _note_end(self, adapter: Adapter, task: asyncio.Task[None]) -> None:
         error = task.exception()
         if error is None:
-            self._series.load(adapter.load_s)
             self._failures.pop(adapter.ref.id, None)
             self._drop_if_unwanted(adapter)
             return
@@ -232,13 +210,9 @@ class AdapterTier:
         capacity = self._core.adapter_capacity
         while sum(a.takes_room for a in self._adapters.values()) >= capacity:
             self._unused.clear()
-            held = [a for a in self._adapters.values() if a.is_held]
             now_s = time.monotonic()
-            views = [
-                Held(a.ref.id, a.tenant, len(a.requests), a.uses_at(now_s), a.load_s, a.used_s)
-                for a in held
-            ]
-            victim = choose_victim(views, newcomer, capacity, self._floor)
+            held = [a.view(now_s) for a in self._adapters.values() if a.is_held]
+            victim = choose_victim(held, newcomer, capacity, self._floor)
             if victim is None:
                 await self._unused.wait()
             else:
@@ -269,11 +243,8 @@ class AdapterTier:
         self._files.release(adapter.ref)
 
 
-def _read_through(folder: Path) -> None:
-    """Brings the files into the page cache, so that the step loop does not wait for a disk."""
-    buffer = bytearray(_CHUNK_BYTES)
-    for path in folder.iterdir():
-        if path.is_file():
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+def _read(adapter_id: int, folder: Path) -> float:
+    """Brings the weights into memory, so that the step loop waits for no disk; says how long."""
+    began_s = time.monotonic()
+    read_ahead(adapter_id, folder)
+    return time.monotonic() - began_s

@@ -40,6 +40,15 @@ class AdapterWorkers:
         self._places = asyncio.Semaphore(settings.workers)
         self._decoder: msgspec.json.Decoder[Outcome] = msgspec.json.Decoder(Outcome)
 
+    async def warm_up(self) -> None:
+        """Starts one, unless there is one: that takes half a second or more."""
+        if self._all:
+            return
+        try:
+            self._idle.append(await self._take())
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            logger.warning("No import worker could be started ahead: %r", error)
+
     async def do(self, job: Job) -> Outcome:
         """Has a job done; a worker that dies or takes too long is replaced."""
         timeout_s = self._settings.fetch_timeout_s

@@ -72,9 +72,13 @@ class Dispatcher:
             self._placer.prepare_early(_wish(known))
 
     def _hand_out(self, now_s: float) -> None:
-        while (admission := self._queue.admit(self._place, now_s)) is not None:
+        while (admission := self._admit(now_s)) is not None:
             logger.debug("%s runs: %s.", admission.request.ticket, admission.reason)
             self._grant(admission, now_s)
+
+    def _admit(self, now_s: float) -> Admission | None:
+        self._placer.look_again()
+        return self._queue.admit(self._place, now_s)
 
     def _place(self, request: Waiting) -> Fit | None:
         wish = _wish(self._tickets[request.ticket])

@@ -147,6 +147,8 @@ class Engine:
         except Exception as error:
             logger.exception("Model %s could not be loaded.", self._model.name)
             await self._fail_start(f"{error}")
+        if self._gate is not None:
+            self._gate.warm_up()
         if not self._departure.has_begun:
             self._set_state("ready", "")
         logger.info("Model %s is ready after %.1f s.", self._model.name, self.age_s(started_s))

@@ -15,7 +15,7 @@ from serve_app.messages import (
     FrontEndOffer,
     TicketId,
 )
-from serve_app.names import ModelName
+from serve_app.names import ModelName, TenantId
 from serve_app.policy.adapters import AdapterEngine
 from serve_app.policy.breaker import find_skipped
 from serve_app.policy.routing import EngineView
@@ -239,12 +239,14 @@ class Fleet:
         return (self.view(e, marks) for e in self if model is None or e.serves(model, dialect))
 
     def adapter_views(
-        self, model: ModelName, marks: Sequence[int] = (), dialect: str = ""
+        self, model: ModelName, tenant: TenantId, marks: Sequence[int] = (), dialect: str = ""
     ) -> list[AdapterEngine]:
-        """Returns the engines of a model as the placement of adapters sees them."""
-        return [self._view_adapters(e, marks) for e in self if e.serves(model, dialect)]
+        """Returns the engines of a model as they are seen when a tenant's request is placed."""
+        return [self._view_adapters(e, tenant, marks) for e in self if e.serves(model, dialect)]
 
-    def _view_adapters(self, engine: KnownEngine, marks: Sequence[int]) -> AdapterEngine:
+    def _view_adapters(
+        self, engine: KnownEngine, tenant: TenantId, marks: Sequence[int]
+    ) -> AdapterEngine:
         view = self.view(engine, marks)
         return AdapterEngine(
             view.engine_id,
@@ -253,9 +255,12 @@ class Fleet:
             view.room,
             engine.report.adapters.slots,
             engine.by_adapter.keys(),
-            engine.in_memory | engine.asked.keys() if engine.asked else engine.in_memory,
+            engine.in_memory,
+            engine.asked.keys(),
             engine.on_disk,
             view.cached_tokens,
+            engine.may_load_ahead(tenant, self._now()),
+            engine.claims.closed(self._now()),
         )
 
     def has_adapter(self, model: ModelName, adapter_id: int) -> bool:

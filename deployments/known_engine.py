@@ -8,8 +8,11 @@ from typing import Any
 from serve_app.dialect import dialect_of
 from serve_app.messages import EngineReport, TicketId
 from serve_app.names import ModelName, TenantId
+from serve_app.policy.adapter_tier import KEPT_AHEAD_S
+from serve_app.policy.adapters import may_load_ahead
 from serve_app.policy.breaker import Breaker
 from serve_app.policy.prefixes import PrefixMemory
+from serve_app.policy.slot_claims import SlotClaims
 
 SILENT_ENGINE_S = 5.0
 """An engine without a heartbeat for so long gets nothing more; it sends one every 0.5 s."""
@@ -17,8 +20,9 @@ _FORGET_FAILED_S = 60.0
 """How long the reason stays visible for which an engine died."""
 _FORGET_UNSTARTED_S = 86_400.0
 """The same, if it could not even start, until another one starts, fails to or is asked for."""
-_FORGET_ASKED_S = 60.0
-"""An adapter that has neither come nor failed by then may be asked for again."""
+_FORGET_ASKED_S = 3.0
+"""An adapter that has neither come nor failed by then, and that the engine does not say is coming,
+may be asked for again. It says so twice a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Asked:
 
     at_s: float
     tenant: TenantId | None = None
-    """Who pays for it; None is nobody."""
+    """Whose request it is for; where it is about the price, None is nobody's."""
 
 
 @dataclass
@@ -56,6 +60,9 @@ class KnownEngine:
     """Adapters, as it said last."""
     asked: dict[int, "Asked"] = field(default_factory=dict)
     """Adapters that it was asked to prepare, or said to be on their way, and has not yet."""
+    ahead: dict[int, "Asked"] = field(default_factory=dict)
+    """Adapters that it was asked to prepare while no request with them has been handed to it."""
+    claims: SlotClaims = field(default_factory=SlotClaims)
     loaded_for: list[TenantId] = field(default_factory=list)
     """For whom adapters have come that it was asked for, until somebody charges them."""
     prefixes: PrefixMemory = field(default_factory=PrefixMemory)
@@ -103,6 +110,8 @@ class KnownEngine:
             self.by_tenant[handed.tenant] += 1
             if handed.adapter_id is not None:
                 self.by_adapter[handed.adapter_id] += 1
+                self.ahead.pop(handed.adapter_id, None)
+                self.claims.end(handed.adapter_id)
             self.prefixes.note(handed.marks)
 
     def take_back(self, ticket: TicketId) -> None:
@@ -113,6 +122,19 @@ class KnownEngine:
             _count_down(self.by_tenant, handed.tenant)
             if handed.adapter_id is not None:
                 _count_down(self.by_adapter, handed.adapter_id)
+
+    def ask(self, adapter_id: int, tenant: TenantId, payer: TenantId | None, now_s: float) -> None:
+        """Takes note that it is to prepare an adapter."""
+        self.asked[adapter_id] = Asked(now_s, payer)
+        self.ahead[adapter_id] = Asked(now_s, tenant)
+
+    def may_load_ahead(self, tenant: TenantId, now_s: float) -> bool:
+        """Whether it may be asked to prepare one more adapter for a tenant."""
+        report = self.report.adapters
+        ahead = [a for a in self.ahead.values() if now_s - a.at_s < KEPT_AHEAD_S]
+        n_own = sum(asked.tenant == tenant for asked in ahead)
+        n_in_use = len(self.by_adapter)
+        return may_load_ahead(len(ahead), n_own, n_in_use, report.slots, report.capacity)
 
     def acquit(self, ticket: TicketId) -> bool:
         """Ends a request's probation; says whether it was on one."""
@@ -135,6 +157,11 @@ class KnownEngine:
         came = [asked for number, asked in self.asked.items() if number in self.in_memory]
         self.loaded_for += [asked.tenant for asked in came if asked.tenant is not None]
         failed = self.report.adapters.failures.keys()
+        self.ahead = {
+            number: asked
+            for number, asked in self.ahead.items()
+            if number not in failed and now_s - asked.at_s < KEPT_AHEAD_S
+        }
         kept = {
             number: asked
             for number, asked in self.asked.items()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from deployments.absences import Absences
 from deployments.fleet import Fleet
-from deployments.known_engine import Asked, KnownEngine
+from deployments.known_engine import KnownEngine
 from serve_app.adapter_counts import AdapterArrivals
 from serve_app.messages import AdapterRef, EngineId, EngineMail, Prepare
 from serve_app.names import ModelName, TenantId
@@ -62,6 +62,15 @@ class Placer:
         self._now = now
         self._absences = Absences()
         self._arrivals: defaultdict[ModelName, Counter[str]] = defaultdict(Counter)
+        self._views: dict[tuple[ModelName, TenantId, str], list[AdapterEngine]] = {}
+        """What engines look like, until somebody is handed over or something is asked for."""
+        self._ahead: set[int] = set()
+        """Adapters of requests that were looked at since, and found no place."""
+
+    def look_again(self) -> None:
+        """Engines may have changed; called before each search for who runs next."""
+        self._views.clear()
+        self._ahead.clear()
 
     def note_arrival(self, wish: Wish) -> None:
         """Counts how near a request's adapter is as it comes."""
@@ -101,35 +110,71 @@ class Placer:
 
     def prepare_early(self, wish: Wish) -> None:
         """Has an adapter loaded while its request waits for its turn."""
-        if wish.adapter is None:
-            return
-        engine_id = choose_preparation(self._adapter_views(wish), wish.adapter.id)
-        if engine_id is not None:
-            self._prepare(self._known(engine_id), wish, wish.adapter)
+        if wish.adapter is not None:
+            self._prepare(self._view(wish), wish, wish.adapter)
+
+    def _view(self, wish: Wish) -> list[AdapterEngine]:
+        """Without prompts: most requests that are looked at have to wait, whatever their prompt."""
+        key = wish.model, wish.tenant, wish.dialect
+        if key not in self._views:
+            self._views[key] = self._fleet.adapter_views(
+                wish.model, wish.tenant, dialect=wish.dialect
+            )
+        return self._views[key]
 
     def _place_with(self, wish: Wish, adapter: AdapterRef) -> Fit | None:
         """Where no engine has the adapter, one is asked to load it, and the request waits."""
-        place = choose_place(self._adapter_views(wish), adapter.id)
-        if place is None:
-            return None
-        engine = self._known(place.engine_id)
-        if adapter.id in engine.in_memory or adapter.id in engine.report.adapters.failures:
+        views = self._view(wish)
+        if any(view.is_ready and view.has(adapter.id) for view in views):
             self._absences.end(adapter.id, self._now())
-            # If it has failed, the engine tells the client why.
+        else:
+            self._absences.begin(adapter.id, self._now())
+        place = choose_place(views, adapter.id)
+        if place is not None and wish.marks:
+            views = self._fleet.adapter_views(wish.model, wish.tenant, wish.marks, wish.dialect)
+            place = choose_place(views, adapter.id)
+        engine = self._prepare(views, wish, adapter)
+        if place is not None:
             is_loaded = place.nearness is Nearness.RUNNING
             return Fit(place.engine_id, place.cached_tokens, is_loaded=is_loaded)
-        self._absences.begin(adapter.id, self._now())
-        self._prepare(engine, wish, adapter)
+        if engine is not None and adapter.id in engine.report.adapters.failures:
+            return self._place_failed(views, engine.report.engine_id, adapter)
+        self._claim_slot(views, adapter.id)
         return None
 
-    def _adapter_views(self, wish: Wish) -> list[AdapterEngine]:
-        return self._fleet.adapter_views(wish.model, wish.marks, wish.dialect)
+    def _claim_slot(self, views: Sequence[AdapterEngine], adapter_id: int) -> None:
+        """Where only a slot is missing, a busy adapter gets no more requests until one is free."""
+        for view in views:
+            if view.lacks_slot(adapter_id):
+                known, now_s = self._known(view.engine_id), self._now()
+                running = known.by_adapter
+                if known.claims.claim(adapter_id, running, self._ahead, view.slots, now_s):
+                    self._views.clear()
+        self._ahead.add(adapter_id)
 
-    def _prepare(self, engine: KnownEngine, wish: Wish, adapter: AdapterRef) -> None:
-        if adapter.id not in engine.asked:
-            payer = None if wish.has_run else wish.tenant
-            engine.asked[adapter.id] = Asked(self._now(), payer)
-            self._send(engine.report.engine_id, Prepare(adapter, wish.tenant))
+    def _place_failed(
+        self, views: Sequence[AdapterEngine], engine_id: EngineId, adapter: AdapterRef
+    ) -> Fit | None:
+        """What an engine could not load it is given all the same: it tells the client why."""
+        (view,) = (view for view in views if view.engine_id == engine_id)
+        if not view.may_take(adapter.id):
+            return None
+        self._absences.end(adapter.id, self._now())
+        return Fit(engine_id, is_loaded=False)
+
+    def _prepare(
+        self, views: Sequence[AdapterEngine], wish: Wish, adapter: AdapterRef
+    ) -> KnownEngine | None:
+        """Has an adapter loaded where it should be; returns where, if anywhere."""
+        engine_id = choose_preparation(views, adapter.id)
+        if engine_id is None:
+            return None
+        engine = self._known(engine_id)
+        if adapter.id not in engine.report.adapters.failures:
+            engine.ask(adapter.id, wish.tenant, None if wish.has_run else wish.tenant, self._now())
+            self._send(engine_id, Prepare(adapter, wish.tenant))
+            self._views.clear()
+        return engine
 
     def _may_go_beyond(self, tenant: TenantId, n_waiting: int, engine: KnownEngine) -> bool:
         counters = self._count([tenant, *engine.by_tenant])

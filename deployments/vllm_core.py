@@ -213,8 +213,7 @@ class VllmCore(EngineCoreProc):
         """Loads an adapter into host memory between two steps, without taking a slot."""
 
         def go_on(budget_s: float) -> bool:
-            self._tell_workers("hold_adapter", adapter_id, path)
-            return True
+            return all(self._tell_workers("hold_adapter", adapter_id, path, budget_s))
 
         return self._between_steps(go_on)
 

@@ -11,9 +11,9 @@ class AdapterTally(msgspec.Struct, frozen=True):
     evictions: int = 0
     """Of those, how many others pushed out."""
     fetch_s: float = 0.0
-    """Seconds that loads took, all together, until the files were on disk and in the page cache."""
+    """Seconds that loads took, all together, until the files were on disk, checked."""
     hold_s: float = 0.0
-    """Seconds from then on until they could be used: for room, for steps to end, for loading."""
+    """Seconds from then on until they could be used: for room, for reading, for steps to end."""
     stall_s: float = 0.0
     """Seconds for which steps waited for them."""
 

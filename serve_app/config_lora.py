@@ -22,7 +22,8 @@ class LoraSettings(Section):
     a tenth of the device's memory holds, at least 4."""
     in_memory: Count | None = None
     """Adapters that one engine keeps in the machine's memory, those in slots included. None
-    means four for each slot, or as many as a tenth of that memory holds."""
+    means four for each slot, or as many as a tenth of that memory holds. At least two more than
+    slots, as the next one has to come while those are in use."""
     floor: Annotated[int, Field(ge=0, le=65_536)] = 2
     """Adapters in memory that other tenants' adapters leave to each tenant."""
     load_timeout_s: Seconds = 180.0

@@ -93,6 +93,8 @@ class GatewayAdapters:
             store = self._stores.pop(model, None)
             if store is not None:
                 self._spawn(store.close())
+            if base.shape is not None and base.max_rank > 0:
+                self._spawn(self._find_workers().warm_up())
 
     async def resolve(self, adapter: Adapter, caller: Caller) -> AdapterRef:
         """Returns the version that a request gets.
@@ -236,11 +238,15 @@ class GatewayAdapters:
             )
         store = self._stores.get(adapter.base)
         if store is None:
-            cache = self._settings.cache
-            self._workers = self._workers or AdapterWorkers(cache)
-            store = AdapterStore(cache, base.shape, base.max_rank, self._workers)
+            workers = self._find_workers()
+            store = AdapterStore(self._settings.cache, base.shape, base.max_rank, workers)
             self._stores[adapter.base] = store
         return store
+
+    def _find_workers(self) -> AdapterWorkers:
+        if self._workers is None:
+            self._workers = AdapterWorkers(self._settings.cache)
+        return self._workers
 
     def _drop_stores(self) -> None:
         for store in self._stores.values():

@@ -7,12 +7,13 @@ The rule:
   - Slots: what the settings say; else one a running request, but no more than a tenth of the
     device's memory holds, and at least 4. Where sizes or memory are not known, at most 16.
   - In memory: what the settings say; else 4 a slot, no more than a tenth of the machine's memory
-    holds. In any case as many as slots.
+    holds. In any case two more than slots: one more may be in flight, and the next has to come
+    while all of these are in use.
 
 Invariants (each a property test of that name):
 
 1. slots_fit: chosen slots take at most a tenth of the device, or are the least there may be.
-2. memory_holds_the_slots: as many adapters are in memory as have slots, or more.
+2. memory_holds_the_slots: at least two more adapters are in memory than have slots.
 3. settings_win: a number in the settings is what counts.
 """
 
@@ -26,6 +27,7 @@ _SHARE = 0.1
 _LEAST_SLOTS = 4
 _SLOTS_UNKNOWN = 16
 _HELD_PER_SLOT = 4
+_HELD_BESIDE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def plan_room(
     )
     held = _HELD_PER_SLOT * slots
     in_memory = settings.in_memory or min(held, _count_fitting(host_bytes, slot_bytes, held))
-    return AdapterRoom(slots, max(slots, in_memory), slot_bytes)
+    return AdapterRoom(slots, max(slots + _HELD_BESIDE, in_memory), slot_bytes)
 
 
 def _count_fitting(memory_bytes: int | None, slot_bytes: int | None, otherwise: int) -> int:

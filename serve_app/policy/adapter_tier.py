@@ -7,6 +7,7 @@ The rule:
     newcomer is that same tenant's. A floor that the tenants there cannot all have is lowered.
   - Of the rest, the one goes whose loss costs least: how often it was asked for of late, times what
     a load of it takes. Ties go to what was used longest ago, then to the smaller id.
+  - What was loaded ahead of its request, which has not come yet, goes last.
 
 Invariants (each a property test of that name):
 
@@ -14,6 +15,7 @@ Invariants (each a property test of that name):
 2. floor_is_kept: another tenant than the newcomer's never falls below the floor.
 3. least_worth_goes: nothing that may go is worth less than what goes.
 4. somebody_goes: when nothing is in use and the memory is full, something goes.
+5. ahead_goes_last: nothing loaded ahead of its request goes while anything else may.
 
 Source: the product of frequency and cost is that of Cherkasova, *Improving WWW Proxies Performance
 with Greedy-Dual-Size-Frequency Caching*, HP Labs, 1998, where all are of one size.
@@ -24,6 +26,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from serve_app.names import TenantId
+
+KEPT_AHEAD_S = 10.0
+"""For how long an adapter that was loaded ahead of its request is kept for it. Who waits longer for
+its turn has it loaded anew; who hangs up keeps others' out of memory for no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +47,13 @@ class Held:
     """What bringing it took."""
     used_s: float
     """When it was asked for last."""
+    is_ahead: bool = False
+    """Whether it was loaded for a request that has not come yet."""
 
     @property
-    def worth(self) -> tuple[float, float, int]:
+    def worth(self) -> tuple[bool, float, float, int]:
         """The least goes first."""
-        return self.uses * self.load_s, self.used_s, self.id
+        return self.is_ahead, self.uses * self.load_s, self.used_s, self.id
 
 
 def choose_victim(

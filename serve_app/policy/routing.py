@@ -88,11 +88,18 @@ def within_bound(engines: Iterable[_E], able: Sequence[_E]) -> Sequence[_E]:
         engines: All of the model's.
         able: Those that may take the request.
     """
+    return find_within(engines, able, SLACK) or able
+
+
+def find_within(engines: Iterable[_E], some: Iterable[_E], slack: float) -> Sequence[_E]:
+    """Returns those of some that have less load than so many times the average of the ready ones.
+
+    The average is that with one request more, and a single request is always within, or nothing
+    could start on idle engines.
+    """
     ready = [engine for engine in engines if engine.is_ready]
     average = (sum(e.in_flight for e in ready) + 1) / sum(e.room for e in ready)
-    # One request is always within, or nothing could start on idle engines.
-    within = [e for e in able if e.in_flight < max(1.0, SLACK * average * e.room)]
-    return within or able
+    return [e for e in some if e.in_flight < max(1.0, slack * average * e.room)]
 
 
 def rank_beyond(engines: Iterable[EngineView]) -> list[EngineId]:

@@ -94,6 +94,16 @@ def check_misfit_harms_nobody(run: CoreRun, folder: Path, tiny_model: Path) -> N
     assert len(run.tokens["bystander"]) == 30
 
 
+def check_read_ahead_says_the_same(run: CoreRun, folder: Path) -> None:
+    """An adapter that was read beside the steps is the one that vLLM reads itself."""
+    run.hold(21, folder)
+    run.hold(22, folder, is_read_ahead=False)
+    for name, adapter in (("ahead", 21), ("by vLLM", 22), ("base", 0)):
+        run.send(name, [5, 6, 7], 12, adapter)
+        run.read_until(name)
+    assert run.tokens["ahead"] == run.tokens["by vLLM"] != run.tokens["base"]
+
+
 def main(model: Path) -> None:
     run = CoreRun(
         model,
@@ -112,6 +122,7 @@ def main(model: Path) -> None:
             run.hold(adapter, make_adapter(folder / str(adapter), model, seed=adapter))
         check_third_adapter_is_served(run)
         check_misfit_harms_nobody(run, folder, model)
+        check_read_ahead_says_the_same(run, folder / "1")
     run.stop()
 
 

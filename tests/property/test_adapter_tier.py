@@ -21,6 +21,7 @@ def _memory(max_using: int = 2) -> st.SearchStrategy[list[Held]]:
         uses=st.floats(0, 10),
         load_s=st.floats(0.001, 5),
         used_s=st.integers(0, 20).map(float),
+        is_ahead=st.booleans(),
     )
     return st.lists(held, min_size=1, max_size=12, unique_by=lambda adapter: adapter.id)
 
@@ -56,3 +57,13 @@ def test_somebody_goes(held: list[Held], newcomer: TenantId, floor: int) -> None
     assert choose_victim(held[::-1], newcomer, len(held), floor) == choose_victim(
         held, newcomer, len(held), floor
     )
+
+
+@given(_memory(), _TENANTS, _FLOOR)
+def test_ahead_goes_last(held: list[Held], newcomer: TenantId, floor: int) -> None:
+    victim = choose_victim(held, newcomer, len(held), floor)
+    if victim is not None and victim.is_ahead:
+        others = [a for a in held if not a.is_ahead]
+        of_newcomer = [a for a in others if a.tenant == newcomer and a.n_using == 0]
+        assert not of_newcomer
+        assert not [a for a in others if a.tenant == victim.tenant and a.n_using == 0]

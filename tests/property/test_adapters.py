@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.messages import EngineId
@@ -11,6 +11,7 @@ from serve_app.policy.adapters import (
     Nearness,
     choose_place,
     choose_preparation,
+    may_load_ahead,
 )
 
 _IDS = st.integers(1, 9)
@@ -25,7 +26,10 @@ _ENGINES = st.lists(
         slots=st.integers(0, 4),
         running=_SETS,
         in_memory=_SETS,
+        coming=_SETS,
         on_disk=_SETS,
+        may_load=st.booleans(),
+        closed=_SETS,
     ),
     max_size=6,
     unique_by=lambda engine: engine.engine_id,
@@ -37,10 +41,14 @@ def _find(engines: list[AdapterEngine], engine_id: EngineId) -> AdapterEngine:
     return next(engine for engine in engines if engine.engine_id == engine_id)
 
 
-def _is_within(engines: list[AdapterEngine], engine: AdapterEngine) -> bool:
+def _is_within(engines: list[AdapterEngine], engine: AdapterEngine, slack: float = 1.25) -> bool:
     ready = [e for e in engines if e.is_ready]
     average = (sum(e.in_flight for e in ready) + 1) / sum(e.room for e in ready)
-    return engine.in_flight < max(1.0, 1.25 * average * engine.room)
+    return engine.in_flight < max(1.0, slack * average * engine.room)
+
+
+def _can_run(engines: list[AdapterEngine], adapter: int | None) -> list[AdapterEngine]:
+    return [e for e in engines if e.may_take(adapter) and (adapter is None or e.has(adapter))]
 
 
 @given(_ENGINES, _ADAPTER)
@@ -59,26 +67,23 @@ def test_slots_are_kept(engines: list[AdapterEngine], adapter: int) -> None:
         chosen = _find(engines, place.engine_id)
         assert chosen.slots > 0 or adapter in chosen.running
         assert adapter in chosen.running or len(chosen.running) <= chosen.slots
+        assert adapter not in chosen.closed & chosen.running
 
 
 @given(_ENGINES, _ADAPTER)
 def test_work_conserving(engines: list[AdapterEngine], adapter: int | None) -> None:
-    can = [
-        e
-        for e in engines
-        if e.is_ready
-        and e.in_flight < e.room
-        and (adapter is None or adapter in e.running or (e.slots > 0 and len(e.running) <= e.slots))
-    ]
-    assert (choose_place(engines, adapter) is None) == (not can)
+    assert (choose_place(engines, adapter) is None) == (not _can_run(engines, adapter))
+    able = [e for e in engines if e.is_ready and e.slots > 0]
+    if adapter is not None and not any(e.has(adapter) or adapter in e.coming for e in able):
+        is_loaded = choose_preparation(engines, adapter) is not None
+        assert is_loaded == any(e.may_load for e in able)
 
 
 @given(_ENGINES, _ADAPTER)
 def test_load_is_bounded(engines: list[AdapterEngine], adapter: int | None) -> None:
     place = choose_place(engines, adapter)
     if place is not None and not _is_within(engines, _find(engines, place.engine_id)):
-        able = [e for e in engines if e.may_take(adapter)]
-        assert not any(_is_within(engines, e) for e in able)
+        assert not any(_is_within(engines, e) for e in _can_run(engines, adapter))
 
 
 @given(_ENGINES, _IDS)
@@ -86,22 +91,50 @@ def test_nearest_first(engines: list[AdapterEngine], adapter: int) -> None:
     place = choose_place(engines, adapter)
     if place is not None:
         chosen = _find(engines, place.engine_id)
-        assert place.nearness == chosen.nearness(adapter)
+        assert place.nearness == chosen.nearness(adapter) <= Nearness.IN_MEMORY
         if _is_within(engines, chosen):
-            within = [e for e in engines if e.may_take(adapter) and _is_within(engines, e)]
+            within = [e for e in _can_run(engines, adapter) if _is_within(engines, e)]
             assert all(place.nearness <= e.nearness(adapter) for e in within)
+
+
+@given(_ENGINES, _IDS)
+def test_copies_are_for_the_hot(engines: list[AdapterEngine], adapter: int) -> None:
+    chosen_id = choose_preparation(engines, adapter)
+    if chosen_id is None:
+        return
+    able = [e for e in engines if e.is_ready and e.slots > 0]
+    chosen = _find(engines, chosen_id)
+    assert chosen in able
+    assert chosen.may_load
+    assert not chosen.has(adapter)
+    assert not any(adapter in e.coming for e in able)
+    have = [e for e in able if e.has(adapter)]
+    assert not any(_is_within(engines, e, 1.5) for e in have)
+    if have:
+        assert _is_within(engines, chosen)
+        assert not chosen.coming
+
+
+_COUNTS = st.integers(0, 12)
+
+
+@given(_COUNTS, _COUNTS, _COUNTS, st.integers(1, 6), _COUNTS)
+def test_ahead_is_bounded(n_own: int, n_others: int, n_used: int, slots: int, room: int) -> None:
+    n_ahead, capacity = n_own + n_others, slots + room
+    may = may_load_ahead(n_ahead, n_own, n_used, slots, capacity)
+    has_room = n_ahead + n_used < capacity
+    assert has_room or not may
+    assert may or not has_room or (n_own > 0 and n_ahead >= slots)
+    assert not (may and n_own > 0) or n_ahead < slots
 
 
 @given(st.sets(st.text("abcdef", min_size=1, max_size=3).map(EngineId), min_size=2), _IDS)
 def test_homes_stay(names: set[EngineId], adapter: int) -> None:
     engines = [AdapterEngine(name, True, 0, 8, 4) for name in sorted(names)]
-    home = choose_place(engines, adapter)
-    assert home is not None
+    home = choose_preparation(engines, adapter)
     for gone in engines:
         left = [engine for engine in engines if engine is not gone]
-        place = choose_place(left, adapter)
-        assert place is not None
-        assert place.engine_id == home.engine_id or gone.engine_id == home.engine_id
+        assert choose_preparation(left, adapter) == home or gone.engine_id == home
 
 
 @given(_ENGINES, _ADAPTER)
@@ -110,12 +143,24 @@ def test_ties_do_not_depend_on_the_order(engines: list[AdapterEngine], adapter: 
 
 
 @given(_ENGINES, _IDS)
-def test_preparation_is_where_the_request_would_go(
+def test_preparation_does_not_depend_on_the_order(
+    engines: list[AdapterEngine], adapter: int
+) -> None:
+    assert choose_preparation(engines, adapter) == choose_preparation(engines[::-1], adapter)
+
+
+@given(_ENGINES, _IDS)
+def test_request_runs_where_its_adapter_was_loaded(
     engines: list[AdapterEngine], adapter: int
 ) -> None:
     idle = [replace(e, in_flight=0, running=frozenset(), slots=max(1, e.slots)) for e in engines]
-    prepared, place = choose_preparation(idle, adapter), choose_place(idle, adapter)
+    prepared = choose_preparation(idle, adapter)
     if prepared is not None:
+        more = frozenset({adapter})
+        loaded = [
+            replace(e, in_memory=e.in_memory | more) if e.engine_id == prepared else e for e in idle
+        ]
+        place = choose_place(loaded, adapter)
         assert place is not None
-        assume(place.nearness is Nearness.AWAY)
-        assert prepared == place.engine_id
+        assert place.engine_id == prepared
+        assert choose_preparation(loaded, adapter) is None

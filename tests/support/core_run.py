@@ -12,6 +12,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 
+from deployments.adapter_reading import read_ahead
 from serve_app.messages import Standing
 from serve_app.names import TenantId
 
@@ -73,8 +74,10 @@ class CoreRun:
         """Takes one step's outputs, on the core's thread."""
         self._outputs.put((time.perf_counter(), time.thread_time(), outputs))
 
-    def hold(self, adapter_id: int, folder: Path) -> None:
-        """Brings an adapter into memory."""
+    def hold(self, adapter_id: int, folder: Path, *, is_read_ahead: bool = True) -> None:
+        """Brings an adapter into memory, as engines do, or has vLLM read it."""
+        if is_read_ahead:
+            read_ahead(adapter_id, folder)
         self.core.hold_adapter(adapter_id, str(folder)).result(60.0)
 
     def send(

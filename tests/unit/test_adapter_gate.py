@@ -54,6 +54,9 @@ class FakeFiles:
         if not self.holds.get(ref.id):
             self.forgotten.append(ref.id)
 
+    async def warm_up(self) -> None:
+        self.is_warm = True
+
     async def close(self) -> None:
         self.is_closed = True
 

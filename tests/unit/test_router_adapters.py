@@ -177,6 +177,44 @@ def test_hot_adapter_spreads_when_its_engine_has_more_than_its_part() -> None:
     assert "e2" in desk.granted().values()
 
 
+def test_request_waits_for_its_adapter_s_engine_and_brings_no_copy_to_a_free_slot() -> None:
+    desk = Desk("e1", "e2", slots=2, room=8)
+    desk.report("e1", 1, 2, 3, 4, 5)
+    desk.report("e2", 11, 12)
+    for adapter_id in (1, 2, 3, 11, 12, 4, 5):
+        desk.send(f"t{adapter_id}", adapter_id)
+    assert desk.granted() == dict.fromkeys(("t1", "t2", "t3"), "e1") | dict.fromkeys(
+        ("t11", "t12"), "e2"
+    )
+    desk.router.handle(A, Leave(TicketId("t12"), is_finished=True))
+    assert desk.prepared("e2") == [], "what waits has its adapter in the other's memory"
+    desk.router.handle(A, Leave(TicketId("t1"), is_finished=True))
+    assert desk.granted() == {"t4": "e1"}
+
+
+def test_no_more_is_loaded_ahead_than_a_batch_takes_but_one_for_each_tenant() -> None:
+    desk = Desk("e1", slots=2, room=8)
+    for adapter_id in range(1, 6):
+        desk.send(f"t{adapter_id}", adapter_id)
+    assert desk.prepared("e1") == [1, 2]
+    desk.send("other", 9, "team-b")
+    assert desk.prepared("e1") == [9]
+    desk.report("e1", 1, 2, 9)
+    assert set(desk.granted()) == {"t1", "t2", "other"}
+    assert desk.prepared("e1") == [3, 4], "their requests have come"
+
+
+def test_adapter_that_came_and_went_unseen_is_asked_for_again() -> None:
+    desk = Desk("e1")
+    desk.send("cold", 7)
+    assert desk.prepared("e1") == [7]
+    for _ in range(4):
+        desk.clock.pass_s(1.0)
+        desk.report("e1")
+        desk.router.look_around()
+    assert desk.prepared("e1") == [7]
+
+
 def test_no_more_adapters_are_in_flight_than_slots_and_one() -> None:
     desk = Desk("e1", slots=2, room=8)
     desk.report("e1", 1, 2, 3, 4)
@@ -185,6 +223,25 @@ def test_no_more_adapters_are_in_flight_than_slots_and_one() -> None:
     assert desk.granted() == {"t1": "e1", "t2": "e1", "t3": "e1"}
     desk.router.handle(A, Leave(TicketId("t1"), is_finished=True))
     assert desk.granted() == {"t4": "e1"}
+
+
+def test_adapter_behind_busy_ones_is_served_within_one_request_s_length() -> None:
+    desk = Desk("e1", slots=2, room=7)
+    desk.report("e1", 1, 2, 3, 4)
+    running = [f"hot-{adapter_id}-{i}" for i in range(2) for adapter_id in (1, 2, 3)]
+    for ticket in running:
+        desk.send(ticket, int(ticket.split("-")[1]), ticket[:5])
+    assert set(desk.granted()) == set(running)
+    desk.send("fourth", 4, "calm")
+    for turn, ended in enumerate(list(running)):
+        # Whoever has an answer asks again at once, so that no adapter is ever without a request.
+        again = f"{ended[:5]}-again-{turn}"
+        desk.send(again, int(ended.split("-")[1]), ended[:5])
+        desk.router.handle(A, Leave(TicketId(ended), is_finished=True, completion_tokens=9))
+        desk.report("e1", 1, 2, 3, 4)
+        if "fourth" in desk.granted():
+            return
+    raise AssertionError("what ran when it came has ended, and it still waits")
 
 
 def test_request_whose_adapter_failed_goes_to_the_engine_which_says_why() -> None:
