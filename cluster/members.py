@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 import httpx
 
+from cluster.policy.demand import Demand
 from cluster.policy.fleet import NodeId
 from cluster.policy.reconcile import Machine, Pulse
 from cluster.provisioner import ProvisionerAwayError
+from cluster.ray_demand import read_demand
 
 NODE_LABEL = "arriero-node"
 _RPC_TIMEOUT_S = 10.0
@@ -27,6 +29,13 @@ class Members(Protocol):
 
     def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
         """Return a pulse of each node that serves.
+
+        Raises:
+            ProvisionerAwayError: Nothing is known now.
+        """
+
+    def demand(self) -> Demand:
+        """Return what waits for room, and which nodes work.
 
         Raises:
             ProvisionerAwayError: Nothing is known now.
@@ -65,6 +74,15 @@ class RayMembers:
                 leaves_s = leaves_ms / 1000 if leaves_ms else self._clock() + _NO_DEADLINE_S
                 pulses[name] = Pulse(leaves_s)
         return pulses
+
+    def demand(self) -> Demand:
+        """Return what Ray tells its own autoscaler, if there were one."""
+        from ray.core.generated import autoscaler_pb2 as generated
+
+        messages: Any = generated
+        reply = messages.GetClusterResourceStateReply()
+        reply.ParseFromString(self._call("get_cluster_resource_state"))
+        return read_demand(reply.cluster_resource_state, NODE_LABEL)
 
     def drain(self, node: NodeId, left_s: float, why: str) -> None:
         """Tell Ray that a node leaves; Serve then starts replacements before it stops replicas."""
@@ -123,6 +141,10 @@ class CellMembers:
             answers = list(pool.map(lambda machine: self._is_ready(machine.address), asked))
         ready = zip(asked, answers, strict=True)
         return {machine.id: Pulse() for machine, is_ready in ready if is_ready}
+
+    def demand(self) -> Demand:
+        """Return nothing: what waits within a cell is that cell's affair."""
+        return Demand()
 
     def drain(self, node: NodeId, left_s: float, why: str) -> None:
         """Leave a cell the time that is left; its front sends it nothing once it is ending."""

@@ -147,7 +147,7 @@ def _up(fleet: "FleetParts", options: argparse.Namespace) -> int:
     def is_over(step: "Step") -> bool:
         shown.show(step)
         n_serving = sum(entry.is_ready for entry in step.entries)
-        watch.say_changes({"fleet": f"{n_serving} of {settings.target} serve"})
+        watch.say_changes({"fleet": f"{n_serving} of {step.target} serve"})
         if DOWN in fleet.book.orders() and not step.entries:
             fleet.book.fulfil(DOWN)
             return True

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from cluster.policy.demand import Demand
 from cluster.policy.fleet import Market, NodeId, Offer, Refusal, ZoneId
 from cluster.policy.reconcile import Machine, Pulse
 
@@ -29,6 +30,7 @@ class FakeCloud:
         room: Nodes that a zone has at most; no entry means many.
         refusal: Why a launch in a zone fails that has no room.
         ever: Names of all machines that have ever been started, in order.
+        wanted: What Ray says of its work.
         before_call: Called before and after each call's effect; raises to kill the caller.
     """
 
@@ -38,6 +40,7 @@ class FakeCloud:
     room: dict[ZoneId, int] = field(default_factory=dict)
     refusal: Refusal = "stock"
     ever: list[NodeId] = field(default_factory=list)
+    wanted: Demand = field(default_factory=Demand)
     before_call: Callable[[], None] = lambda: None
 
     # --- Provisioner ------------------------------------------------------------------------
@@ -80,6 +83,9 @@ class FakeCloud:
         up = [m for m in self.machines.values() if self._aged(m).state == "up"]
         alive = [m.id for m in up if self.draining.get(m.id, self.now_s) >= self.now_s]
         return {node: Pulse(self.draining.get(node)) for node in alive}
+
+    def demand(self) -> Demand:
+        return self.wanted
 
     def drain(self, node: NodeId, left_s: float, why: str) -> None:
         self.before_call()
