@@ -1,5 +1,6 @@
 """The controller over real Ray nodes of this machine: it fills, replaces and ends them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.bootstrap import ROOT
 from cluster.controller import Controller, Step
 from cluster.fleet_book import DOWN, FleetBook
 from cluster.local_nodes import LocalNodeShape, LocalProvisioner, LocalZone
@@ -57,15 +59,17 @@ class Fleet:
     nodes: LocalProvisioner
     members: RayMembers
     told: list[str]
+    address: str
+    environ: dict[str, str]
 
-    def controller(self) -> Controller:
+    def controller(self, settings: FleetSettings) -> Controller:
         """A new one, as after a death."""
-        return Controller(_SETTINGS, self.nodes, self.members, self.book, self.told.append)
+        return Controller(settings, self.nodes, self.members, self.book, self.told.append)
 
-    def run_until(self, is_so: Callable[[Step], bool]) -> Step:
+    def run_until(self, is_so: Callable[[Step], bool], settings: FleetSettings = _SETTINGS) -> Step:
         """Steps until something is so."""
         give_up_s = time.monotonic() + 90.0
-        controller = self.controller()
+        controller = self.controller(settings)
         while time.monotonic() < give_up_s:
             with suppress(ProvisionerAwayError):
                 step = controller.step()
@@ -101,7 +105,8 @@ def fleet() -> Iterator[Fleet]:
             nodes = LocalProvisioner(
                 "f", zones, LocalNodeShape(), address, folder / "nodes", environ
             )
-            yield Fleet(mark, FleetBook(folder / "fleet"), nodes, RayMembers(address), [])
+            book = FleetBook(folder / "fleet")
+            yield Fleet(mark, book, nodes, RayMembers(address), [], address, environ)
         finally:
             stop_processes(mark)
             shutil.rmtree(folder, ignore_errors=True)
@@ -143,10 +148,40 @@ def test_replacement_is_asked_for_while_the_drained_node_still_runs(fleet: Fleet
     assert len(step.entries) == 2
 
 
+def test_node_comes_for_what_has_no_room_and_goes_when_it_is_idle(fleet: Fleet) -> None:
+    """What waits is known of Ray's head, as its own autoscaler would know it."""
+    settings = _SETTINGS.model_copy(update={"most_target": 3, "idle_s": 5.0})
+    with _run_actors(fleet, 3) as driver:
+        step = fleet.run_until(lambda step: len(_serving(step)) >= 3, settings)
+        assert step.target == 3
+        assert driver.stdout is not None
+        assert len(set(json.loads(driver.stdout.readline()))) == 3
+    step = fleet.run_until(lambda step: step.target == 2 and len(step.entries) == 2, settings)
+    assert len(_serving(step)) == 2
+
+
 def test_down_leaves_no_process(fleet: Fleet) -> None:
     fleet.book.order(DOWN, 2.0)
     fleet.run_until(lambda step: not step.entries)
     assert list(fleet.nodes._processes()) == []
+
+
+@contextmanager
+def _run_actors(fleet: Fleet, n: int) -> Iterator["subprocess.Popen[str]"]:
+    """Have some actors want a processor each, for as long as the context lasts."""
+    command = [sys.executable, "-m", "tests.support.ray_actors", fleet.address, str(n)]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=fleet.environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as driver:
+        try:
+            yield driver
+        finally:
+            driver.kill()
 
 
 def _listening(process: psutil.Process) -> list[Any]:
