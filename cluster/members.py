@@ -66,7 +66,7 @@ class RayMembers:
         """Return a pulse of each node that Ray counts as alive."""
         draining = self._call("get_draining_nodes", timeout=_RPC_TIMEOUT_S)
         pulses: dict[NodeId, Pulse] = {}
-        for ray_id, name in self._alive().items():
+        for ray_id, name in self.names().items():
             leaves_ms = draining.get(ray_id)
             if leaves_ms is None:
                 pulses[name] = Pulse()
@@ -92,11 +92,12 @@ class RayMembers:
         # Ray refuses to drain a node that is not idle for any other reason.
         reason = messages.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         leaves_ms = int((self._clock() + left_s) * 1000)
-        for ray_id, name in self._alive().items():
+        for ray_id, name in self.names().items():
             if name == node:
                 self._call("drain_node", ray_id, reason, why, leaves_ms)
 
-    def _alive(self) -> dict[str, NodeId]:
+    def names(self) -> dict[str, NodeId]:
+        """Return the names of the nodes that Ray counts as alive, by Ray's ids."""
         from ray.core.generated import gcs_pb2 as generated
 
         messages: Any = generated

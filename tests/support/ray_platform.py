@@ -160,6 +160,10 @@ class RayPlatform:
         """Process ids of a deployment's replicas that run."""
         return {replica["pid"] for replica in self._replicas(deployment)}
 
+    def nodes_of(self, deployment: str) -> list[str]:
+        """Ray ids of the nodes that a deployment's replicas run on, one each."""
+        return [replica["node_id"] for replica in self._replicas(deployment)]
+
     def _replicas(self, deployment: str) -> list[dict[str, Any]]:
         found = self.application()["deployments"].get(deployment, {"replicas": []})
         return [r for r in found["replicas"] if r["state"] == "RUNNING"]
