@@ -107,7 +107,7 @@ chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
 
 chaos-deaths: env-dev ## Kill each kind of process on a real Ray, under load
-	@ARRIERO_DEATHS=1 $(VENV)/python -m pytest tests/chaos/test_deaths.py tests/chaos/test_node_drain.py \
+	@ARRIERO_DEATHS=1 RAY_AUTH_MODE=token $(VENV)/python -m pytest tests/chaos/test_deaths.py tests/chaos/test_node_drain.py \
 		$(ARGS)
 
 chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')

@@ -89,7 +89,9 @@ class FleetNodeProvider(_Provider):  # type: ignore[misc]  # Ray's has no types
     def _nodes(self, marks: dict[str, str]) -> LocalProvisioner:
         zone = LocalZone("east", 1.0, 3.0, 8)
         environ = {**os.environ, **marks}
-        return LocalProvisioner("f", [zone], LocalNodeShape(), self._head, self._folder, environ)
+        return LocalProvisioner(
+            "f", [zone], LocalNodeShape(), self._head, self._folder, self._folder / "n", environ
+        )
 
 
 def _make_tags(role: str, kind: str) -> dict[str, str]:

@@ -71,6 +71,7 @@ def _build_local(
         LocalNodeShape(local.cpus, local.resources, local.start_s),
         state.ray_address,
         folder / "nodes",
+        Path(state.folder) / "n",
         node_environment(os.environ, state.mark) | {"ARRIERO_STATE_DIR": str(STATE_FILE.parent)},
     )
     return provisioner, RayMembers(state.ray_address)

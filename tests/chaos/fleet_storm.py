@@ -78,7 +78,7 @@ class FleetStorm:
         self._controller: subprocess.Popen[bytes] | None = None
         nodes = self.book.folder / "nodes"
         self._cloud = LocalProvisioner(
-            "storm", [LocalZone("east", 1.0, 3.0, 8)], LocalNodeShape(), "", nodes, {}
+            "storm", [LocalZone("east", 1.0, 3.0, 8)], LocalNodeShape(), "", nodes, nodes, {}
         )
         self._members = RayMembers(platform.ray_address)
 
@@ -170,7 +170,7 @@ def fleet_storm_over(folder: Path, seed: int, scale: float) -> Iterator[FleetSto
         app = {"name": "arriero", "import_path": "serve_app.main:build", "args": args}
         file.write_text(yaml.safe_dump({"applications": [app]}))
         LocalState(
-            platform.mark, str(folder), platform.url, "", platform.ray_address, str(file)
+            platform.mark, str(platform.folder), platform.url, "", platform.ray_address, str(file)
         ).save(state / "local.json")
         environ = node_environment(os.environ, platform.mark)
         environ |= {"ARRIERO_STATE_DIR": str(state), "PYTHONPATH": os.getcwd()}

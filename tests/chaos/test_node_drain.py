@@ -46,6 +46,7 @@ def nodes(tmp_path: Path) -> Iterator[tuple[RayPlatform, LocalProvisioner]]:
             LocalNodeShape(_CPUS),
             platform.ray_address,
             tmp_path / "nodes",
+            platform.folder / "n",
             environ,
         )
         for name in ("f-1", "f-2"):

@@ -57,7 +57,7 @@ def _local() -> Iterator[Subject]:
     def make() -> LocalProvisioner:
         environ = node_environment(os.environ, mark)
         shape = LocalNodeShape(start_s=0.5)
-        return LocalProvisioner("f", zones, shape, "127.0.0.1:1", folder, environ)
+        return LocalProvisioner("f", zones, shape, "127.0.0.1:1", folder, folder / "n", environ)
 
     provisioner = make()
     try:

@@ -88,6 +88,11 @@ class RayPlatform:
         return self._mark
 
     @property
+    def folder(self) -> Path:
+        """Short, for Ray's files and sockets; gone at the end."""
+        return self._folder
+
+    @property
     def ray_address(self) -> str:
         """Of the head."""
         return f"{HOST}:{self._ports.gcs}"
