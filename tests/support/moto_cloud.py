@@ -5,6 +5,7 @@ python -m tests.support.moto_cloud PORT FOLDER    serves until it is killed
 A zone is out of stock while FOLDER/out-of-stock/ZONE exists; FOLDER/no-quota/ZONE likewise.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
@@ -28,6 +29,8 @@ _XML = (
     '<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{}</Code>'
     "<Message>{}</Message></Error></Errors><RequestID>r</RequestID></Response>"
 )
+
+_ROLE = "skypilot-v1"
 
 App = Callable[..., Iterable[bytes]]
 
@@ -79,6 +82,19 @@ def make_networks(endpoint: str) -> None:
         for j, zone in enumerate(zones):
             block = f"127.77.{i * 64 + j}.0/24"
             ec2.create_subnet(VpcId=vpc, AvailabilityZone=zone["ZoneName"], CidrBlock=block)
+
+
+def make_role(endpoint: str) -> None:
+    """Makes what SkyPilot makes in an account once.
+
+    moto refuses a policy of SkyPilot's that AWS takes, as it says no version. And SkyPilot waits
+    15 s after it.
+    """
+    iam = boto3.client("iam", region_name=REGIONS[0], endpoint_url=endpoint)
+    trust = {"Version": "2012-10-17", "Statement": []}
+    iam.create_role(RoleName=_ROLE, AssumeRolePolicyDocument=json.dumps(trust))
+    iam.create_instance_profile(InstanceProfileName=_ROLE)
+    iam.add_role_to_instance_profile(InstanceProfileName=_ROLE, RoleName=_ROLE)
 
 
 def list_instances(endpoint: str) -> list[dict[str, str]]:
