@@ -12,6 +12,7 @@ no node is doubled and none is left over.
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,12 +40,13 @@ from tests.support.ray_platform import SMALL, RayPlatform
 from tests.support.tiny_model import make_tiny_model
 
 _TARGET = 2
+_MOST_SPARE = 1
 _NOTICES_S = (120.0, 30.0, 0.0)
 _MODEL = ModelName("tiny")
 _ENGINE = engine_of(_MODEL)
 _N_STREAMS = 4
 _LENGTHS = (20, 200)
-_WHOLE_S = 120.0
+_WHOLE_S = 180.0
 _CPUS = 3.0
 """Of each node, and nearly so many each engine asks for: none fits the head, one fits a node."""
 
@@ -129,7 +131,8 @@ class FleetStorm:
         processes = {name for name, _ in self._cloud._processes()}
         booked = {entry.id for entry in self.book.load().entries}
         assert processes <= booked, (processes, booked)
-        assert len(processes) <= _TARGET + 2
+        staying = [entry for entry in self.book.load().entries if entry.leaves_s is None]
+        assert len(staying) <= 2 * _TARGET + _MOST_SPARE, staying
 
     def close(self) -> None:
         """End the controller; nodes end with the platform."""
@@ -140,7 +143,7 @@ class FleetStorm:
         return [entry.id for entry in self.book.load().entries if entry.is_ready]
 
     def _is_whole(self, without: NodeId | None) -> bool:
-        time.sleep(0.3)
+        time.sleep(0.5)
         serving = {node for node in self._serving() if node != without}
         engines = self.platform.ready().get("models", {}).get(_MODEL, {}).get("engines", [])
         n_ready = sum(engine["state"] == "ready" for engine in engines)
@@ -200,7 +203,7 @@ def _settings(model: Path, scale: float) -> dict[str, Any]:
     fleet = {
         "name": "storm",
         "target": _TARGET,
-        "most_spare": 1,
+        "most_spare": _MOST_SPARE,
         "start_up_s": 15.0,
         "drain_s": 10.0,
         "period_s": 0.5,
@@ -256,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{len(killed)} deaths of the controller, "
             f"longest pause {storm.load.longest_pause_s:.1f} s"
         )
+    shutil.rmtree(folder)  # kept where it failed, for the controller's log
     return 0
 
 
