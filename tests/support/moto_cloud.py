@@ -14,6 +14,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import boto3
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.ec2.models import ec2_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
 
@@ -49,12 +51,22 @@ class ShortStock:
         environ["wsgi.input"] = _Again(body)
         asked = parse_qs(body.decode("utf-8", "replace"))
         if asked.get("Action") == ["RunInstances"]:
-            zone = next((v[0] for k, v in asked.items() if "AvailabilityZone" in k), "")
+            subnets = {v[0] for k, v in asked.items() if k.endswith("SubnetId")}
+            zone = next((_zone_of(subnet) for subnet in subnets), "")
             for name, (code, text) in _ERRORS.items():
                 if zone and (self._folder / name / zone).exists():
                     start_response("400 Bad Request", [("Content-Type", "text/xml")])
                     return [_XML.format(code, text).encode()]
         return self._app(environ, start_response)
+
+
+def _zone_of(subnet_id: str) -> str:
+    """Returns a subnet's zone: it is by the subnet that SkyPilot says where."""
+    for region in REGIONS:
+        for subnet in ec2_backends[DEFAULT_ACCOUNT_ID][region].describe_subnets():
+            if subnet.id == subnet_id:
+                return str(subnet.availability_zone)
+    return ""
 
 
 class _Again:
