@@ -101,8 +101,9 @@ class FleetStorm:
         self._controller.wait()
 
     def reclaim(self, notice_s: float) -> NodeId:
-        """Take one serving node back, as a cloud does."""
-        node = self._rng.choice(sorted(self._serving()))
+        """Take one node back that has an engine, as a cloud does."""
+        serving = set(self._serving())
+        node = self._rng.choice(sorted(serving & self._nodes_with_engines()))
         if notice_s:
             self._members.drain(node, notice_s, "the cloud takes it")
             timer = threading.Timer(notice_s, self._cloud.take, (node,))
