@@ -134,7 +134,7 @@ def test_node_that_is_killed_is_replaced_by_the_next_controller(fleet: Fleet) ->
 def test_replacement_is_asked_for_while_the_drained_node_still_runs(fleet: Fleet) -> None:
     before = {machine.id for machine in fleet.nodes.list_machines()}
     victim = fleet.draw()
-    fleet.members.drain(victim, 20.0, "the cloud takes it")
+    fleet.members.drain(victim, 10.0, "the cloud takes it")
     fleet.run_until(lambda step: any(entry.id not in before for entry in step.entries))
     fleet.run_until(
         lambda step: len(_serving(step)) >= 2 and all(e.id != victim for e in step.entries)
