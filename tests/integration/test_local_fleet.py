@@ -62,6 +62,10 @@ class Fleet:
         """A new one, as after a death."""
         return Controller(settings, self.nodes, self.members, self.book, self.told.append)
 
+    def draw(self) -> NodeId:
+        """One that serves and is to stay."""
+        return min(entry.id for entry in self.book.load().entries if entry.is_ready)
+
     def run_until(self, is_so: Callable[[Step], bool], settings: FleetSettings = _SETTINGS) -> Step:
         """Steps until something is so."""
         give_up_s = time.monotonic() + 90.0
