@@ -63,16 +63,21 @@ class RayMembers:
         self._client: Any = None
 
     def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
-        """Return a pulse of each node that Ray counts as alive."""
+        """Return a pulse of each node that Ray counts as alive, or that has drained away.
+
+        A node with nothing to do goes the moment that it is told to drain. Nobody may have looked.
+        """
         draining = self._call("get_draining_nodes", timeout=_RPC_TIMEOUT_S)
+        now_s = self._clock()
         pulses: dict[NodeId, Pulse] = {}
-        for ray_id, name in self.names().items():
+        for ray_id, name, state in self._nodes():
             leaves_ms = draining.get(ray_id)
-            if leaves_ms is None:
+            if state == "drained":
+                pulses[name] = Pulse(now_s, is_over=True)
+            elif leaves_ms is None:
                 pulses[name] = Pulse()
             else:
-                leaves_s = leaves_ms / 1000 if leaves_ms else self._clock() + _NO_DEADLINE_S
-                pulses[name] = Pulse(leaves_s)
+                pulses[name] = Pulse(leaves_ms / 1000 if leaves_ms else now_s + _NO_DEADLINE_S)
         return pulses
 
     def demand(self) -> Demand:
@@ -98,15 +103,21 @@ class RayMembers:
 
     def names(self) -> dict[str, NodeId]:
         """Return the names of the nodes that Ray counts as alive, by Ray's ids."""
+        return {ray_id: name for ray_id, name, state in self._nodes() if state == "alive"}
+
+    def _nodes(self) -> list[tuple[str, NodeId, str]]:
+        """Return Ray's id, the name, and `alive` or `drained`, of nodes that are one of these."""
         from ray.core.generated import gcs_pb2 as generated
 
         messages: Any = generated
-        nodes = self._call("get_all_node_info", timeout=_RPC_TIMEOUT_S)
-        return {
-            ray_id.hex(): NodeId(info.labels[NODE_LABEL])
-            for ray_id, info in nodes.items()
-            if info.state == messages.GcsNodeInfo.ALIVE and NODE_LABEL in info.labels
-        }
+        taken = messages.NodeDeathInfo.Reason.Value("AUTOSCALER_DRAIN_PREEMPTED")
+        found: list[tuple[str, NodeId, str]] = []
+        for ray_id, info in self._call("get_all_node_info", timeout=_RPC_TIMEOUT_S).items():
+            is_alive = info.state == messages.GcsNodeInfo.ALIVE
+            if NODE_LABEL in info.labels and (is_alive or info.death_info.reason == taken):
+                name = NodeId(info.labels[NODE_LABEL])
+                found.append((ray_id.hex(), name, "alive" if is_alive else "drained"))
+        return found
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         from ray import _raylet

@@ -27,6 +27,7 @@ class FakeCloud:
         now_s: Time.
         machines: What there is, by name.
         draining: When a node stops serving.
+        drained: Nodes that have stopped before anybody looked.
         room: Nodes that a zone has at most; no entry means many.
         refusal: Why a launch in a zone fails that has no room.
         ever: Names of all machines that have ever been started, in order.
@@ -37,6 +38,7 @@ class FakeCloud:
     now_s: float = 1_000_000.0
     machines: dict[NodeId, Machine] = field(default_factory=dict)
     draining: dict[NodeId, float] = field(default_factory=dict)
+    drained: set[NodeId] = field(default_factory=set)
     room: dict[ZoneId, int] = field(default_factory=dict)
     refusal: Refusal = "stock"
     ever: list[NodeId] = field(default_factory=list)
@@ -82,7 +84,9 @@ class FakeCloud:
     def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
         up = [m for m in self.machines.values() if self._aged(m).state == "up"]
         alive = [m.id for m in up if self.draining.get(m.id, self.now_s) >= self.now_s]
-        return {node: Pulse(self.draining.get(node)) for node in alive}
+        pulses = {node: Pulse(self.draining.get(node)) for node in alive}
+        over = {node: Pulse(self.now_s, is_over=True) for node in self.drained if node in alive}
+        return pulses | over
 
     def demand(self) -> Demand:
         return self.wanted

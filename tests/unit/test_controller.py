@@ -277,3 +277,12 @@ def test_next_controller_keeps_the_target_for_a_while(tmp_path: Path) -> None:
         world.start()
         assert world.step(2).target == 2
     assert len(world.cloud.paid()) == n_nodes
+
+
+def test_node_that_has_drained_away_unseen_is_taken_and_released_at_once(world: _World) -> None:
+    world.settle()
+    node = min(world.cloud.serving())
+    world.cloud.drained.add(node)
+    step = world.step()
+    assert any(isinstance(news, Reclaimed) for news in step.happenings)
+    assert node not in world.cloud.paid()
