@@ -40,7 +40,7 @@ test: env-dev ## Run every test; the first run installs everything
 test-fast: env-dev ## Run the tests that need neither Ray nor a model
 	@$(VENV)/python -m pytest -m 'not slow and not e2e' $(ARGS)
 
-test-clouds: env-dev sky ## Launch through SkyPilot's AWS code before moto (two minutes)
+test-clouds: env-dev sky ## Launch through SkyPilot's AWS code before moto (three minutes)
 	@ARRIERO_SKY_CLOUD=1 $(VENV)/python -m pytest tests/integration/test_provisioners.py $(ARGS)
 
 check: env-dev ## Formatting, lint, types, import rules, generated pages

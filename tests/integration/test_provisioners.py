@@ -110,7 +110,7 @@ def _close(cloud: SkyCloud, zone: ZoneId) -> None:
 
 _OPT_IN = pytest.mark.skipif(
     not os.environ.get("ARRIERO_SKY_CLOUD"),
-    reason="SkyPilot's API server and launches take two minutes: make test-clouds",
+    reason="SkyPilot's API server and launches take three minutes: make test-clouds",
 )
 
 
