@@ -110,11 +110,12 @@ class RayMembers:
         from ray.core.generated import gcs_pb2 as generated
 
         messages: Any = generated
-        taken = messages.NodeDeathInfo.Reason.Value("AUTOSCALER_DRAIN_PREEMPTED")
         found: list[tuple[str, NodeId, str]] = []
         for ray_id, info in self._call("get_all_node_info", timeout=_RPC_TIMEOUT_S).items():
             is_alive = info.state == messages.GcsNodeInfo.ALIVE
-            if NODE_LABEL in info.labels and (is_alive or info.death_info.reason == taken):
+            death = info.death_info
+            has_drained = death.reason == death.AUTOSCALER_DRAIN_PREEMPTED
+            if NODE_LABEL in info.labels and (is_alive or has_drained):
                 name = NodeId(info.labels[NODE_LABEL])
                 found.append((ray_id.hex(), name, "alive" if is_alive else "drained"))
         return found
