@@ -117,7 +117,7 @@ chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 
 	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
 
 bench-node-demand: env-dev ## Measure how soon a node comes, by our controller and by Ray's autoscaler
-	@$(VENV)/python -m bench.node_demand $(ARGS)
+	@RAY_AUTH_MODE=disabled $(VENV)/python -m bench.node_demand $(ARGS)
 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)

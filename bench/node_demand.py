@@ -1,6 +1,6 @@
 """How soon a node comes for an actor that has no room.
 
-    python -m bench.node_demand --nodes 3
+    RAY_AUTH_MODE=disabled python -m bench.node_demand --nodes 3
 
 Twice with the same nodes, real Ray nodes of this machine: by the fleet's controller, and by Ray's
 own autoscaler with an external node provider. Both look every five seconds.
@@ -165,9 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--nodes", type=int, default=3, choices=range(1, _MOST + 1))
     options = parser.parse_args()
-    # Without tokens: this process loads Ray before it could be told of one.
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    print(describe_run(f"python -m bench.node_demand --nodes {options.nodes}"))
+    print(describe_run(f"make bench-node-demand ARGS='--nodes {options.nodes}'"))
     rows: list[tuple[str, ...]] = []
     for name, scales_itself in (("the controller", False), ("Ray's autoscaler", True)):
         head = Head(scales_itself)
