@@ -16,7 +16,7 @@ VENV := .venv/bin
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
 	bench-adapter-stall bench-isolation bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-deaths chaos-fleet \
-	bench-spot-bound bench-spot-curve bench-observability bench-node-demand
+	bench-spot-bound bench-spot-curve bench-observability
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -115,9 +115,6 @@ chaos-deaths: env-dev ## Kill each kind of process on a real Ray, under load
 
 chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
 	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
-
-bench-node-demand: env-dev ## Measure how soon a node comes, by our controller and by Ray's autoscaler
-	@RAY_AUTH_MODE=disabled $(VENV)/python -m bench.node_demand $(ARGS)
 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)
