@@ -12,7 +12,7 @@ CONFIG ?= config.yaml
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status monitoring test test-fast check format constraints sky clean env env-dev \
+.PHONY: help up down status monitoring test test-fast test-clouds check format constraints sky clean env env-dev \
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
 	bench-adapter-stall bench-isolation bench-prefix-routing bench-migration bench-overload bench-spot \
@@ -39,6 +39,9 @@ test: env-dev ## Run every test; the first run installs everything
 
 test-fast: env-dev ## Run the tests that need neither Ray nor a model
 	@$(VENV)/python -m pytest -m 'not slow and not e2e' $(ARGS)
+
+test-clouds: env-dev sky ## Launch through SkyPilot's AWS code before moto (three minutes)
+	@ARRIERO_SKY_CLOUD=1 $(VENV)/python -m pytest tests/integration/test_provisioners.py $(ARGS)
 
 check: env-dev ## Formatting, lint, types, import rules, generated pages
 	@$(VENV)/ruff format --check --quiet . || { echo 'Not formatted: run make format'; exit 1; }
@@ -107,7 +110,8 @@ chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
 
 chaos-deaths: env-dev ## Kill each kind of process on a real Ray, under load
-	@ARRIERO_DEATHS=1 $(VENV)/python -m pytest tests/chaos/test_deaths.py $(ARGS)
+	@ARRIERO_DEATHS=1 RAY_AUTH_MODE=token $(VENV)/python -m pytest tests/chaos/test_deaths.py tests/chaos/test_node_drain.py \
+		$(ARGS)
 
 chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
 	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.fleet_storm $(ARGS)

@@ -12,10 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.fleet_book import DOWN, Book, Ended, FleetBook, Seen
-from cluster.fleet_policy import add_unpriced, make_policy, measure_start_up_s, patience_of
+from cluster.fleet_policy import (
+    add_unpriced,
+    make_aim,
+    make_policy,
+    measure_start_up_s,
+    patience_of,
+)
 from cluster.members import Members
 from cluster.policy.budget import price_of
-from cluster.policy.fleet import Happening, Launch, NodeId, Offer, Plan, Refused, ZoneId
+from cluster.policy.demand import end_idle_first
+from cluster.policy.fleet import Happening, Launch, Node, NodeId, Offer, Plan, Refused, ZoneId
 from cluster.policy.placement import SpotPlacement
 from cluster.policy.reconcile import Entry, Machine, Reconciled, count_nodes, reconcile
 from cluster.policy.refusals import remedy_of
@@ -34,11 +41,13 @@ class Step:
         entries: The nodes after it.
         plan: What the policy wanted.
         happenings: What had happened since the last look.
+        target: Nodes that are to serve now.
     """
 
     entries: tuple[Entry, ...]
     plan: Plan
     happenings: tuple[Happening, ...]
+    target: int
 
 
 class Controller:
@@ -70,6 +79,9 @@ class Controller:
         self._clock = clock
         self._patience = patience_of(settings)
         self._book = book.load()
+        self._aim = make_aim(settings, self._book.target)
+        self._target = settings.target
+        self._working: frozenset[NodeId] = frozenset()
         self._offers: dict[ZoneId, Offer] = {}
         self._policy: SpotPlacement | None = None
         self._zones: set[ZoneId] = set()
@@ -98,6 +110,8 @@ class Controller:
         machines = self._provisioner.list_machines()
         pulses = self._members.observe(machines)
         seen = reconcile(self._book.entries, machines, pulses, now_s, self._patience)
+        for line in self._observe_demand(now_s):
+            self._tell(line)
         policy = self._refresh_policy(seen.entries, now_s)
         before = self._book.entries
         self._note_lost(seen, now_s)
@@ -107,7 +121,7 @@ class Controller:
         goes_down = self._follow_orders(now_s)
         plan = self._plan(policy, seen.happenings, now_s, goes_down)
         self._apply(plan, seen, now_s)
-        return Step(self._book.entries, plan, seen.happenings)
+        return Step(self._book.entries, plan, seen.happenings, self._target)
 
     def preview(self) -> Step:
         """Return what a step would do, and do nothing."""
@@ -115,14 +129,31 @@ class Controller:
         machines = self._provisioner.list_machines()
         pulses = self._members.observe(machines)
         seen = reconcile(self._book.entries, machines, pulses, now_s, self._patience)
+        self._observe_demand(now_s)
         policy = self._refresh_policy(seen.entries, now_s)
         policy.observe(seen.happenings, now_s)
-        plan = policy.plan(count_nodes(seen.entries), now_s)
-        return Step(seen.entries, plan, seen.happenings)
+        plan = self._decide(policy, count_nodes(seen.entries), now_s)
+        return Step(seen.entries, plan, seen.happenings, self._target)
 
     def offers(self) -> Sequence[Offer]:
         """Return the prices by which it plans."""
         return list(self._offers.values())
+
+    def _observe_demand(self, now_s: float) -> list[str]:
+        """Let the target follow what Ray has no room for; return a line where it changes."""
+        if self._aim is None:
+            return []
+        demand = self._members.demand()
+        self._working = demand.working
+        target = self._aim.aim(demand, now_s)
+        if target == self._target:
+            return []
+        self._target, self._policy = target, None  # as made for a target
+        return [f"target is {target}: {len(demand.working)} work, {len(demand.waiting)} wait"]
+
+    def _decide(self, policy: SpotPlacement, nodes: Sequence[Node], now_s: float) -> Plan:
+        plan = policy.plan(nodes, now_s)
+        return replace(plan, ends=tuple(end_idle_first(plan.ends, nodes, self._working)))
 
     def _refresh_policy(self, entries: Sequence[Entry], now_s: float) -> SpotPlacement:
         """Make the policy anew where prices have changed, or a zone comes up that it lacks."""
@@ -137,7 +168,7 @@ class Controller:
             offers_now = add_unpriced(list(self._offers.values()), entries, past)
             self._zones = {offer.zone for offer in offers_now}
             start_up_s = measure_start_up_s(entries, ended, self._settings.start_up_s)
-            self._policy = make_policy(self._settings, offers_now, start_up_s, past)
+            self._policy = make_policy(self._settings, self._target, offers_now, start_up_s, past)
         return self._policy
 
     def _note_lost(self, seen: Reconciled, now_s: float) -> None:
@@ -152,7 +183,7 @@ class Controller:
         priced = tuple(self._price(entry) for entry in entries)
         named = [entry.id for entry in priced] + [machine.id for machine in machines]
         number = max([self._book.next_number, *(_number_of(name) + 1 for name in named)])
-        book = Book(number, priced)
+        book = Book(number, priced, self._target)
         if book != self._book:
             self._files.save(book)
             self._book = book
@@ -191,7 +222,7 @@ class Controller:
             self._seen = nodes
         if goes_down:
             return Plan((), (), 0.0, "all nodes are to end")
-        return policy.plan(nodes, now_s)
+        return self._decide(policy, nodes, now_s)
 
     def _apply(self, plan: Plan, seen: Reconciled, now_s: float) -> None:
         asked = [self._write_down(launch, now_s, i) for i, launch in enumerate(plan.launches)]

@@ -40,10 +40,12 @@ class Book:
     Attributes:
         next_number: Of the next node; none is used twice.
         entries: Nodes from before they are asked for until they are gone.
+        target: Nodes that were to serve.
     """
 
     next_number: int = 1
     entries: tuple[Entry, ...] = ()
+    target: int = 0
 
 
 @dataclass(frozen=True)

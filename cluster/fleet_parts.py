@@ -42,7 +42,7 @@ def build_fleet(file: FleetFile) -> FleetParts:
     settings, folder = file.fleet, folder_of(file)
     match settings.provisioner:
         case LocalProvisionerSettings():
-            provisioner, members = _build_local(settings, settings.provisioner, folder)
+            provisioner, members = _build_local(file, settings.provisioner, folder)
         case SkyPilotProvisioner():
             provisioner, members = _build_sky(file, settings.provisioner, folder)
     return FleetParts(settings, FleetBook(folder), provisioner, members)
@@ -55,22 +55,23 @@ def folder_of(file: FleetFile) -> Path:
 
 
 def _build_local(
-    settings: FleetSettings, local: LocalProvisionerSettings, folder: Path
+    file: FleetFile, local: LocalProvisionerSettings, folder: Path
 ) -> tuple[Provisioner, Members]:
     state = load_state(STATE_FILE)
     if state is None or not find_processes(state.mark):
         raise FleetSetupError(
-            "no platform runs on this machine, and local nodes join one. Start it first: "
-            "`arriero up FILE` with the same file."
+            "no platform runs on this machine, and local nodes live and end with one. Start it "
+            f"first: `arriero up {file.path}`."
         )
     os.environ["RAY_AUTH_MODE"] = "token"
     ensure_token(os.environ)
     provisioner = LocalProvisioner(
-        settings.name,
+        file.fleet.name,
         [LocalZone(z.name, z.spot_usd_per_h, z.on_demand_usd_per_h, z.room) for z in local.zones],
         LocalNodeShape(local.cpus, local.resources, local.start_s),
         state.ray_address,
         folder / "nodes",
+        Path(state.folder) / "n",
         node_environment(os.environ, state.mark) | {"ARRIERO_STATE_DIR": str(STATE_FILE.parent)},
     )
     return provisioner, RayMembers(state.ray_address)

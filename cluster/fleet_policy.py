@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from cluster.fleet_book import Ended, Seen, zones_of
 from cluster.policy.budget import Budget
+from cluster.policy.demand import DemandTarget
 from cluster.policy.fleet import Offer, ZoneId
 from cluster.policy.placement import PlacementSettings, SpotPlacement
 from cluster.policy.reconcile import Entry, Patience
@@ -16,13 +17,14 @@ _LAST = 20
 
 def make_policy(
     settings: FleetSettings,
+    target: int,
     offers: Sequence[Offer],
     start_up_s: float,
     past: Sequence[Seen],
 ) -> SpotPlacement:
-    """Return a policy that knows what its predecessors have seen."""
+    """Return a policy for a target that knows what its predecessors have seen."""
     placement = PlacementSettings(
-        target=settings.target,
+        target=target,
         start_up_s=start_up_s,
         goal=settings.goal,
         floor=settings.floor,
@@ -36,6 +38,13 @@ def make_policy(
         policy.observe(seen.happenings, seen.at_s)
         policy.plan(seen.nodes, seen.at_s)
     return policy
+
+
+def make_aim(settings: FleetSettings, last: int) -> DemandTarget | None:
+    """Return what moves the target, which was `last` before; None where it stays."""
+    if settings.most_target is None:
+        return None
+    return DemandTarget(settings.target, settings.most_target, settings.idle_s, last)
 
 
 def measure_start_up_s(

@@ -77,10 +77,10 @@ class FleetView:
         return {
             "object": "fleet.plan",
             "fleet": self._settings.name,
-            "target": self._settings.target,
+            "target": self._step.target,
             "nodes": rows,
             "usd_per_h": usd_per_h,
-            "on_demand_usd_per_h": self._on_demand_usd_per_h(self._settings.target),
+            "on_demand_usd_per_h": self._on_demand_usd_per_h(self._step.target),
             "shortage": self._step.plan.shortage,
             "why": self._step.plan.reason,
         }
@@ -115,11 +115,11 @@ class FleetView:
         return {
             "object": "fleet.status",
             "fleet": self._settings.name,
-            "target": self._settings.target,
+            "target": self._step.target,
             "serving": len(serving),
             "nodes": [self._row(entry) for entry in entries],
             "usd_per_h": sum(entry.usd_per_h for entry in entries),
-            "on_demand_usd_per_h": self._on_demand_usd_per_h(self._settings.target),
+            "on_demand_usd_per_h": self._on_demand_usd_per_h(self._step.target),
             "reclaims": self._count_reclaims(),
             "last_day": {
                 **asdict(day),
@@ -184,12 +184,12 @@ class FleetView:
         return min(prices) * n_nodes if prices else None
 
     def _price_line(self, usd_per_h: float) -> str:
-        on_demand = self._on_demand_usd_per_h(self._settings.target)
+        on_demand = self._on_demand_usd_per_h(self._step.target)
         line = f"${usd_per_h:.2f}/h"
         if not on_demand:
             return f"{line}; nothing is sold on demand."
         return (
-            f"{line}; {self._settings.target} nodes on demand would be ${on_demand:.2f}/h "
+            f"{line}; {self._step.target} nodes on demand would be ${on_demand:.2f}/h "
             f"({1 - usd_per_h / on_demand:+.0%} saved)."
         )
 

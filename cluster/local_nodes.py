@@ -6,7 +6,9 @@ for is a file, written before the process is started.
 """
 
 import fcntl
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -71,6 +73,7 @@ class LocalProvisioner:
         shape: What each has.
         head: HOST:PORT of Ray's head.
         folder: For what was asked for, and logs. One fleet, one folder.
+        ray_folder: For Ray's own files and sockets; its path is short, as sockets' have to be.
         environ: Of the nodes' processes.
         clock: Seconds since 1970.
     """
@@ -82,6 +85,7 @@ class LocalProvisioner:
         shape: LocalNodeShape,
         head: str,
         folder: Path,
+        ray_folder: Path,
         environ: Mapping[str, str],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -90,6 +94,7 @@ class LocalProvisioner:
         self._shape = shape
         self._head = head
         self._folder = folder
+        self._ray_folder = ray_folder
         self._environ = environ
         self._clock = clock
 
@@ -126,6 +131,7 @@ class LocalProvisioner:
         """Stop a node's processes and forget that it was asked for."""
         with self._only_one():
             self.take(node)
+            shutil.rmtree(self._temporary(node), ignore_errors=True)
             self._file(node).unlink(missing_ok=True)
 
     def take(self, node: NodeId) -> None:
@@ -200,6 +206,9 @@ class LocalProvisioner:
             "--block",
             f"--address={self._head}",
             f"--node-ip-address={HOST}",
+            # Ray looks for names of sockets that nobody has yet: nodes that start at once in one
+            # folder find the same, and one of them hangs.
+            f"--temp-dir={self._temporary(node)}",
             f"--num-cpus={self._shape.cpus:g}",
             "--num-gpus=0",
             f"--resources={json.dumps(dict(self._shape.resources or {}))}",
@@ -234,6 +243,9 @@ class LocalProvisioner:
 
     def _file(self, node: NodeId) -> Path:
         return self._folder / f"{node}.json"
+
+    def _temporary(self, node: NodeId) -> Path:
+        return self._ray_folder / hashlib.sha256(node.encode()).hexdigest()[:8]
 
     @contextmanager
     def _only_one(self) -> Iterator[None]:

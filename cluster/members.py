@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 import httpx
 
+from cluster.policy.demand import Demand
 from cluster.policy.fleet import NodeId
 from cluster.policy.reconcile import Machine, Pulse
 from cluster.provisioner import ProvisionerAwayError
+from cluster.ray_demand import read_demand
 
 NODE_LABEL = "arriero-node"
 _RPC_TIMEOUT_S = 10.0
@@ -27,6 +29,13 @@ class Members(Protocol):
 
     def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
         """Return a pulse of each node that serves.
+
+        Raises:
+            ProvisionerAwayError: Nothing is known now.
+        """
+
+    def demand(self) -> Demand:
+        """Return what waits for room, and which nodes work.
 
         Raises:
             ProvisionerAwayError: Nothing is known now.
@@ -54,17 +63,31 @@ class RayMembers:
         self._client: Any = None
 
     def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
-        """Return a pulse of each node that Ray counts as alive."""
+        """Return a pulse of each node that Ray counts as alive, or that has drained away.
+
+        A node with nothing to do goes the moment that it is told to drain. Nobody may have looked.
+        """
         draining = self._call("get_draining_nodes", timeout=_RPC_TIMEOUT_S)
+        now_s = self._clock()
         pulses: dict[NodeId, Pulse] = {}
-        for ray_id, name in self._alive().items():
+        for ray_id, name, state in self._nodes():
             leaves_ms = draining.get(ray_id)
-            if leaves_ms is None:
+            if state == "drained":
+                pulses[name] = Pulse(now_s, is_over=True)
+            elif leaves_ms is None:
                 pulses[name] = Pulse()
             else:
-                leaves_s = leaves_ms / 1000 if leaves_ms else self._clock() + _NO_DEADLINE_S
-                pulses[name] = Pulse(leaves_s)
+                pulses[name] = Pulse(leaves_ms / 1000 if leaves_ms else now_s + _NO_DEADLINE_S)
         return pulses
+
+    def demand(self) -> Demand:
+        """Return what Ray tells its own autoscaler, if there were one."""
+        from ray.core.generated import autoscaler_pb2 as generated
+
+        messages: Any = generated
+        reply = messages.GetClusterResourceStateReply()
+        reply.ParseFromString(self._call("get_cluster_resource_state"))
+        return read_demand(reply.cluster_resource_state, NODE_LABEL)
 
     def drain(self, node: NodeId, left_s: float, why: str) -> None:
         """Tell Ray that a node leaves; Serve then starts replacements before it stops replicas."""
@@ -74,20 +97,28 @@ class RayMembers:
         # Ray refuses to drain a node that is not idle for any other reason.
         reason = messages.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         leaves_ms = int((self._clock() + left_s) * 1000)
-        for ray_id, name in self._alive().items():
+        for ray_id, name in self.names().items():
             if name == node:
                 self._call("drain_node", ray_id, reason, why, leaves_ms)
 
-    def _alive(self) -> dict[str, NodeId]:
+    def names(self) -> dict[str, NodeId]:
+        """Return the names of the nodes that Ray counts as alive, by Ray's ids."""
+        return {ray_id: name for ray_id, name, state in self._nodes() if state == "alive"}
+
+    def _nodes(self) -> list[tuple[str, NodeId, str]]:
+        """Return Ray's id, the name, and `alive` or `drained`, of nodes that are one of these."""
         from ray.core.generated import gcs_pb2 as generated
 
         messages: Any = generated
-        nodes = self._call("get_all_node_info", timeout=_RPC_TIMEOUT_S)
-        return {
-            ray_id.hex(): NodeId(info.labels[NODE_LABEL])
-            for ray_id, info in nodes.items()
-            if info.state == messages.GcsNodeInfo.ALIVE and NODE_LABEL in info.labels
-        }
+        found: list[tuple[str, NodeId, str]] = []
+        for ray_id, info in self._call("get_all_node_info", timeout=_RPC_TIMEOUT_S).items():
+            is_alive = info.state == messages.GcsNodeInfo.ALIVE
+            death = info.death_info
+            has_drained = death.reason == death.AUTOSCALER_DRAIN_PREEMPTED
+            if NODE_LABEL in info.labels and (is_alive or has_drained):
+                name = NodeId(info.labels[NODE_LABEL])
+                found.append((ray_id.hex(), name, "alive" if is_alive else "drained"))
+        return found
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         from ray import _raylet
@@ -123,6 +154,10 @@ class CellMembers:
             answers = list(pool.map(lambda machine: self._is_ready(machine.address), asked))
         ready = zip(asked, answers, strict=True)
         return {machine.id: Pulse() for machine, is_ready in ready if is_ready}
+
+    def demand(self) -> Demand:
+        """Return nothing: what waits within a cell is that cell's affair."""
+        return Demand()
 
     def drain(self, node: NodeId, left_s: float, why: str) -> None:
         """Leave a cell the time that is left; its front sends it nothing once it is ending."""

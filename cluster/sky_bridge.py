@@ -6,8 +6,10 @@ Only SkyPilot and the standard library are to be had here. What takes long is le
 server, which goes on when this process dies: so every answer comes within seconds.
 """
 
+import io
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,11 @@ sky: Any = None
 _LAUNCH = "sky.launch"
 _NODE = "ARRIERO_NODE"
 """What a task file asks for that wants to know the node's name."""
+_LOG_LINES = 200
+_MOST_ERRORS = 5
+_STAMP = re.compile(r"^[A-Z] [\d-]+ [\d:.]+ PID=\d+ \S+\] ")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_TELLS_OF_ERROR = re.compile(r"\w(Error|Exception)\b.*:|error occurred|\bcode\b", re.IGNORECASE)
 _OPEN = ("PENDING", "RUNNING", "WAITING")
 
 
@@ -141,7 +148,7 @@ class SkyFleet:
         if record["status"] == sky.ClusterStatus.UP:
             machine["state"] = "up"
         elif launch is not None and launch.status == "FAILED":
-            machine |= {"state": "refused", "text": self._why(launch.request_id)}
+            machine |= {"state": "refused", "text": self._why(name, launch.request_id)}
         elif not is_open:
             machine |= {"state": "gone", "text": str(record.get("last_event") or "")}
         return machine
@@ -150,20 +157,14 @@ class SkyFleet:
         machine = {"id": name, "zone": "", "market": "spot", "asked_s": float(launch.created_at)}
         machine |= {"address": "", "text": "", "state": "starting"}
         if launch.status not in _OPEN:
-            machine |= {"state": "refused", "text": self._why(launch.request_id)}
+            machine |= {"state": "refused", "text": self._why(name, launch.request_id)}
         return machine
 
-    def _why(self, request_id: str) -> str:
-        """Return all that SkyPilot tells of a launch that failed."""
+    def _why(self, name: str, request_id: str) -> str:
+        """Return what is told of a launch that failed: the cloud's words, then SkyPilot's."""
         if request_id not in self._refusals:
-            try:
-                sky.get(request_id)
-                text = "it was cancelled"
-            except Exception as error:  # the reason is what was asked for
-                history = getattr(error, "failover_history", [])
-                said = [error, *history]
-                text = "\n".join(f"{type(each).__name__}: {each}" for each in said)
-            self._refusals[request_id] = text
+            said = [*_errors_of(name), *_words_of(request_id)]
+            self._refusals[request_id] = _COLOURS.sub("", "\n".join(said))
         return self._refusals[request_id]
 
     def _launchables(self, task: Any, accelerators: Sequence[str]) -> dict[tuple[str, bool], Any]:
@@ -185,6 +186,31 @@ class SkyFleet:
                         if key not in found or one.get_cost(3600) < found[key].get_cost(3600):
                             found[key] = one
         return found
+
+
+def _errors_of(name: str) -> list[str]:
+    """Return the last lines on errors of a cluster's launch, the last first.
+
+    What SkyPilot raises says that there was no machine, and not why; only its log has the code.
+    """
+    log = io.StringIO()
+    try:
+        client: Any = import_module("sky.client.sdk")
+        client.tail_provision_logs(name, follow=False, tail=_LOG_LINES, output_stream=log)
+    except Exception:
+        traceback.print_exc()  # then SkyPilot's own words have to do
+        return []
+    lines = [_STAMP.sub("", line).strip() for line in log.getvalue().splitlines()]
+    return [line for line in reversed(lines) if _TELLS_OF_ERROR.search(line)][:_MOST_ERRORS]
+
+
+def _words_of(request_id: str) -> list[str]:
+    try:
+        sky.get(request_id)
+    except Exception as error:  # the reason is what was asked for
+        said = [error, *getattr(error, "failover_history", [])]
+        return [f"{type(each).__name__}: {each}" for each in said]
+    return ["it was cancelled"]
 
 
 def _read_task(file: str, envs: Mapping[str, str]) -> Any:

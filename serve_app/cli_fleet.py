@@ -77,12 +77,23 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if first:
-        parser.add_argument(first, metavar=first.upper(), help="its name, as `status` shows it")
+        parser.add_argument(
+            first, metavar=first.upper(), type=_node_name, help="its name, as `status` shows it"
+        )
     parser.add_argument(
         "file", type=Path, nargs="?", default=Path("config.yaml"), help="config file with a fleet"
     )
     parser.set_defaults(run=_with_fleet(act))
     return parser
+
+
+def _node_name(text: str) -> str:
+    """Refuse a file where a node is asked for."""
+    if text.endswith((".yaml", ".yml")):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a file; say which node, then the file: drain NODE {text}"
+        )
+    return text
 
 
 def _with_fleet(act: Callable[..., int]) -> Callable[[argparse.Namespace], int]:
@@ -147,7 +158,7 @@ def _up(fleet: "FleetParts", options: argparse.Namespace) -> int:
     def is_over(step: "Step") -> bool:
         shown.show(step)
         n_serving = sum(entry.is_ready for entry in step.entries)
-        watch.say_changes({"fleet": f"{n_serving} of {settings.target} serve"})
+        watch.say_changes({"fleet": f"{n_serving} of {step.target} serve"})
         if DOWN in fleet.book.orders() and not step.entries:
             fleet.book.fulfil(DOWN)
             return True

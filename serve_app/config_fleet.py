@@ -85,6 +85,11 @@ class FleetSettings(Section):
     """What every node's name begins with. No two fleets of one SkyPilot may share it."""
     target: Nodes
     """Nodes that are to serve."""
+    most_target: Nodes | None = None
+    """Highest target: from `target` up to it, it follows what the nodes' Ray has no room for. None
+    means that it stays at `target`."""
+    idle_s: Seconds = 600.0
+    """Seconds for which fewer nodes have to be enough before the target falls again."""
     floor: Nodes = 0
     """Ready nodes below which nothing is ended and no budget counts."""
     goal: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.999
@@ -116,6 +121,23 @@ class FleetSettings(Section):
             raise ValueError(
                 f"floor is {self.floor} while target is {self.target}; lower the floor or raise "
                 "the target"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_most(self) -> Self:
+        if self.most_target is None:
+            return self
+        if self.most_target < self.target:
+            raise ValueError(
+                f"most_target is {self.most_target} while target is {self.target}; raise "
+                "most_target, or lower the target"
+            )
+        if self.provisioner.kind == "skypilot" and self.provisioner.ray_head is None:
+            raise ValueError(
+                f"most_target is {self.most_target} while provisioner.ray_head is null: cells of "
+                "their own have no Ray that could be asked; name the head that the nodes join, "
+                "or remove most_target"
             )
         return self
 

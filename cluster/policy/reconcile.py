@@ -72,9 +72,11 @@ class Pulse:
 
     Attributes:
         leaves_s: When it stops serving, where it is being drained; None where it is not.
+        is_over: Whether it has stopped since.
     """
 
     leaves_s: float | None = None
+    is_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,8 +258,9 @@ def _may_go(
 ) -> bool:
     """Say whether a leaving node has nothing to do any more, or no time."""
     assert entry.leaves_s is not None
-    machine = listed.get(entry.id)
-    serves = machine is not None and machine.state == "up" and entry.id in pulses
+    machine, pulse = listed.get(entry.id), pulses.get(entry.id)
+    is_up = machine is not None and machine.state == "up"
+    serves = is_up and pulse is not None and not pulse.is_over
     return not serves or now_s >= entry.leaves_s
 
 

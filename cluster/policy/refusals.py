@@ -44,8 +44,7 @@ _WORDS: tuple[tuple[Refusal, str], ...] = (
 
 _REMEDIES: dict[Refusal, str] = {
     "stock": "other zones are tried meanwhile",
-    "quota": "ask {cloud} for a higher quota; `sky show-gpus --cloud {cloud} --all-regions` lists "
-    "what there is",
+    "quota": "ask {cloud} for a higher quota; `sky gpus list --infra {cloud}` lists what there is",
     "credentials": "`sky check {cloud}` says what is missing",
     "other": "`sky logs --provision NODE` has all of it",
 }

@@ -12,6 +12,7 @@ no node is doubled and none is left over.
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,15 +32,21 @@ from cluster.local_ray import node_environment
 from cluster.local_state import LocalState
 from cluster.members import RayMembers
 from cluster.policy.fleet import NodeId
+from serve_app.deployment_names import engine_of
+from serve_app.names import ModelName
+from tests.support.echo_load import EchoLoad
 from tests.support.platform import wait_until
 from tests.support.ray_platform import SMALL, RayPlatform
-from tests.support.streams import Stream
 from tests.support.tiny_model import make_tiny_model
 
 _TARGET = 2
+_MOST_SPARE = 1
 _NOTICES_S = (120.0, 30.0, 0.0)
+_MODEL = ModelName("tiny")
+_ENGINE = engine_of(_MODEL)
 _N_STREAMS = 4
-_WHOLE_S = 120.0
+_LENGTHS = (20, 200)
+_WHOLE_S = 180.0
 _CPUS = 3.0
 """Of each node, and nearly so many each engine asks for: none fits the head, one fits a node."""
 
@@ -63,10 +70,9 @@ class FleetStorm:
         environ: dict[str, str],
         rng: random.Random,
     ) -> None:
-        self.n_answers = 0
         self.platform = platform
         self.book = FleetBook(folder / "fleet" / "storm")
-        self.longest_pause_s = 0.0
+        self.load = EchoLoad(platform.url, _MODEL, _N_STREAMS, rng, _LENGTHS)
         self.log = folder / "controller.log"
         self._file = file
         self._environ = environ
@@ -74,14 +80,9 @@ class FleetStorm:
         self._controller: subprocess.Popen[bytes] | None = None
         nodes = self.book.folder / "nodes"
         self._cloud = LocalProvisioner(
-            "storm", [LocalZone("east", 1.0, 3.0, 8)], LocalNodeShape(), "", nodes, {}
+            "storm", [LocalZone("east", 1.0, 3.0, 8)], LocalNodeShape(), "", nodes, nodes, {}
         )
         self._members = RayMembers(platform.ray_address)
-        self._stopping = threading.Event()
-        self._errors: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._ask_on, args=(n,), daemon=True) for n in range(_N_STREAMS)
-        ]
 
     # --- events -----------------------------------------------------------------------------
 
@@ -100,8 +101,9 @@ class FleetStorm:
         self._controller.wait()
 
     def reclaim(self, notice_s: float) -> NodeId:
-        """Take one serving node back, as a cloud does."""
-        node = self._rng.choice(sorted(self._serving()))
+        """Take one node back that has an engine, as a cloud does."""
+        serving = set(self._serving())
+        node = self._rng.choice(sorted(serving & self._nodes_with_engines()))
         if notice_s:
             self._members.drain(node, notice_s, "the cloud takes it")
             timer = threading.Timer(notice_s, self._cloud.take, (node,))
@@ -115,31 +117,23 @@ class FleetStorm:
 
     def wait_until_whole(self, without: NodeId | None = None) -> float:
         """Wait until the target serves and every engine runs; return the seconds that took."""
-        return wait_until(lambda: self._is_whole(without), _WHOLE_S, f"whole; {self._describe()}")
+        try:
+            return wait_until(lambda: self._is_whole(without), _WHOLE_S, "whole")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; {self._describe()}") from error
 
     def check(self) -> None:
         """Hold the streams to what was promised."""
-        assert not self._errors, "; ".join(self._errors[:3])
-        assert all(thread.is_alive() for thread in self._threads)
+        assert not self.load.errors, "; ".join(self.load.errors[:3])
+        assert self.load.is_alive
 
     def check_nodes(self) -> None:
         """Hold the nodes to the book: none is doubled, none is left over."""
         processes = {name for name, _ in self._cloud._processes()}
         booked = {entry.id for entry in self.book.load().entries}
         assert processes <= booked, (processes, booked)
-        assert len(processes) <= _TARGET + 2
-
-    @contextmanager
-    def load(self) -> Iterator[None]:
-        """Ask all the time."""
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stopping.set()
-            for thread in self._threads:
-                thread.join(60.0)
+        staying = [entry for entry in self.book.load().entries if entry.leaves_s is None]
+        assert len(staying) <= 2 * _TARGET + _MOST_SPARE, staying
 
     def close(self) -> None:
         """End the controller; nodes end with the platform."""
@@ -150,42 +144,21 @@ class FleetStorm:
         return [entry.id for entry in self.book.load().entries if entry.is_ready]
 
     def _is_whole(self, without: NodeId | None) -> bool:
-        time.sleep(0.3)
-        serving = [node for node in self._serving() if node != without]
-        engines = self.platform.ready().get("models", {}).get("tiny", {}).get("engines", [])
+        time.sleep(0.5)
+        serving = {node for node in self._serving() if node != without}
+        engines = self.platform.ready().get("models", {}).get(_MODEL, {}).get("engines", [])
         n_ready = sum(engine["state"] == "ready" for engine in engines)
-        return len(serving) >= _TARGET and n_ready >= _TARGET
+        # The platform may not know yet that an engine is gone with its node; Ray knows.
+        with_engines = serving & self._nodes_with_engines()
+        return len(with_engines) >= _TARGET and n_ready >= _TARGET
+
+    def _nodes_with_engines(self) -> set[NodeId]:
+        names = self._members.names()
+        return {names[node] for node in self.platform.nodes_of(_ENGINE) if node in names}
 
     def _describe(self) -> str:
         tail = self.log.read_text().splitlines()[-12:] if self.log.exists() else []
-        return "\n".join(tail)
-
-    def _ask_on(self, n: int) -> None:
-        rng = random.Random(n)
-        while not self._stopping.is_set():
-            words = "".join(f"w{rng.randrange(1000)} " for _ in range(rng.randint(3, 20)))
-            n_tokens = rng.randint(20, 200)
-            try:
-                self._ask(words, n_tokens)
-            except Exception as error:
-                self._errors.append(f"{words!r}, {n_tokens} tokens: {error!r}")
-                time.sleep(1.0)
-
-    def _ask(self, words: str, n_tokens: int) -> None:
-        """An echo engine says a prompt again and again, so the one right answer is known."""
-        request = {"model": "tiny", "prompt": words, "max_tokens": n_tokens, "stream": True}
-        stream = Stream(self.platform.url, request | {"return_token_ids": True})
-        events = stream.finish(120.0)
-        assert events[-1:] == ["[DONE]"], f"{stream.status}: {events[-1:]}"
-        errors = [event for event in events if '"error"' in event]
-        assert not errors, errors
-        choices = [choice for event in stream.events() for choice in event["choices"]]
-        found = [token for choice in choices for token in choice["token_ids"] or ()]
-        prompt = next(c["prompt_token_ids"] for c in choices if c.get("prompt_token_ids"))
-        expected = [prompt[i % len(prompt)] for i in range(n_tokens)]
-        assert found == expected, f"{len(found)} tokens of {n_tokens}, or others"
-        self.n_answers += 1
-        self.longest_pause_s = max(self.longest_pause_s, stream.longest_gap_s())
+        return "\n".join([f"{self._serving()} serve, {self.platform.ready()}", *tail])
 
 
 @contextmanager
@@ -201,7 +174,7 @@ def fleet_storm_over(folder: Path, seed: int, scale: float) -> Iterator[FleetSto
         app = {"name": "arriero", "import_path": "serve_app.main:build", "args": args}
         file.write_text(yaml.safe_dump({"applications": [app]}))
         LocalState(
-            platform.mark, str(folder), platform.url, "", platform.ray_address, str(file)
+            platform.mark, str(platform.folder), platform.url, "", platform.ray_address, str(file)
         ).save(state / "local.json")
         environ = node_environment(os.environ, platform.mark)
         environ |= {"ARRIERO_STATE_DIR": str(state), "PYTHONPATH": os.getcwd()}
@@ -217,7 +190,7 @@ def fleet_storm_over(folder: Path, seed: int, scale: float) -> Iterator[FleetSto
 def _settings(model: Path, scale: float) -> dict[str, Any]:
     engine = {"kind": "echo", "max_model_len": 512, "tokens_per_s": 20.0}
     entry = {
-        "name": "tiny",
+        "name": _MODEL,
         "source": {"kind": "local", "path": str(model)},
         "engine": engine,
         "accelerator": {"kind": "cpu", "cpus": _CPUS - 0.1},
@@ -231,7 +204,7 @@ def _settings(model: Path, scale: float) -> dict[str, Any]:
     fleet = {
         "name": "storm",
         "target": _TARGET,
-        "most_spare": 1,
+        "most_spare": _MOST_SPARE,
         "start_up_s": 15.0,
         "drain_s": 10.0,
         "period_s": 0.5,
@@ -276,14 +249,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="fs-", dir="/tmp"))
     with fleet_storm_over(folder, options.seed, options.scale) as storm:
         print("whole; the storm begins", flush=True)
-        with storm.load():
-            time.sleep(2.0)
-            ride_out(storm, notices_s, killed.__contains__)
+        storm.load.start()
+        time.sleep(2.0)
+        ride_out(storm, notices_s, killed.__contains__)
         storm.check()
+        storm.load.stop()
+        assert not storm.load.errors, storm.load.errors
         print(
-            f"{storm.n_answers} answers, 0 failed, 0 wrong, {options.reclaims} reclaims, "
-            f"{len(killed)} deaths of the controller, longest pause {storm.longest_pause_s:.1f} s"
+            f"{storm.load.n_answers} answers, 0 failed, 0 wrong, {options.reclaims} reclaims, "
+            f"{len(killed)} deaths of the controller, "
+            f"longest pause {storm.load.longest_pause_s:.1f} s"
         )
+    shutil.rmtree(folder)  # kept where it failed, for the controller's log
     return 0
 
 

@@ -1,4 +1,6 @@
-"""What the controller may rely on, of real Ray nodes here and of SkyPilot before moto's AWS."""
+"""What the controller may rely on: of the cloud in memory that its own tests use, of real Ray nodes
+of this machine, and of SkyPilot before moto's AWS.
+"""
 
 import os
 import shutil
@@ -17,6 +19,7 @@ from cluster.policy.fleet import NodeId, ZoneId
 from cluster.policy.reconcile import Machine
 from cluster.provisioner import FleetSetupError, Provisioner
 from cluster.sky_provisioner import SkyBridge, SkyProvisioner
+from tests.support.fake_fleet import FakeCloud
 from tests.support.moto_cloud import list_instances
 from tests.support.sky_cloud import SkyCloud, run_sky_cloud
 
@@ -39,14 +42,21 @@ class Subject:
         again: Makes another one, as after a death.
         close_zone: Makes a zone refuse.
         count_paid: Counts what is paid for, by its world.
-        is_whole: Whether machines come up here.
     """
 
     provisioner: Provisioner
     again: Callable[[], Provisioner]
     close_zone: Callable[[ZoneId], None]
     count_paid: Callable[[], int]
-    is_whole: bool
+
+
+def _memory() -> Iterator[Subject]:
+    cloud = FakeCloud()
+
+    def close_zone(zone: ZoneId) -> None:
+        cloud.room[zone] = 0
+
+    yield Subject(cloud, lambda: cloud, close_zone, lambda: len(cloud.paid()))
 
 
 def _local() -> Iterator[Subject]:
@@ -57,7 +67,7 @@ def _local() -> Iterator[Subject]:
     def make() -> LocalProvisioner:
         environ = node_environment(os.environ, mark)
         shape = LocalNodeShape(start_s=0.5)
-        return LocalProvisioner("f", zones, shape, "127.0.0.1:1", folder, environ)
+        return LocalProvisioner("f", zones, shape, "127.0.0.1:1", folder, folder / "n", environ)
 
     provisioner = make()
     try:
@@ -66,7 +76,6 @@ def _local() -> Iterator[Subject]:
             make,
             lambda zone: provisioner.set_room(zone, 0),
             lambda: len({name for name, _ in provisioner._processes()}),
-            is_whole=True,
         )
     finally:
         stop_processes(mark)
@@ -90,7 +99,6 @@ def _sky() -> Iterator[Subject]:
                 make,
                 lambda zone: _close(cloud, zone),
                 lambda: len(list_instances(cloud.endpoint)),
-                is_whole=False,
             )
         finally:
             provisioner.close()
@@ -102,13 +110,16 @@ def _close(cloud: SkyCloud, zone: ZoneId) -> None:
 
 _OPT_IN = pytest.mark.skipif(
     not os.environ.get("ARRIERO_SKY_CLOUD"),
-    reason="SkyPilot's API server and launches take minutes: ARRIERO_SKY_CLOUD=1",
+    reason="SkyPilot's API server and launches take three minutes: make test-clouds",
 )
 
 
-@pytest.fixture(scope="module", params=["local", pytest.param("skypilot", marks=_OPT_IN)])
+_WORLDS = {"memory": _memory, "local": _local, "skypilot": _sky}
+
+
+@pytest.fixture(scope="module", params=["memory", "local", pytest.param("skypilot", marks=_OPT_IN)])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    yield from _local() if request.param == "local" else _sky()
+    yield from _WORLDS[request.param]()
 
 
 def _wait(subject: Subject, node: NodeId, is_so: Callable[[Machine | None], bool]) -> None:

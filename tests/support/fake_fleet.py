@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from cluster.policy.demand import Demand
 from cluster.policy.fleet import Market, NodeId, Offer, Refusal, ZoneId
 from cluster.policy.reconcile import Machine, Pulse
 
@@ -26,18 +27,22 @@ class FakeCloud:
         now_s: Time.
         machines: What there is, by name.
         draining: When a node stops serving.
+        drained: Nodes that have stopped before anybody looked.
         room: Nodes that a zone has at most; no entry means many.
         refusal: Why a launch in a zone fails that has no room.
         ever: Names of all machines that have ever been started, in order.
+        wanted: What Ray says of its work.
         before_call: Called before and after each call's effect; raises to kill the caller.
     """
 
     now_s: float = 1_000_000.0
     machines: dict[NodeId, Machine] = field(default_factory=dict)
     draining: dict[NodeId, float] = field(default_factory=dict)
+    drained: set[NodeId] = field(default_factory=set)
     room: dict[ZoneId, int] = field(default_factory=dict)
     refusal: Refusal = "stock"
     ever: list[NodeId] = field(default_factory=list)
+    wanted: Demand = field(default_factory=Demand)
     before_call: Callable[[], None] = lambda: None
 
     # --- Provisioner ------------------------------------------------------------------------
@@ -79,7 +84,12 @@ class FakeCloud:
     def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
         up = [m for m in self.machines.values() if self._aged(m).state == "up"]
         alive = [m.id for m in up if self.draining.get(m.id, self.now_s) >= self.now_s]
-        return {node: Pulse(self.draining.get(node)) for node in alive}
+        pulses = {node: Pulse(self.draining.get(node)) for node in alive}
+        over = {node: Pulse(self.now_s, is_over=True) for node in self.drained if node in alive}
+        return pulses | over
+
+    def demand(self) -> Demand:
+        return self.wanted
 
     def drain(self, node: NodeId, left_s: float, why: str) -> None:
         self.before_call()

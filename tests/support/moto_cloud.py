@@ -5,6 +5,7 @@ python -m tests.support.moto_cloud PORT FOLDER    serves until it is killed
 A zone is out of stock while FOLDER/out-of-stock/ZONE exists; FOLDER/no-quota/ZONE likewise.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
@@ -13,6 +14,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import boto3
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.ec2.models import ec2_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
 
@@ -28,6 +31,8 @@ _XML = (
     '<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{}</Code>'
     "<Message>{}</Message></Error></Errors><RequestID>r</RequestID></Response>"
 )
+
+_ROLE = "skypilot-v1"
 
 App = Callable[..., Iterable[bytes]]
 
@@ -46,12 +51,22 @@ class ShortStock:
         environ["wsgi.input"] = _Again(body)
         asked = parse_qs(body.decode("utf-8", "replace"))
         if asked.get("Action") == ["RunInstances"]:
-            zone = next((v[0] for k, v in asked.items() if "AvailabilityZone" in k), "")
+            subnets = {v[0] for k, v in asked.items() if k.endswith("SubnetId")}
+            zone = next((_zone_of(subnet) for subnet in subnets), "")
             for name, (code, text) in _ERRORS.items():
                 if zone and (self._folder / name / zone).exists():
                     start_response("400 Bad Request", [("Content-Type", "text/xml")])
                     return [_XML.format(code, text).encode()]
         return self._app(environ, start_response)
+
+
+def _zone_of(subnet_id: str) -> str:
+    """Returns a subnet's zone: it is by the subnet that SkyPilot says where."""
+    for region in REGIONS:
+        for subnet in ec2_backends[DEFAULT_ACCOUNT_ID][region].describe_subnets():
+            if subnet.id == subnet_id:
+                return str(subnet.availability_zone)
+    return ""
 
 
 class _Again:
@@ -79,6 +94,19 @@ def make_networks(endpoint: str) -> None:
         for j, zone in enumerate(zones):
             block = f"127.77.{i * 64 + j}.0/24"
             ec2.create_subnet(VpcId=vpc, AvailabilityZone=zone["ZoneName"], CidrBlock=block)
+
+
+def make_role(endpoint: str) -> None:
+    """Makes what SkyPilot makes in an account once.
+
+    moto refuses a policy of SkyPilot's that AWS takes, as it says no version. And SkyPilot waits
+    15 s after it.
+    """
+    iam = boto3.client("iam", region_name=REGIONS[0], endpoint_url=endpoint)
+    trust = {"Version": "2012-10-17", "Statement": []}
+    iam.create_role(RoleName=_ROLE, AssumeRolePolicyDocument=json.dumps(trust))
+    iam.create_instance_profile(InstanceProfileName=_ROLE)
+    iam.add_role_to_instance_profile(InstanceProfileName=_ROLE, RoleName=_ROLE)
 
 
 def list_instances(endpoint: str) -> list[dict[str, str]]:

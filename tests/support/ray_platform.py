@@ -88,6 +88,11 @@ class RayPlatform:
         return self._mark
 
     @property
+    def folder(self) -> Path:
+        """Short, for Ray's files and sockets; gone at the end."""
+        return self._folder
+
+    @property
     def ray_address(self) -> str:
         """Of the head."""
         return f"{HOST}:{self._ports.gcs}"
@@ -160,6 +165,10 @@ class RayPlatform:
     def pids(self, deployment: str) -> set[int]:
         """Process ids of a deployment's replicas that run."""
         return {replica["pid"] for replica in self._replicas(deployment)}
+
+    def nodes_of(self, deployment: str) -> list[str]:
+        """Ray ids of the nodes that a deployment's replicas run on, one each."""
+        return [replica["node_id"] for replica in self._replicas(deployment)]
 
     def _replicas(self, deployment: str) -> list[dict[str, Any]]:
         found = self.application()["deployments"].get(deployment, {"replicas": []})

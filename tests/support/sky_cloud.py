@@ -16,7 +16,7 @@ import pytest
 
 from cluster.local_state import MARK, new_mark, stop_processes
 from cluster.machine import choose_free_port
-from tests.support.moto_cloud import make_networks
+from tests.support.moto_cloud import make_networks, make_role
 from tests.support.sky_environment import ROOT, ensure_sky, make_home
 
 _CONFIG = """\
@@ -85,6 +85,7 @@ def run_sky_cloud() -> Iterator[SkyCloud]:
                 patch.setenv(name, "testing")
             with _run_aws(environ, folder, str(aws_port), endpoint):
                 make_networks(endpoint)
+                make_role(endpoint)
                 yield SkyCloud(python, home, environ, endpoint, folder)
                 stop_processes(mark)
     finally:

@@ -153,6 +153,14 @@ def test_drain_ends_one_node_and_knows_only_the_fleets_own(
     assert node not in world.cloud.machines
 
 
+def test_drain_without_a_node_says_what_is_missing(
+    world: _World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["fleet", "drain", world.file])
+    assert "say which node" in capsys.readouterr().err
+
+
 def test_up_twice_says_who_is_at_it(world: _World, capsys: pytest.CaptureFixture[str]) -> None:
     with world.book.hold():
         assert cli.main(["fleet", "up", world.file]) == 1

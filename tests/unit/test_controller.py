@@ -9,6 +9,7 @@ import pytest
 
 from cluster.controller import Controller, Step
 from cluster.fleet_book import DOWN, FleetBook
+from cluster.policy.demand import Demand
 from cluster.policy.fleet import NodeId, Reclaimed, ZoneId
 from serve_app.config_fleet import FleetSettings
 from tests.support.fake_fleet import OFFERS, START_S, FakeCloud, KilledError
@@ -242,3 +243,46 @@ def _killing(save: Callable[..., None], kill: _Killer) -> Callable[..., None]:
         kill()
 
     return killed
+
+
+def _wait_for(n: int, working: set[NodeId] | None = None) -> Demand:
+    return Demand(({"GPU": 1.0},) * n, (), frozenset(working or ()), {"GPU": 1.0})
+
+
+def test_target_follows_what_waits_and_falls_when_it_has_long_been_idle(tmp_path: Path) -> None:
+    world = _World(tmp_path, target=1, most_target=4, idle_s=300.0, most_spare=0)
+    world.settle()
+    n_at_first = len(world.cloud.serving())
+    world.cloud.wanted = _wait_for(2, {NodeId("f-1")})
+    assert world.settle().target == 3
+    assert len(world.cloud.serving()) >= 3
+    world.cloud.wanted = _wait_for(9, world.cloud.serving())
+    assert world.settle().target == 4
+    busy = max(world.cloud.serving())
+    world.cloud.wanted = _wait_for(0, {busy})
+    assert world.step(10).target == 4
+    assert world.step(200).target == 1
+    assert busy in world.cloud.serving()
+    assert len(world.cloud.serving()) <= n_at_first
+    assert any("target is 1" in line for line in world.told)
+
+
+def test_next_controller_keeps_the_target_for_a_while(tmp_path: Path) -> None:
+    world = _World(tmp_path, target=1, most_target=4, idle_s=300.0, most_spare=1)
+    world.cloud.wanted = _wait_for(2)
+    world.settle()
+    n_nodes = len(world.cloud.paid())
+    world.cloud.wanted = _wait_for(0)
+    for _ in range(5):
+        world.start()
+        assert world.step(2).target == 2
+    assert len(world.cloud.paid()) == n_nodes
+
+
+def test_node_that_has_drained_away_unseen_is_taken_and_released_at_once(world: _World) -> None:
+    world.settle()
+    node = min(world.cloud.serving())
+    world.cloud.drained.add(node)
+    step = world.step()
+    assert any(isinstance(news, Reclaimed) for news in step.happenings)
+    assert node not in world.cloud.paid()
