@@ -16,7 +16,7 @@ VENV := .venv/bin
 	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
 	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
 	bench-adapter-stall bench-isolation bench-prefix-routing bench-migration bench-overload bench-spot chaos chaos-deaths chaos-fleet \
-	bench-spot-bound bench-spot-curve bench-observability
+	bench-spot-bound bench-spot-curve bench-spot-explain bench-observability
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -117,6 +117,9 @@ bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for m
 
 bench-spot-bound: env-dev ## Say what availability costs at least on spot traces (ARGS='--traces FOLDER')
 	@$(VENV)/python -m bench.spot_bound $(ARGS)
+
+bench-spot-explain: env-dev ## Say where the money goes on spot traces (ARGS='--traces FOLDER')
+	@$(VENV)/python -m bench.spot_explain $(ARGS)
 
 bench-spot-curve: env-dev ## Draw spot's cost over availability (ARGS='--traces FOLDER --plots FOLDER')
 	@$(VENV)/python -m bench.spot_curve $(ARGS)
