@@ -7,7 +7,7 @@ The rule:
   - A shortage has a price: one on-demand node is worth it where it averts 1 - goal of all time.
   - Spot nodes are added, and ended, where that lowers price plus expected shortage, by how zones
     are now. A zone that opens is not waited for: it is looked at (`probes.py`) until it is safe.
-  - On-demand nodes cover what spot nodes leave open; one ends when those that are ready need it not.
+  - On-demand nodes cover what spot nodes leave open; one ends when the ready ones need it not.
 
 Invariants:
   1. target_is_asked_for: with open doors and no cap, confirmed nodes and launches reach the target.
@@ -124,6 +124,7 @@ class SpotPlacement:
             now_s: Time.
         """
         fleet = Inventory.of([node for node in nodes if not self._probes.is_one(node)])
+        probed = {node.zone for node in nodes if self._probes.is_one(node)}
         self._survival.see(fleet.held_since_s, now_s)
         odds = self._estimate_odds(now_s)
         self._calibrate(fleet, odds, now_s)
@@ -135,7 +136,7 @@ class SpotPlacement:
         if not launches:
             no_longer = self._end_on_demand(fleet, pricing, odds, cover.n_on_demand)
             ends += no_longer or self._end_spot(fleet, pricing, odds)
-            launches += self._probe(fleet, len(nodes) - len(fleet.nodes), now_s)
+            launches += self._probe(fleet, probed, now_s)
         plan = Plan(tuple(launches), tuple(ends), cover.shortage, self._explain(fleet, cover))
         return shed(plan, nodes, self._offers, self._settings.budget, self._settings.floor)
 
@@ -257,12 +258,12 @@ class SpotPlacement:
         added -= pricing.shortage(fleet.ready, n_on_demand, odds)
         return least - added * pricing.shortage_usd_per_h
 
-    def _probe(self, fleet: Inventory, n_probes: int, now_s: float) -> list[Launch]:
+    def _probe(self, fleet: Inventory, probed: set[ZoneId], now_s: float) -> list[Launch]:
         """Look at zones without nodes, while on-demand nodes are paid for."""
         if not fleet.on_demand:
             return []
         zones = [z for z in self._offers if not fleet.spot[z] and self._may_ask(z, now_s)]
-        return self._probes.choose(zones, self._survival.last_seen_s(), n_probes, now_s)
+        return self._probes.choose(zones, self._survival.last_seen_s(), probed, now_s)
 
     def _may_ask(self, zone: ZoneId, now_s: float) -> bool:
         has_spot = self._offers[zone].spot_usd_per_h is not None

@@ -7,7 +7,7 @@ The rule:
   - What comes is ended when it has been paid for anyhow: clouds charge for a minute at least.
 
 Invariants:
-  1. probes_are_few: at most `most` at a time, and no zone more often than `every_s`.
+  1. probes_are_few: at most `most` at a time, one a zone, and no zone more often than `every_s`.
   2. probes_are_brief: none outlasts `stay_s` by more than a look, once it is confirmed.
   3. only_probes_are_ended: no other node is.
 
@@ -15,7 +15,7 @@ Source: our own. How long a zone has been open says most about how long it stays
 stayed there to learn it would pay for an hour of each node where this pays for minutes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.policy.fleet import End, Launch, Node, ZoneId
@@ -49,22 +49,26 @@ class Probes:
         return node.market == "spot" and not node.is_ready and node.started_s == asked_s
 
     def choose(
-        self, zones: Iterable[ZoneId], seen_s: Mapping[ZoneId, float], n_now: int, now_s: float
+        self,
+        zones: Iterable[ZoneId],
+        seen_s: Mapping[ZoneId, float],
+        probed: Collection[ZoneId],
+        now_s: float,
     ) -> list[Launch]:
         """Return launches.
 
         Args:
             zones: Those that may be asked and have no node of the fleet.
             seen_s: When each was last known to have room.
-            n_now: Probes that there are.
+            probed: Those that have a probe.
             now_s: Time.
         """
         due = []
         for zone in zones:
             last_s = max(seen_s[zone], self._asked_s.get(zone, seen_s[zone]))
-            if 0 < self._settings.every_s <= now_s - last_s:
+            if zone not in probed and 0 < self._settings.every_s <= now_s - last_s:
                 due.append((last_s, zone))
-        chosen = [zone for _, zone in sorted(due)[: max(0, self._settings.most - n_now)]]
+        chosen = [zone for _, zone in sorted(due)[: max(0, self._settings.most - len(probed))]]
         self._asked_s |= dict.fromkeys(chosen, now_s)
         return [Launch(zone, "spot", "to see whether it has room") for zone in chosen]
 
