@@ -12,11 +12,8 @@ CONFIG ?= config.yaml
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status monitoring test test-fast test-clouds check format constraints sky clean env env-dev \
-	bench-overhead bench-gateway bench-router bench-scheduler bench-ledger bench-simulate \
-	bench-fairness bench-objective bench-adapters bench-lora-ops bench-adapter-routing \
-	bench-adapter-stall bench-isolation bench-prefix-routing bench-migration bench-overload bench-spot \
-	chaos chaos-deaths chaos-fleet bench-spot-bound bench-spot-curve bench-autoscale bench-observability
+# Every target with a help text is a command and no file.
+.PHONY: env env-dev $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; \
@@ -124,6 +121,9 @@ bench-autoscale: env-dev ## Compare scaling with Ray Serve's own, simulated (ARG
 
 bench-spot-bound: env-dev ## Say what availability costs at least on spot traces (ARGS='--traces FOLDER')
 	@$(VENV)/python -m bench.spot_bound $(ARGS)
+
+bench-spot-explain: env-dev ## Say where the money goes on spot traces (ARGS='--traces FOLDER')
+	@$(VENV)/python -m bench.spot_explain $(ARGS)
 
 bench-spot-curve: env-dev ## Draw spot's cost over availability (ARGS='--traces FOLDER --plots FOLDER')
 	@$(VENV)/python -m bench.spot_curve $(ARGS)

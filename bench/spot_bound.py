@@ -62,6 +62,23 @@ def bound_informed(
     trace: Trace, setting: Setting, offsets_s: Sequence[float], *, tells_zones: bool = True
 ) -> list[tuple[float, float]]:
     """Returns the same for a policy that knows rates only, of each zone or of all together."""
+    fronts = list_fronts(trace, setting, offsets_s, tells_zones=tells_zones)
+    _, n_start = count_ticks(setting)
+
+    def cost(choices: Mapping[float, float], price: float) -> float:
+        risky = (p - price * math.expm1(-rate * n_start) for p, rate in choices.items())
+        return min(price, *risky)
+
+    return [
+        (price, sum(weight * cost(front, price) for _, weight, front in fronts) / len(offsets_s))
+        for price in _SHORT_PRICES
+    ]
+
+
+def list_fronts(
+    trace: Trace, setting: Setting, offsets_s: Sequence[float], *, tells_zones: bool
+) -> list[tuple[Moment, int, dict[float, float]]]:
+    """Returns each moment, the ticks that it lasts in all, and what can be chosen in it."""
     moments: Counter[Moment] = Counter()
     met, lost = Counter[Class](), Counter[Class]()
     for offset_s in offsets_s:
@@ -76,20 +93,8 @@ def bound_informed(
                 for level, age in enumerate(ages, 1):
                     met[zone, level, age] += n_ticks
             before = moment
-    rates = {key: lost[key] / met[key] for key in met}
-    if not tells_zones:
-        rates = _pool(lost, met)
-    fronts = [(weight, list_choices(m, rates, setting)) for m, weight in moments.items()]
-    _, n_start = count_ticks(setting)
-
-    def cost(choices: Mapping[float, float], price: float) -> float:
-        risky = (p - price * math.expm1(-rate * n_start) for p, rate in choices.items())
-        return min(price, *risky)
-
-    return [
-        (price, sum(weight * cost(front, price) for weight, front in fronts) / len(offsets_s))
-        for price in _SHORT_PRICES
-    ]
+    rates = {key: lost[key] / met[key] for key in met} if tells_zones else _pool(lost, met)
+    return [(m, weight, list_choices(m, rates, setting)) for m, weight in moments.items()]
 
 
 def _pool(lost: Counter[Class], met: Counter[Class]) -> dict[Class, float]:

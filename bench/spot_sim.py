@@ -79,6 +79,26 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What was held in some of the ticks, summed over them."""
+
+    ticks: int = 0
+    usd_per_h: float = 0.0
+    spot: int = 0
+    on_demand: int = 0
+    short: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.ticks + other.ticks,
+            self.usd_per_h + other.usd_per_h,
+            self.spot + other.spot,
+            self.on_demand + other.on_demand,
+            self.short + other.short,
+        )
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One window under one policy.
 
@@ -94,6 +114,7 @@ class Outcome:
         on_demand: Share of the cost.
         spent: The cost by market and use: nodes that serve the target, spare ones beyond it, and
             those that start.
+        by_open: What was held by the number of zones that had room.
     """
 
     availability: float
@@ -104,6 +125,7 @@ class Outcome:
     launches: int
     on_demand: float
     spent: Mapping[Use, float] = field(default_factory=dict)
+    by_open: Mapping[int, Tally] = field(default_factory=dict)
 
 
 def load_trace(folder: Path) -> Trace:
@@ -147,6 +169,7 @@ class Replay:
         self._made = 0
         self._happenings: list[Happening] = []
         self._spent: defaultdict[Use, float] = defaultdict(float)
+        self._by_open: defaultdict[int, Tally] = defaultdict(Tally)
         self._reclaims = self._missing = 0
         self._served = self._served_late = 0
 
@@ -161,7 +184,7 @@ class Replay:
             self._leaving = [(node, at_s) for node, at_s in self._leaving if at_s > now_s]
             self._mark_ready(now_s)
             self._ask(now_s)
-            self._count(tick >= first)
+            self._count(now_s, tick >= first)
         whole = setting.target * n_ticks * setting.on_demand_usd_per_h
         total = sum(self._spent.values())
         on_demand = sum(usd for (market, _), usd in self._spent.items() if market == "on-demand")
@@ -174,6 +197,7 @@ class Replay:
             self._made,
             on_demand / (total or 1.0),
             {use: usd / whole for use, usd in self._spent.items()},
+            dict(self._by_open),
         )
 
     def _take(self, now_s: float) -> None:
@@ -229,7 +253,7 @@ class Replay:
             self._nodes.append(Node(name, launch.zone, launch.market, now_s, False))
             self._happenings.append(Launched(launch.zone, launch.market))
 
-    def _count(self, is_late: bool) -> None:
+    def _count(self, now_s: float, is_late: bool) -> None:
         setting = self._setting
         paid = self._nodes + [node for node, _ in self._leaving]
         n_ready = sum(node.is_ready for node in paid)
@@ -238,7 +262,12 @@ class Replay:
         if is_late:
             self._served_late += served
             self._missing += max(0, setting.target - n_ready)
+        n_open = sum(self._trace.room(z, self._offset_s + now_s) > 0 for z in self._trace.rooms)
+        on_demand = sum(node.market == "on-demand" for node in paid)
+        spot, before = len(paid) - on_demand, sum(self._spent.values())
         self._charge(paid)
+        usd = sum(self._spent.values()) - before
+        self._by_open[n_open] += Tally(1, usd, spot, on_demand, is_late and not served)
 
     def _charge(self, paid: Sequence[Node]) -> None:
         """Spot nodes serve first, so that on-demand nodes beside enough of them are spare."""

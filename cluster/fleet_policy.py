@@ -8,6 +8,7 @@ from cluster.policy.budget import Budget
 from cluster.policy.demand import DemandTarget
 from cluster.policy.fleet import Offer, ZoneId
 from cluster.policy.placement import PlacementSettings, SpotPlacement
+from cluster.policy.probes import ProbeSettings
 from cluster.policy.reconcile import Entry, Patience
 from serve_app.config_fleet import FleetSettings
 
@@ -31,6 +32,7 @@ def make_policy(
         most_spare=settings.most_spare,
         reaction_s=max(1.0, settings.period_s),
         notice_s=settings.notice_s,
+        probes=ProbeSettings(settings.probe_every_s),
         budget=Budget(settings.budget.usd_per_h, settings.budget.shed_first),
     )
     policy = SpotPlacement(placement, offers)

@@ -97,6 +97,10 @@ class FleetSettings(Section):
     are not expected to reach it."""
     most_spare: Nodes = 3
     """Spot nodes beyond the target at most."""
+    probe_every_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 1200.0
+    """While on-demand nodes are paid for, each zone without a node of the fleet is asked for a spot
+    node so often, in seconds. The node is ended as soon as it is up: it shows that the zone has
+    room, and zones that had it for long are safe. 0 never asks."""
     start_up_s: Seconds = 900.0
     """Seconds from a launch to a node that serves, to reckon with until it has been measured."""
     give_up_s: Seconds = 3600.0

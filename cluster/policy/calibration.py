@@ -26,7 +26,7 @@ class Calibration:
         most: Bound of the factor.
     """
 
-    weight: float = 1.0
+    weight: float = 2.0
     least: float = 0.5
     most: float = 3.0
     _expected: float = 0.0

@@ -5,10 +5,9 @@ Time comes in as `now_s`; there is no chance in it.
 
 The rule:
   - A shortage has a price: one on-demand node is worth it where it averts 1 - goal of all time.
-  - Spot nodes are added, and spare ones ended, where that lowers price plus expected shortage, each
-    zone judged by how it will be when half of such nodes would be gone.
-  - On-demand nodes cover what spot nodes, judged by how zones are now, leave open; one ends only
-    when those that are ready do without it.
+  - Spot nodes are added, and ended, where that lowers price plus expected shortage, by how zones
+    are now. A zone that opens is not waited for: it is looked at (`probes.py`) until it is safe.
+  - On-demand nodes cover what spot nodes leave open; one ends when the ready ones need it not.
 
 Invariants:
   1. target_is_asked_for: with open doors and no cap, confirmed nodes and launches reach the target.
@@ -46,11 +45,14 @@ from cluster.policy.fleet import (
     ZoneId,
 )
 from cluster.policy.inventory import Inventory, newest_first
+from cluster.policy.probes import Probes, ProbeSettings
 from cluster.policy.shortage import Odds
 from cluster.policy.survival import Survival, SurvivalSettings
 
 _LEAST_GAIN = 0.05
-"""Part of an on-demand node's price that a change of spot nodes must save, so that none dithers."""
+"""Part of an on-demand node's price that more spot nodes must save, so that none dithers."""
+_LEAST_USE = 0.9
+"""Part of their own price that spot nodes must save to be kept."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,7 @@ class PlacementSettings:
         caution: Multiplies a shortage's price. By it the rates' errors are made up for.
         reaction_s: From a reclaim to the launch that makes up for it.
         notice_s: Notice of a reclaim that can be relied on: so much sooner a launch begins.
-        settle_h: Longest age at which a launch's zone is judged.
         together: Chance that zones of a region are hit in one go.
-        trial_s: Time that a spot node is kept after it is ready, wanted or not.
         budget: What the fleet may cost.
     """
 
@@ -80,11 +80,10 @@ class PlacementSettings:
     caution: float = 0.3
     reaction_s: float = 30.0
     notice_s: float = 0.0
-    settle_h: float = 2.0
     together: float = 0.2
-    trial_s: float = 600.0
     budget: Budget = field(default_factory=Budget)
     doors: DoorSettings = field(default_factory=DoorSettings)
+    probes: ProbeSettings = field(default_factory=ProbeSettings)
     survival: SurvivalSettings = field(default_factory=SurvivalSettings)
 
 
@@ -97,6 +96,7 @@ class SpotPlacement:
         self._regions = {zone: offer.region for zone, offer in self._offers.items()}
         self._survival = Survival(settings.survival, self._offers.values())
         self._doors = Doors(settings.doors, self._offers.values())
+        self._probes = Probes(settings.probes)
         self._calibration = Calibration()
         gap_s = settings.start_up_s + settings.reaction_s - settings.notice_s
         self._horizon_s = max(settings.reaction_s, gap_s)
@@ -109,6 +109,8 @@ class SpotPlacement:
                     self._survival.reclaim(zone, n_nodes, n_held, now_s)
                 case Launched(zone, market):
                     self._doors.admit(zone, market)
+                    if market == "spot":
+                        self._survival.admit(zone, now_s)
                 case Refused(zone, market, reason):
                     self._doors.refuse(happening, now_s)
                     if market == "spot" and reason == "stock":
@@ -121,23 +123,25 @@ class SpotPlacement:
             nodes: All that are paid for or asked for, except those that are being ended.
             now_s: Time.
         """
-        fleet = Inventory.of(nodes)
+        fleet = Inventory.of([node for node in nodes if not self._probes.is_one(node)])
+        probed = {node.zone for node in nodes if self._probes.is_one(node)}
         self._survival.see(fleet.held_since_s, now_s)
-        now, later = self._odds(now_s, 0.0), self._odds(now_s, self._settings.settle_h)
-        self._calibrate(fleet, now, now_s)
+        odds = self._estimate_odds(now_s)
+        self._calibrate(fleet, odds, now_s)
         pricing = self._price(now_s)
-        adds = self._choose_spot(fleet, pricing, later, now_s)
-        cover = pricing.cover(fleet.confirmed, now)
+        adds = self._choose_spot(fleet, pricing, odds, now_s)
+        cover = pricing.cover(fleet.confirmed, odds)
         launches = [*adds, *self._choose_on_demand(fleet, cover, now_s)]
-        ends: list[End] = []
+        ends = self._probes.end(nodes, now_s)
         if not launches:
-            ends = self._end_on_demand(fleet, pricing, now, cover.n_on_demand)
-            ends = ends or self._end_spot(fleet, pricing, now, later, now_s)
+            no_longer = self._end_on_demand(fleet, pricing, odds, cover.n_on_demand)
+            ends += no_longer or self._end_spot(fleet, pricing, odds)
+            launches += self._probe(fleet, probed, now_s)
         plan = Plan(tuple(launches), tuple(ends), cover.shortage, self._explain(fleet, cover))
         return shed(plan, nodes, self._offers, self._settings.budget, self._settings.floor)
 
-    def _odds(self, now_s: float, settle_h: float) -> Odds:
-        rates = self._survival.estimate_rates_per_h(now_s, settle_h)
+    def _estimate_odds(self, now_s: float) -> Odds:
+        rates = self._survival.estimate_rates_per_h(now_s)
         chances = {
             zone: -math.expm1(-rate * self._horizon_s / 3600.0) for zone, rate in rates.items()
         }
@@ -219,48 +223,47 @@ class SpotPlacement:
         ]
         return [End(node.id, "spot is back") for node in ended]
 
-    def _end_spot(
-        self, fleet: Inventory, pricing: Pricing, now: Odds, later: Odds, now_s: float
-    ) -> list[End]:
-        """End the one ready node that is worth least, if it is not worth its price."""
-        settings, n_on_demand = self._settings, sum(node.is_ready for node in fleet.on_demand)
-        least = max(settings.target, settings.floor)
-        if sum(fleet.ready.values()) + n_on_demand <= least:
+    def _end_spot(self, fleet: Inventory, pricing: Pricing, odds: Odds) -> list[End]:
+        """End the ready nodes of one zone that are worth least, if not worth their price."""
+        n_on_demand = sum(node.is_ready for node in fleet.on_demand)
+        least = max(self._settings.target, self._settings.floor)
+        spare = fleet.ready.total() + n_on_demand - least
+        gains = [
+            (-self._gain_by_ending(fleet, zone, n_ended, n_on_demand, pricing, odds), zone, n_ended)
+            for zone, count in fleet.ready.items()
+            for n_ended in range(1, min(count, spare) + 1)
+        ]
+        loss, zone, n_ended = min(gains, default=(0.0, ZoneId(""), 0))
+        if loss >= 0:
             return []
-        candidates = []
-        for zone in (zone for zone, count in fleet.ready.items() if count):
-            gain = self._gain_by_ending(fleet, zone, n_on_demand, pricing, now, later)
-            if gain > 0:
-                candidates.append((-gain, zone))
-        if not candidates:
-            return []
-        node = newest_first([n for n in fleet.ready_spot if n.zone == min(candidates)[1]])[0]
-        if now_s - node.started_s < settings.start_up_s + settings.trial_s:
-            return []
-        return [End(node.id, "spare")]
+        nodes = newest_first([node for node in fleet.ready_spot if node.zone == zone])
+        return [End(node.id, "spare") for node in nodes[:n_ended]]
 
     def _gain_by_ending(
         self,
         fleet: Inventory,
         zone: ZoneId,
+        n_ended: int,
         n_on_demand: int,
         pricing: Pricing,
-        now: Odds,
-        later: Odds,
+        odds: Odds,
     ) -> float:
-        """Return the US dollars an hour saved; below 0 where the node would be wanted again."""
-        price = self._spot_usd_per_h(zone)
-        fewer, fewer_ready = Counter(fleet.spot), Counter(fleet.ready)
-        fewer[zone] -= 1
-        fewer_ready[zone] -= 1
-        lost_later = (
-            pricing.cover(fewer, later).usd_per_h - pricing.cover(fleet.spot, later).usd_per_h
-        )
-        if lost_later > price * 0.9:
+        """Return the US dollars an hour saved; below 0 where the nodes would be wanted again."""
+        least = _LEAST_USE * n_ended * self._spot_usd_per_h(zone)
+        ended = Counter({zone: n_ended})
+        wanted = pricing.cover(fleet.spot - ended, odds).usd_per_h
+        if wanted - pricing.cover(fleet.spot, odds).usd_per_h > least:
             return -1.0
-        added = pricing.shortage(fewer_ready, n_on_demand, now)
-        added -= pricing.shortage(fleet.ready, n_on_demand, now)
-        return price * 0.6 - added * pricing.shortage_usd_per_h
+        added = pricing.shortage(fleet.ready - ended, n_on_demand, odds)
+        added -= pricing.shortage(fleet.ready, n_on_demand, odds)
+        return least - added * pricing.shortage_usd_per_h
+
+    def _probe(self, fleet: Inventory, probed: set[ZoneId], now_s: float) -> list[Launch]:
+        """Look at zones without nodes, while on-demand nodes are paid for."""
+        if not fleet.on_demand:
+            return []
+        zones = [z for z in self._offers if not fleet.spot[z] and self._may_ask(z, now_s)]
+        return self._probes.choose(zones, self._survival.last_seen_s(), probed, now_s)
 
     def _may_ask(self, zone: ZoneId, now_s: float) -> bool:
         has_spot = self._offers[zone].spot_usd_per_h is not None
@@ -283,13 +286,9 @@ class SpotPlacement:
         """Return the price to reckon with, also where on-demand nodes are out of stock."""
         zone = self._on_demand_zone(now_s)
         prices = [self._offers[zone].on_demand_usd_per_h] if zone else []
-        known = [p for p in prices if p is not None] or [
-            p
-            for offer in self._offers.values()
-            for p in (offer.on_demand_usd_per_h, offer.spot_usd_per_h)
-            if p is not None
-        ]
-        return max(known)
+        for offer in self._offers.values() if zone is None else ():
+            prices += [offer.on_demand_usd_per_h, offer.spot_usd_per_h]
+        return max(price for price in prices if price is not None)
 
     def _explain(self, fleet: Inventory, cover: Cover) -> str:
         zones = ", ".join(f"{zone} {count}" for zone, count in sorted(fleet.confirmed.items()))

@@ -4,16 +4,18 @@ Inputs: where the fleet has nodes, what was taken, which launches failed. Nothin
 zone where the fleet has nothing, except through a launch.
 
 The rule:
-  - A zone that has kept its nodes for `age` hours takes some at rate floor + a / (youth + age).
+  - A zone that has been open for `age` hours takes nodes at rate floor + a / (youth + age).
+  - A zone without nodes of the fleet is open as long as it is seen to be often enough.
   - a is learned: reclaims / integral of 1 / (youth + age), of the zone, drawn to the fleet's.
   - A reclaim sets the zone's age to zero and warns its region for a while.
 
 Invariants:
   1. rates_are_positive: and finite, whatever happened.
-  2. survivors_are_trusted: while nothing is taken no zone's rate rises.
+  2. survivors_are_trusted: while nothing is taken no rate rises where the fleet has nodes.
   3. reclaims_are_remembered: right after a reclaim the zone's rate is above what it was before.
   4. neighbours_are_warned: a reclaim adds to rates in its region at once, and to no other region's
      beyond what it teaches about all zones.
+  5. looks_count: a zone that is seen open often enough is as old as one that the fleet stays in.
 
 Source: spot nodes' lifetimes are heavy-tailed, their hazard falls about as 1 / age. The learned
 factor is the mean of the gamma posterior of such a process; the warning is the self-exciting term
@@ -40,6 +42,8 @@ class SurvivalSettings:
         youth_h: Age that a zone is given from the start.
         head_start_h: Age that a zone has besides, which no launch has found shut so far: it has
             probably been open for long.
+        memory_h: How long a zone is believed to stay open that nobody sees.
+        memory_share: The same as a part of its age, where that is longer.
         floor_per_h: Rate that no age falls below.
         warning_per_h: Rate that a reclaim adds at once to the other zones of its region.
         warning_h: Time after which a third of that is left.
@@ -47,27 +51,31 @@ class SurvivalSettings:
         collapse_weight: How many reclaims it takes to count as much as that belief.
     """
 
-    intensity: float = 0.4
-    weight: float = 8.0
-    zone_weight: float = 4.0
-    youth_h: float = 0.4
-    head_start_h: float = 1.0
-    floor_per_h: float = 0.015
-    warning_per_h: float = 0.3
+    intensity: float = 0.7
+    weight: float = 4.0
+    zone_weight: float = 2.0
+    youth_h: float = 0.15
+    head_start_h: float = 3.0
+    memory_h: float = 0.6
+    memory_share: float = 0.5
+    floor_per_h: float = 0.01
+    warning_per_h: float = 0.15
     warning_h: float = 0.4
-    collapse: float = 0.6
+    collapse: float = 0.8
     collapse_weight: float = 3.0
 
 
 @dataclass
 class _Zone:
     region: str
-    held_since_s: float | None = None
-    head_start_h: float = 0.0
+    open_since_s: float | None = None
+    """Since when it is believed to have had room; None where that is not known."""
+    seen_open_s: float = -math.inf
     was_shut: bool = False
+    held_since_s: float | None = None
     reclaims: int = 0
     past_exposure: float = 0.0
-    """Integral of 1 / (youth + age) over all times before the present one."""
+    """Integral of 1 / (youth + age) over the times of all nodes before the present ones."""
 
 
 class Survival:
@@ -90,55 +98,59 @@ class Survival:
             since_s = held_since_s.get(name)
             if since_s is None:
                 self._leave(zone, now_s)
-            elif zone.held_since_s is None:
-                zone.head_start_h = 0.0 if zone.was_shut else self._settings.head_start_h
-                zone.held_since_s, zone.was_shut = since_s, False
+                continue
+            if zone.held_since_s is None:
+                self._open(zone, since_s)
+                zone.held_since_s = since_s
+            zone.seen_open_s = now_s
+
+    def admit(self, name: ZoneId, now_s: float) -> None:
+        """Note that a zone gave a node, whether it is kept or not."""
+        zone = self._zones[name]
+        if zone.held_since_s is None:
+            self._open(zone, now_s)
+        zone.seen_open_s = now_s
 
     def refuse(self, name: ZoneId) -> None:
         """Note that a zone had no room: when it opens, it opens anew."""
-        self._zones[name].was_shut = True
+        zone = self._zones[name]
+        zone.was_shut = True
+        if zone.held_since_s is None:
+            zone.open_since_s = None
 
     def reclaim(self, name: ZoneId, n_nodes: int, n_held: int, now_s: float) -> None:
         """Note that a cloud took some of a zone's nodes."""
         zone = self._zones[name]
         self._leave(zone, now_s)
         zone.reclaims += 1
-        zone.was_shut = True
+        zone.was_shut, zone.open_since_s = True, None
         if n_nodes < n_held:
-            zone.held_since_s, zone.head_start_h = now_s, 0.0
+            zone.held_since_s = zone.open_since_s = now_s
         self._warned_s.setdefault(zone.region, {})[name] = now_s
         if n_held > 1:
             self._shares_taken.append((n_nodes - 1) / (n_held - 1))
 
-    def estimate_rates_per_h(
-        self, now_s: float, longest_wait_h: float = 0.0
-    ) -> dict[ZoneId, float]:
-        """Return how often each zone is expected to take nodes.
-
-        Args:
-            now_s: Time.
-            longest_wait_h: 0 for the rates of now. Else for those at the time when half of such
-                zones would have taken some, at most so much later: what a launch may count on.
-        """
+    def estimate_rates_per_h(self, now_s: float) -> dict[ZoneId, float]:
+        """Return how often each zone is expected to take nodes."""
         fleet = self._fleet_intensity(now_s)
         return {
-            name: self._own_rate(zone, fleet, now_s, longest_wait_h)
-            + self._warning(name, zone.region, now_s)
+            name: self._own_rate(zone, fleet, now_s) + self._warning(name, zone.region, now_s)
             for name, zone in self._zones.items()
         }
+
+    def last_seen_s(self) -> dict[ZoneId, float]:
+        """Return when each zone was last known to have room."""
+        return {name: zone.seen_open_s for name, zone in self._zones.items()}
 
     def estimate_collapse(self) -> float:
         """Return the chance that a reclaim takes all nodes of its zone, not just one."""
         weight, known = self._settings.collapse_weight, self._shares_taken
         return (weight * self._settings.collapse + sum(known)) / (weight + len(known))
 
-    def _own_rate(self, zone: _Zone, fleet: float, now_s: float, longest_wait_h: float) -> float:
+    def _own_rate(self, zone: _Zone, fleet: float, now_s: float) -> float:
         weight = self._settings.zone_weight
         intensity = (weight * fleet + zone.reclaims) / (weight + self._exposure(zone, now_s))
         age_h = self._settings.youth_h + self._age_h(zone, now_s)
-        # Half of what falls as age**-intensity is left when age has grown 2**(1/intensity) times.
-        growth = math.pow(2.0, min(1.0 / intensity, 30.0)) - 1.0
-        age_h += min(longest_wait_h, age_h * growth)
         return self._settings.floor_per_h + intensity / age_h
 
     def _fleet_intensity(self, now_s: float) -> float:
@@ -148,16 +160,32 @@ class Survival:
         return (weight * self._settings.intensity + reclaims) / (weight + exposure)
 
     def _exposure(self, zone: _Zone, now_s: float) -> float:
-        if zone.held_since_s is None:
+        if zone.held_since_s is None or zone.open_since_s is None:
             return zone.past_exposure
-        held_h = max(0.0, now_s - zone.held_since_s) / _HOUR_S
-        start_h = self._settings.youth_h + zone.head_start_h
-        return zone.past_exposure + math.log1p(held_h / start_h)
+        ages_h = (max(0.0, s - zone.open_since_s) / _HOUR_S for s in (zone.held_since_s, now_s))
+        first_h, last_h = (self._settings.youth_h + age_h for age_h in ages_h)
+        return zone.past_exposure + math.log(max(first_h, last_h) / first_h)
 
     def _age_h(self, zone: _Zone, now_s: float) -> float:
-        if zone.held_since_s is None:
-            return 0.0 if zone.was_shut else self._settings.head_start_h
-        return zone.head_start_h + max(0.0, now_s - zone.held_since_s) / _HOUR_S
+        if zone.open_since_s is not None and self._is_remembered(zone, now_s):
+            return max(0.0, now_s - zone.open_since_s) / _HOUR_S
+        return 0.0 if zone.was_shut else self._settings.head_start_h
+
+    def _is_remembered(self, zone: _Zone, now_s: float) -> bool:
+        """Say whether a zone has been seen open not long ago, for its age."""
+        if zone.held_since_s is not None:
+            return True
+        if zone.open_since_s is None:
+            return False
+        age_s = max(0.0, zone.seen_open_s - zone.open_since_s)
+        longest_s = max(self._settings.memory_h * _HOUR_S, self._settings.memory_share * age_s)
+        return now_s - zone.seen_open_s <= longest_s
+
+    def _open(self, zone: _Zone, now_s: float) -> None:
+        if not self._is_remembered(zone, now_s):
+            head_start_h = 0.0 if zone.was_shut else self._settings.head_start_h
+            zone.open_since_s = now_s - head_start_h * _HOUR_S
+        zone.was_shut = False
 
     def _leave(self, zone: _Zone, now_s: float) -> None:
         zone.past_exposure = self._exposure(zone, now_s)

@@ -205,6 +205,7 @@ def _settings(model: Path, scale: float) -> dict[str, Any]:
         "name": "storm",
         "target": _TARGET,
         "most_spare": _MOST_SPARE,
+        "probe_every_s": 0.0,
         "start_up_s": 15.0,
         "drain_s": 10.0,
         "period_s": 0.5,

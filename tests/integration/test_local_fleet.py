@@ -38,6 +38,7 @@ _SETTINGS = FleetSettings.model_validate(
         "name": "f",
         "target": 2,
         "most_spare": 0,
+        "probe_every_s": 0.0,
         "start_up_s": 10.0,
         "drain_s": 5.0,
         "period_s": 0.5,

@@ -18,7 +18,9 @@ OFFERS = [Offer(z, z[0], z[:4], 1.0, 3.0) for z in ZONES]
 zones = st.sampled_from(ZONES)
 gaps_s = st.floats(0, 100_000)
 chances = st.floats(0, 1)
-events = st.lists(st.tuples(zones, st.sampled_from(["hold", "take", "refuse"]), gaps_s))
+events = st.lists(
+    st.tuples(zones, st.sampled_from(["hold", "take", "leave", "look", "refuse"]), gaps_s)
+)
 
 
 def replayed(
@@ -32,18 +34,20 @@ def replayed(
         elif what == "take" and zone in held:
             del held[zone]
             survival.reclaim(zone, 1, 1, now_s)
+        elif what == "leave":
+            held.pop(zone, None)
+        elif what == "look":
+            survival.admit(zone, now_s)
         elif what == "refuse":
             survival.refuse(zone)
         survival.see(held, now_s)
     return survival, held, now_s
 
 
-@given(events, gaps_s, st.sampled_from([0.0, 2.0]))
-def test_rates_are_positive(
-    happened: list[tuple[ZoneId, str, float]], later_s: float, wait_h: float
-) -> None:
+@given(events, gaps_s)
+def test_rates_are_positive(happened: list[tuple[ZoneId, str, float]], later_s: float) -> None:
     survival, _, now_s = replayed(happened)
-    rates = survival.estimate_rates_per_h(now_s + later_s, wait_h)
+    rates = survival.estimate_rates_per_h(now_s + later_s)
     assert set(rates) == set(ZONES)
     assert all(rate > 0 and math.isfinite(rate) for rate in rates.values())
     assert 0 <= survival.estimate_collapse() <= 1
@@ -55,7 +59,34 @@ def test_survivors_are_trusted(happened: list[tuple[ZoneId, str, float]], later_
     before = survival.estimate_rates_per_h(now_s)
     survival.see(held, now_s + later_s)
     after = survival.estimate_rates_per_h(now_s + later_s)
-    assert all(after[zone] <= before[zone] + 1e-9 for zone in ZONES)
+    assert all(after[zone] <= before[zone] + 1e-9 for zone in held)
+
+
+@given(zones, st.lists(st.floats(1.0, 2000.0), min_size=1, max_size=20), st.booleans())
+def test_looks_count(zone: ZoneId, gaps_s: list[float], was_shut: bool) -> None:
+    looked, stayed = (Survival(SurvivalSettings(), OFFERS) for _ in range(2))
+    if was_shut:
+        looked.refuse(zone)
+        stayed.refuse(zone)
+    now_s = 0.0
+    for gap_s in [0.0, *gaps_s]:
+        now_s += gap_s
+        looked.admit(zone, now_s)
+        stayed.see({zone: 0.0}, now_s)
+    ages_h = [survival._age_h(survival._zones[zone], now_s) for survival in (looked, stayed)]
+    assert ages_h[0] == pytest.approx(ages_h[1])
+
+
+def test_zone_that_is_looked_at_is_trusted_and_forgotten_when_nobody_looks() -> None:
+    survival, zone = Survival(SurvivalSettings(), OFFERS), ZONES[0]
+    survival.refuse(zone)
+    survival.admit(zone, 0.0)
+    young = survival.estimate_rates_per_h(0.0)[zone]
+    for now_s in range(0, 36_000, 1200):
+        survival.admit(zone, now_s)
+    old = survival.estimate_rates_per_h(36_000.0)[zone]
+    assert old < young / 10
+    assert survival.estimate_rates_per_h(100_000.0)[zone] > 2 * old
 
 
 @given(events, zones, st.floats(3600, 100_000))
