@@ -51,7 +51,7 @@ from serve_app.gateway.status_routes import add_status_routes
 from serve_app.gateway.timing_report import LastChunk
 from serve_app.gateway.transcript import Transcript
 from serve_app.gateway.usage_routes import add_usage_routes
-from serve_app.metrics_server import as_discovery
+from serve_app.metrics_book import as_discovery
 
 logger = logging.getLogger(__name__)
 
