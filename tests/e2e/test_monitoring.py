@@ -168,18 +168,28 @@ def watched_cloud(ray_head: str) -> Iterator[MetadataServer]:
         command = [sys.executable, "-m", "cluster.reclaim_agent", "--cloud=aws", "--node-id=n1"]
         command += [f"--address={ray_head}", f"--base-url={cloud.url}"]
         agent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        yield cloud
-        agent.kill()
-        agent.wait()
+        try:
+            yield cloud
+        finally:
+            agent.kill()
+            agent.wait()
 
 
 @pytest.fixture(scope="module")
-def seen(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+def environment() -> Iterator[None]:
+    """As a cell's nodes have it, and vLLM's own default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("VLLM_LOGGING_LEVEL", "INFO")
+        yield
+
+
+@pytest.fixture(scope="module")
+def seen(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, environment: None
+) -> Iterator[Seen]:
     find_prometheus()
     folder = tmp_path_factory.mktemp("monitoring")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "token")  # As `arriero fleet` and cells' nodes have it.
-    patch.setenv("VLLM_LOGGING_LEVEL", "INFO")
     with RayPlatform() as platform:
         platform.deploy_and_wait(write_platform(tiny_model, folder))
         head = platform.ray_address
@@ -203,7 +213,6 @@ def seen(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             files = [file for file in (folder / "state").rglob("*") if file.is_file()]
             state = [file.read_bytes() for file in files]
             yield Seen(prometheus, load, b"\n".join([platform.logs(), *state]))
-    patch.undo()
 
 
 def ask_wrongly(url: str) -> None:
