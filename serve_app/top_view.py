@@ -30,7 +30,8 @@ class Column:
     Attributes:
         name: Above it.
         read: Returns what a row has in it.
-        kind: A `name` is cut where there is no room, a `text` wraps, a `number` and a `word` stay.
+        kind: A `name` loses its end where there is no room, an `id` its beginning; a `text` wraps,
+            a `number` and a `word` stay.
     """
 
     name: str
@@ -124,12 +125,18 @@ def _draw_table(
             column.name,
             justify="right" if column.kind == "number" else "left",
             no_wrap=column.kind != "text",
-            max_width=room if column.kind == "name" else None,
+            max_width=room if column.kind in ("name", "id") else None,
             overflow="ellipsis" if column.kind == "name" else "fold",
         )
     for line in cells:
-        table.add_row(*line)
+        pairs = zip(columns, line, strict=True)
+        table.add_row(*(_cut(cell, room) if c.kind == "id" else cell for c, cell in pairs))
     return table
+
+
+def _cut(cell: str | Text, room: int) -> str:
+    """Returns the end of an engine's id, which tells it from its model's others."""
+    return str(cell) if len(cell) <= room else f"…{str(cell)[1 - room :]}"
 
 
 def _room_for_names(
@@ -140,7 +147,7 @@ def _room_for_names(
     for i, column in enumerate(columns):
         if column.kind == "text":
             taken += _LEAST_TEXT
-        elif column.kind != "name":
+        elif column.kind not in ("name", "id"):
             taken += max(len(column.name), *(len(line[i]) for line in cells))
     return max(_LEAST_NAME, width - taken - _GAP * len(columns))
 
@@ -178,13 +185,6 @@ def _spend(row: Row) -> str:
     return f"{usd:,.4f}" if usd < 100 else f"{usd:,.2f}"
 
 
-def _id(row: Row) -> Text:
-    """An engine by its end, which tells it from its model's others."""
-    name = str(row["id"])
-    return Text(name if len(name) <= _LONGEST_ID else f"…{name[1 - _LONGEST_ID :]}")
-
-
-_LONGEST_ID = 40
 _MODEL_COLUMNS = (
     Column("model", _plain("name"), "name"),
     Column("state", lambda row: _state(row["state"]), "word"),
@@ -195,7 +195,7 @@ _MODEL_COLUMNS = (
     Column("detail", _plain("detail"), "text"),
 )
 _ENGINE_COLUMNS = (
-    Column("engine", _id, "name"),
+    Column("engine", _plain("id"), "id"),
     Column("state", lambda row: _state(row["state"]), "word"),
     Column("wait", _number("waiting")),
     Column("run", _number("running")),
