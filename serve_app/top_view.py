@@ -134,9 +134,10 @@ def _draw_table(
     return table
 
 
-def _cut(cell: str | Text, room: int) -> str:
+def _cut(cell: str | Text, room: int) -> Text:
     """Returns the end of an engine's id, which tells it from its model's others."""
-    return str(cell) if len(cell) <= room else f"…{str(cell)[1 - room :]}"
+    name = str(cell)
+    return Text(name if len(name) <= room else f"…{name[1 - room :]}")
 
 
 def _room_for_names(
