@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Prometheus scrapes {url}: http://{_HOST}:{port} (alerts: /alerts). Stop: Ctrl-C",
         flush=True,
     )
-    _become(command_of(program, config, port))
+    return _become(command_of(program, config, port))
 
 
 def _become(command: Sequence[str]) -> NoReturn:
