@@ -12,7 +12,7 @@ that the attributes set here are those which AsyncLLM's own constructor sets.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -121,6 +121,17 @@ class _CountingOutputProcessor(OutputProcessor):
         processed = super().process_outputs(engine_core_outputs, *rest, **options)
         self.book.count(wanted)
         return processed
+
+    def do_tracing(self, engine_core_output: EngineCoreOutput, *rest: Any) -> None:
+        """As vLLM's, for who is sampled: for others all of it would be made and thrown away."""
+        if _is_sampled(engine_core_output.trace_headers):
+            super().do_tracing(engine_core_output, *rest)
+
+
+def _is_sampled(trace_headers: Mapping[str, str] | None) -> bool:
+    """Whether a trace is wanted, by the last bit of W3C's `traceparent`."""
+    flags = (trace_headers or {}).get("traceparent", "").rpartition("-")[2]
+    return bool(flags) and flags[-1] in "13579bdf"
 
 
 class RemoteEngineClient(AsyncLLM):
