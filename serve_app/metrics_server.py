@@ -79,11 +79,15 @@ class MetricsServer:
 
     def _announce(self) -> None:
         assert self._book is not None
+        was_away = False
         while not self._stopping.is_set():
             try:
                 self._book.announce(self.target)
+                was_away = False
             except Exception as error:  # The head node may be away for a while.
-                logger.warning("This process's metrics could not be announced: %s", error)
+                if not was_away:
+                    logger.warning("This process's metrics could not be announced: %s", error)
+                was_away = True
             self._stopping.wait(ANNOUNCE_EVERY_S)
 
     def _make_handler(self) -> type[BaseHTTPRequestHandler]:

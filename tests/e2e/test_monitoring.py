@@ -22,18 +22,14 @@ import httpx
 import pytest
 
 from cluster.bootstrap import ROOT
-from cluster.controller import Step
 from cluster.monitoring.boards import BOARDS
 from cluster.monitoring.panels import fill_in
-from cluster.policy.fleet import Market, NodeId, Plan, Reclaimed, ZoneId
-from cluster.policy.reconcile import Entry
 from serve_app.deployment_names import engine_of
-from serve_app.fleet_watch import watch_fleet
 from serve_app.keys import make_key
 from serve_app.names import ModelName
 from tests.integration.conftest import write_vllm
 from tests.support.adapters import make_family
-from tests.support.metadata_server import Aws, MetadataServer, serve
+from tests.support.metadata_server import Aws, serve
 from tests.support.prometheus import PrometheusServer, find_prometheus
 from tests.support.ray_platform import SMALL, RayPlatform
 from tests.support.settings import write_args
@@ -45,7 +41,6 @@ ADMIN = make_key()
 KEYS = {tenant: make_key() for tenant in ("heavy", "light", "bounded")}
 WRONG_KEY = make_key()
 SECRET = "Zanzibar marmalade"
-ZONE = ZoneId("aws/us-east-1/us-east-1f")
 WINDOW_S = 45.0
 
 
@@ -144,35 +139,14 @@ class Seen:
 
 
 @contextmanager
-def shown_fleet(ray_head: str) -> Iterator[None]:
-    """What `arriero fleet up` shows of four nodes, of which one was just taken back."""
-    nodes: tuple[tuple[Market, float | None], ...] = (
-        ("on-demand", 9.0),
-        ("spot", 9.0),
-        ("spot", 9.0),
-        ("spot", None),
-    )
-    entries = tuple(
-        Entry(NodeId(f"n{i}"), ZONE, market, 0.0, 2.1, ready_s=ready_s)
-        for i, (market, ready_s) in enumerate(nodes)
-    )
-    with watch_fleet("tried", None, ray_head) as shown:
-        shown.show(Step(entries, Plan((), (), 0.0, ""), (Reclaimed(ZONE, 1, 3),)))
+def running(*command: str) -> Iterator[None]:
+    """A process beside the platform."""
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT)
+    try:
         yield
-
-
-@contextmanager
-def watched_cloud(ray_head: str) -> Iterator[MetadataServer]:
-    """A reclaim agent, and the cloud that it listens to."""
-    with serve(Aws) as cloud:
-        command = [sys.executable, "-m", "cluster.reclaim_agent", "--cloud=aws", "--node-id=n1"]
-        command += [f"--address={ray_head}", f"--base-url={cloud.url}"]
-        agent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        try:
-            yield cloud
-        finally:
-            agent.kill()
-            agent.wait()
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +167,11 @@ def seen(
     with RayPlatform() as platform:
         platform.deploy_and_wait(write_platform(tiny_model, folder))
         head = platform.ray_address
+        agent = ["cluster.reclaim_agent", "--cloud=aws", "--node-id=n1", f"--address={head}"]
         with (
-            shown_fleet(head),
-            watched_cloud(head) as cloud,
+            serve(Aws) as cloud,
+            running(*agent, f"--base-url={cloud.url}"),
+            running("tests.support.shown_fleet", head),
             PrometheusServer(folder / "prometheus", platform.url, ADMIN.text) as prometheus,
         ):
             # Gateway, router, ledger, two engines, fleet, reclaim agent: by discovery alone.
