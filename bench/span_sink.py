@@ -55,7 +55,8 @@ class _Counting(Collector):
 
 
 def _serve(pipe: Connection) -> None:
-    with _Counting() as collector:
+    collector = _Counting()
+    with collector:
         pipe.send(collector.endpoint)
         while True:
             pipe.recv()

@@ -88,7 +88,8 @@ class RayBook:
         if not self._address:
             from ray.experimental import internal_kv
 
-            return internal_kv.internal_kv_get_gcs_client()
+            ours: Any = internal_kv
+            return ours.internal_kv_get_gcs_client()
         from ray import _raylet
 
         gcs: Any = _raylet

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _become(command_of(program, config, port))
 
 
-def _become(command: Sequence[str]) -> NoReturn:
+def _become(command: list[str]) -> NoReturn:
     """In its place: whatever signal ends this ends Prometheus, which writes down what it has."""
     os.execv(command[0], command)  # noqa: S606 - no shell is what is wanted
 
