@@ -140,7 +140,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each load is measured")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts")
     parser.add_argument("--only", choices=("throughput", "memory"), help="one of the two parts")
-    parser.add_argument("--sample", type=float, default=0.1, help="share of requests traced")
+    parser.add_argument(
+        "--sample", type=float, default=0.1, help="share of requests traced; 0 is off"
+    )
     parser.add_argument(
         "--requests-percent", type=int, help="shorter or longer loads, for a try (100 is usual)"
     )
@@ -156,8 +158,9 @@ def _compare(cells: tuple[Cell, ...], rounds: int, seed: int, sample: float) -> 
     results: Results = defaultdict(list)
     with ExitStack() as stack:
         sink = stack.enter_context(taking_spans())
-        tracing = {"endpoint": sink.endpoint, "sample_ratio": sample}
-        lit = {"logging": {"level": "INFO", "format": "json"}, "tracing": tracing}
+        lit: dict[str, Any] = {"logging": {"level": "INFO", "format": "json"}}
+        if sample:
+            lit["tracing"] = {"endpoint": sink.endpoint, "sample_ratio": sample}
         platforms: dict[str, System] = {
             ON: _platform(ON, models, lit),
             OFF: _platform(OFF, models, _PLAIN),
@@ -173,7 +176,7 @@ def _compare(cells: tuple[Cell, ...], rounds: int, seed: int, sample: float) -> 
                         f"round {n + 1}/{rounds}  {cell.title:<42} {key:<4}"
                         f"{run.found.load.tokens_per_s:8.0f} tokens/s  {run.n_scrapes:.0f} scrapes"
                     )
-        _check_it_was_on(results, sink)
+        _check_it_was_on(results, sink, is_traced=bool(sample))
     return _judge(results, cells)
 
 
@@ -220,11 +223,11 @@ def _run(system: System, cell: Cell, seed: str, prometheus: PrometheusServer) ->
     return Run(found, prometheus.value(f'sum_over_time(up{{process="gateway"}}[{span}])'))
 
 
-def _check_it_was_on(results: Results, sink: SpanSink) -> None:
+def _check_it_was_on(results: Results, sink: SpanSink, *, is_traced: bool) -> None:
     """Raises NotRunningError where a run with everything on was not seen by anybody."""
     time.sleep(_SCRAPE_S)  # The last spans leave in batches.
     unseen = [cell.title for (cell, key), runs in results.items() if key == ON if not _seen(runs)]
-    if unseen or not sink.n_spans():
+    if unseen or bool(sink.n_spans()) != is_traced:
         raise NotRunningError(f"nobody looked: {sink.n_spans()} spans; not scraped: {unseen}")
     say(f"{sink.n_spans():,} spans were sent")
 

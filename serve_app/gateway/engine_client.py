@@ -122,10 +122,18 @@ class _CountingOutputProcessor(OutputProcessor):
         self.book.count(wanted)
         return processed
 
+    # Below, what vLLM measures for its span: for who is not sampled it would be thrown away, and it
+    # is measured with each token.
+
     def do_tracing(self, engine_core_output: EngineCoreOutput, *rest: Any) -> None:
-        """As vLLM's, for who is sampled: for others all of it would be made and thrown away."""
         if _is_sampled(engine_core_output.trace_headers):
             super().do_tracing(engine_core_output, *rest)
+
+    def _update_stats_from_output(
+        self, req_state: Any, engine_core_output: EngineCoreOutput, *rest: Any
+    ) -> None:
+        if _is_sampled(engine_core_output.trace_headers):
+            super()._update_stats_from_output(req_state, engine_core_output, *rest)
 
 
 def _is_sampled(trace_headers: Mapping[str, str] | None) -> bool:
