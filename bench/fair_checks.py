@@ -11,9 +11,10 @@ import numpy as np
 from bench.fair_platform import PAIR
 from bench.fair_runs import Sending, Target, send
 from bench.report import say
-from bench.sim_engine import Run, SimRequest
+from bench.sim_engine import SimRequest
 from bench.sim_metrics import list_ttft_s, spread_service
 from bench.simulate import Figures, add_figure
+from bench.simulation import Run
 from bench.workloads import REFERENCE_RPS, merge, steady
 from serve_app.names import TenantId
 

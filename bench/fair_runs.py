@@ -14,8 +14,9 @@ import uvloop
 from bench.fair_platform import BATCH, SPARE
 from bench.load import Answer, Ask, completion_ask, draw_prompt, run_load
 from bench.open_load import OpenLoad, Shot, run_open
-from bench.sim_engine import GapArrays, Job, Run, SimRequest
+from bench.sim_engine import Job, SimRequest
 from bench.simulate import SERVICE
+from bench.simulation import GapArrays, Run
 from bench.systems import NotRunningError
 from bench.workloads import REFERENCE_RPS
 from serve_app.messages import TicketId

@@ -40,8 +40,9 @@ from bench.fair_platform import (
 )
 from bench.fair_runs import Target, measure_capacity, send
 from bench.report import describe_run, say
-from bench.sim_engine import EngineModel, Run
+from bench.sim_engine import EngineModel
 from bench.simulate import TAIL_S, Figures, Result, judge, print_table, summarise
+from bench.simulation import Run
 from bench.systems import MODEL_NAME, NotRunningError
 from bench.workloads import REFERENCE_RPS, WORKLOADS, Workload
 from serve_app.embedded_model import prepare_embedded_model

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bench.sim_engine import Job, Run
+from bench.sim_engine import Job
+from bench.simulation import Run
 from serve_app.names import TenantId
 
 Floats = npt.NDArray[np.float64]

@@ -6,8 +6,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from bench.sim_engine import Run
 from bench.sim_metrics import Floats, list_ticks, rate_service
+from bench.simulation import Run
 from bench.workloads import Workload
 
 

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.sim_engine import EngineModel, Platform, Run, SimRequest, Simulation, measure_capacity
+from bench.sim_engine import EngineModel, SimRequest
 from bench.sim_metrics import (
     list_ttft_s,
     measure_difference,
     measure_shares,
     measure_throughput,
 )
+from bench.simulation import Platform, Run, Simulation, measure_capacity
 from bench.workloads import REFERENCE_RPS, WORKLOADS, Workload
 from serve_app.names import TenantId
 from serve_app.policy.fairness import Vtc

@@ -52,6 +52,7 @@ from cluster.local_watch import (
     NotUpError,
     Watch,
     ask_first_question,
+    describe_first_key,
     describe_use,
     is_platform,
     wait_until_ready,
@@ -197,7 +198,7 @@ def _finish(state: LocalState, watch: Watch, timeout_s: float) -> int:
     try:
         wait_until_ready(ask_serve, state.url, state.app_name, watch, timeout_s)
         if state.needs_key:
-            print(f"\nArriero is up at {state.url}. Its users need a key. Stop: make down")
+            print(describe_first_key(state.url, state.config, STATE_FILE.parent))
             return 0
         answer = ask_first_question(state.url, state.model)
         print(describe_use(state.url, state.model, answer))

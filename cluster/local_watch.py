@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -198,6 +200,23 @@ def question(model: str) -> dict[str, Any]:
         "temperature": 0,
         "max_tokens": 32,
     }
+
+
+def describe_first_key(url: str, config: str, state_folder: Path) -> str:
+    """Returns what to do with a platform whose users need keys and have none yet."""
+    arriero = shlex.quote(_shorten(Path(sys.executable).with_name("arriero")))
+    folder, file = (shlex.quote(_shorten(Path(path))) for path in (state_folder, config))
+    return (
+        f"\nArriero is up at {url}. Its users need a key; the first one may make the others:\n\n"
+        f"  ARRIERO_STATE_DIR={folder} {arriero} keys create --bootstrap {file}\n\n"
+        "Stop: make down"
+    )
+
+
+def _shorten(path: Path) -> str:
+    """Names a file as one does who stands here."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def describe_use(url: str, model: str, answer: str) -> str:

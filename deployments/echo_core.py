@@ -30,7 +30,7 @@ from deployments.vllm_core import Emit
 from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns
-from serve_app.policy.prompt_chunks import Prompt, plan_prompts
+from serve_app.policy.prompt_chunks import OwnSteps, Prompt, plan_prompts
 
 _News = (
     tuple[EngineCoreRequest, Standing, Sequence[int], float] | list[str] | Mapping[TenantId, int]
@@ -64,6 +64,11 @@ class EchoCore:
         self._adapters = EchoAdapters(adapters)
         self._cache = BlockCache(cache_tokens)
         self._prompt_chunk = prompt_chunk
+        self._own_steps = OwnSteps()
+        self._begun: list[TicketId] = []
+        """What the step has started."""
+        self._active: set[TicketId] = set()
+        """Those whose tokens the step computes."""
         self._mail: queue.SimpleQueue[_News | Callable[[], None] | None] = queue.SimpleQueue()
         self.last_step_s = time.monotonic()
         self._turns = EngineTurns()
@@ -212,6 +217,7 @@ class EchoCore:
             self._adapters.plan(self._waiting[ticket].request for ticket in self._turns)
         self._make_room()
         adapters_s = 0.0
+        self._begun = []
         skipped: list[TicketId] = []
         while len(self._running) < self._max_running and (ticket := self._turns.next()):
             self._turns.take(ticket)
@@ -223,20 +229,25 @@ class EchoCore:
             self._turns.start(ticket)
             entry = self._running[ticket] = self._waiting.pop(ticket)
             entry.uncomputed = self._prefill(entry)
+            self._begun.append(ticket)
             entry.note_begun()
         for ticket in skipped:
             self._turns.put_back(ticket)
         if self._pace is None:
             return adapters_s
-        prompt_tokens = self._compute_prompts()
-        kv_tokens = sum(entry.held_tokens for entry in self._running.values())
-        return adapters_s + self._pace.time_step(len(self._running), kv_tokens, prompt_tokens)
+        chunk = self._prompt_chunk if self._turns.n_tenants > 1 else None
+        express = {t for t in self._begun if self._turns.is_express(t)}
+        is_own = self._own_steps.give(len(express), chunk)
+        self._active = express if is_own else set(self._running)
+        prompt_tokens = self._compute_prompts(chunk)
+        kv_tokens = sum(self._running[ticket].held_tokens for ticket in self._active)
+        return adapters_s + self._pace.time_step(len(self._active), kv_tokens, prompt_tokens)
 
-    def _compute_prompts(self) -> int:
+    def _compute_prompts(self, chunk: int | None) -> int:
         """Plans what of prompts the step computes; returns how many tokens that is."""
-        entries = {t: entry for t, entry in self._running.items() if entry.uncomputed}
+        entries = {t: e for t, e in self._running.items() if e.uncomputed and t in self._active}
         prompts = [Prompt(e.uncomputed, self._turns.is_express(t)) for t, e in entries.items()]
-        parts = plan_prompts(prompts, self._prompt_chunk if self._turns.n_tenants > 1 else None)
+        parts = plan_prompts(prompts, chunk)
         for entry, part in zip(entries.values(), parts, strict=True):
             entry.uncomputed -= part
         return sum(parts)
@@ -274,7 +285,7 @@ class EchoCore:
     def _end_step(self) -> None:
         by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
         for ticket, entry in list(self._running.items()):
-            if self._pace is not None and entry.uncomputed:
+            if self._pace is not None and (entry.uncomputed or ticket not in self._active):
                 continue
             output = entry.say(1 if self._pace is not None else entry.limit)
             by_client[entry.request.client_index].append(output)

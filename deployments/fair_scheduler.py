@@ -16,7 +16,6 @@ pop means is known only afterwards, and a request is charged then.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
@@ -28,6 +27,7 @@ from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.request import Request, RequestStatus
 
 from deployments.adapter_slots import SlotTurns
+from deployments.step_shape import StepShape
 from serve_app.messages import Standing, TicketId
 from serve_app.names import TenantId
 from serve_app.policy.engine_turns import EngineTurns, Rank
@@ -198,8 +198,7 @@ class FairTurns(Scheduler):
         self.fair_queue = self.waiting = FairQueue()
         # Only the choice of whom to preempt depends on it: the greatest `priority`.
         self.policy = SchedulingPolicy.PRIORITY
-        self.prompt_chunk: int | None = None
-        """As `prompt_chunk_tokens` of a model's settings."""
+        self.shape = StepShape(self)
         self._told: Mapping[TenantId, int] | None = None
         self._slots = SlotTurns(self.vllm_config)
 
@@ -221,7 +220,7 @@ class FairTurns(Scheduler):
         express = [r for r in self.fair_queue.waiting_express() if self._slots.may_start(r)]
         if express:
             self._make_room(express)
-        with self._budget_kept(express):
+        with self.shape.kept(express, self.fair_queue.n_tenants):
             output = super().schedule(*args, **kwargs)
         self.fair_queue.settle(is_step_over=True)
         self._note_begun(output)
@@ -260,40 +259,6 @@ class FairTurns(Scheduler):
             request, time.monotonic(), drop_stale_output=self.requires_kv_delivery
         )
         return True
-
-    @contextmanager
-    def _budget_kept(self, express: Sequence[Request]) -> Iterator[None]:
-        """Lets long prompts leave a part of the step to express requests, and keeps steps short.
-
-        vLLM plans what runs first, and one long prompt may take all tokens of many steps.
-        """
-        config = self.scheduler_config
-        before = config.long_prefill_token_threshold, self.max_num_scheduled_tokens
-        n_prefills = sum(request.is_prefill_chunk for request in self.running)
-        n_answers = (len(self.running) - n_prefills) * (1 + self.num_spec_tokens)
-        n_prompts = n_prefills + len(express)
-        if self.prompt_chunk is not None and self.fair_queue.n_tenants > 1 and self._may_split():
-            # What runs is planned first: an express prompt is computed whole if each of the others
-            # may be as long.
-            longest = max((request.num_tokens for request in express), default=0)
-            budget = n_answers + max(longest * n_prompts, self.prompt_chunk)
-            self.max_num_scheduled_tokens = min(budget, self.max_num_scheduled_tokens)
-        if express:
-            share = max(1, (self.max_num_scheduled_tokens - n_answers) // n_prompts)
-            config.long_prefill_token_threshold = min(before[0] or share, share)
-        try:
-            yield
-        finally:
-            config.long_prefill_token_threshold, self.max_num_scheduled_tokens = before
-
-    def _may_split(self) -> bool:
-        """Whether any prompt can be computed in parts as small as one likes."""
-        config = self.scheduler_config
-        return (
-            config.enable_chunked_prefill
-            and not config.disable_chunked_mm_input
-            and not self.need_mamba_block_aligned_split
-        )
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         return not self._slots.is_closed(request) and super()._handle_blocked_waiting_request(

@@ -149,7 +149,7 @@ class VllmCore(EngineCoreProc):
             executor_fail_callback=self._executor_failed,
         )
         if isinstance(self.scheduler, FairTurns):
-            self.scheduler.prompt_chunk = prompt_chunk
+            self.scheduler.shape.prompt_chunk = prompt_chunk
         if config.device_config.device_type == "cpu":
             _leave_one_core_free()
 

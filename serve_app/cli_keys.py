@@ -131,6 +131,7 @@ def _create_key(client: "AdminClient", options: argparse.Namespace) -> int:
 
 def _bootstrap(options: argparse.Namespace) -> int:
     from serve_app.config_file import load_config_file
+    from serve_app.config_store import describe_database
     from serve_app.first_key import make_first_key
 
     if bounds_of(options):
@@ -147,6 +148,7 @@ def _bootstrap(options: argparse.Namespace) -> int:
             expires_s=expires_s,
         )
     )
+    print(f"It is in {describe_database(settings.store)}.", file=sys.stderr)
     if settings.auth.kind == "off":
         print("Note: keys are off in this file; set auth.kind to keys.", file=sys.stderr)
     return _print_key(options, key)

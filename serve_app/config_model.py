@@ -264,9 +264,9 @@ class ModelSettings(Section):
     """Seconds that a stopping engine gets to finish what it runs. The rest goes on elsewhere."""
     prompt_chunk_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """Prompt tokens that a step computes at most while requests of more than one tenant are in an
-    engine; prompts of requests that took another's place (`fairness.preempts`) come on top. Shorter
-    steps let newcomers in sooner and cost throughput. None leaves it to the engine:
-    `max_num_batched_tokens`."""
+    engine. A request that took another's place (`fairness.preempts`) is computed whole, in a step
+    in which the others wait. Newcomers get their first token sooner, and throughput is less. None
+    leaves it to the engine: `max_num_batched_tokens`."""
     hang_timeout_s: Seconds = 120.0
     """Seconds without a step, while requests run, after which an engine is replaced."""
     health_timeout_s: Seconds = 30.0

@@ -67,6 +67,13 @@ def state_dir_of(settings: StoreSettings) -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "arriero"
 
 
+def describe_database(settings: StoreSettings) -> str:
+    """Return which database it is, without secrets."""
+    if isinstance(settings.database, SqliteStore):
+        return settings.database.path or str(state_dir_of(settings) / "store.db")
+    return f"the database that {settings.database.url} names"
+
+
 def database_url(settings: StoreSettings) -> str:
     """Return the database's address, which may hold a password and must not be shown.
 
@@ -74,8 +81,7 @@ def database_url(settings: StoreSettings) -> str:
         ConfigError: The variable that should hold it is not set, or holds something else.
     """
     if isinstance(settings.database, SqliteStore):
-        path = settings.database.path or str(state_dir_of(settings) / "store.db")
-        return f"sqlite+aiosqlite:///{path}"
+        return f"sqlite+aiosqlite:///{describe_database(settings)}"
     name = settings.database.url.removeprefix(_ENV)
     url = os.environ.get(name, "")
     scheme, separator, rest = url.partition("://")

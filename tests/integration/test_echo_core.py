@@ -38,8 +38,11 @@ class Said:
         )
         self.n_tokens: Counter[str] = Counter()
         """Tokens that were read, by request."""
+        self.steps: list[list[str]] = []
+        """Who spoke, step by step."""
 
     def _emit(self, client: int, outputs: EngineCoreOutputs) -> None:
+        self.steps.append([output.request_id for output in outputs.outputs])
         for output in outputs.outputs:
             self._outputs.put(output)
 
@@ -152,6 +155,19 @@ def test_prompts_are_computed_in_parts_beside_another_tenant() -> None:
         said.read_first("b")
         assert said.n_tokens["a"] >= 5, "it spoke between the parts"
         assert said.n_tokens["b"] == 1
+
+
+def test_who_took_a_place_has_a_step_of_its_own() -> None:
+    pace = Pace(0.01, per_prompt_token_s=0.001)
+    newcomer = Standing(TenantId("b"), tier=0, counter=0, charged=0, is_express=True)
+    with running(pace, max_num_seqs=4, chunk=20) as said:
+        for name in ("a", "a1", "a2"):
+            said.send(name, 4, max_tokens=400)
+        said.read_first("a2")
+        said.send("b", 100, standing=newcomer, max_tokens=1)
+        said.read_first("b")
+        assert next(step for step in said.steps if "b" in step) == ["b"], "the others wait"
+        said.read_first("a")
 
 
 def test_without_a_cache_nothing_is_said_of_it() -> None:

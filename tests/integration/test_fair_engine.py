@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -206,32 +208,65 @@ def check_express_beside_long_prompts(engine: Engine) -> None:
     assert engine.started[0] == "light0"
 
 
+@contextmanager
+def watching(scheduler: FairTurns) -> Iterator[list[SchedulerOutput]]:
+    """Keeps what each step was planned to compute."""
+    schedule, steps = scheduler.schedule, list[SchedulerOutput]()
+
+    def watch(*args: Any, **kwargs: Any) -> SchedulerOutput:
+        steps.append(schedule(*args, **kwargs))
+        return steps[-1]
+
+    scheduler.schedule = watch  # type: ignore[method-assign]
+    yield steps
+    scheduler.schedule = schedule  # type: ignore[method-assign]
+
+
 def check_prompt_chunk(engine: Engine) -> None:
     """Beside another tenant a long prompt is computed in parts; alone, as it comes."""
     scheduler = engine.core.scheduler
     assert isinstance(scheduler, FairTurns)
-    schedule, totals = scheduler.schedule, list[int]()
-
-    def watch(*args: Any, **kwargs: Any) -> SchedulerOutput:
-        output = schedule(*args, **kwargs)
-        totals.append(output.total_num_scheduled_tokens)
-        return output
-
-    scheduler.schedule = watch  # type: ignore[method-assign]
-    scheduler.prompt_chunk = 16
+    scheduler.shape.prompt_chunk = 16
     answers = []
     for neighbour in ("b", "a"):
         engine.forget()
-        totals.clear()
-        engine.send("a0", "a", 8, 100)
-        engine.read_until(n_started=1)
-        engine.send("long0", neighbour, 120, 4)
-        engine.read_until(n_ended=1)
-        answers.append(engine.tokens["long0"])
-        assert (max(totals) <= 1 + 16) == (neighbour == "b"), totals
-        engine.read_until(n_ended=2)
+        with watching(scheduler) as steps:
+            engine.send("a0", "a", 8, 100)
+            engine.read_until(n_started=1)
+            engine.send("long0", neighbour, 120, 4)
+            engine.read_until(n_ended=1)
+            answers.append(engine.tokens["long0"])
+            totals = [step.total_num_scheduled_tokens for step in steps]
+            assert (max(totals) <= 1 + 16) == (neighbour == "b"), totals
+            engine.read_until(n_ended=2)
     assert answers[0] == answers[1]
-    scheduler.schedule, scheduler.prompt_chunk = schedule, None  # type: ignore[method-assign]
+    scheduler.shape.prompt_chunk = None
+
+
+def check_own_step(engine: Engine) -> None:
+    """Beside a chunk, an express prompt has a step in which the others wait; answers stay."""
+    scheduler = engine.core.scheduler
+    assert isinstance(scheduler, FairTurns)
+    scheduler.shape.prompt_chunk = 16
+    engine.forget()
+    engine.counters |= {"hog": 5000, "light": 10}
+    names = [*(f"hog{i}" for i in range(8)), "light0"]
+    with watching(scheduler) as steps:
+        for name in names[:-1]:
+            engine.send(name, name[:-1], 8, 24)
+        engine.read_until(n_started=8)
+        engine.send("light0", "light", 64, 4, is_express=True)
+        engine.read_until(n_ended=9)
+    sizes = [list(step.num_scheduled_tokens.values()) for step in steps]
+    own = sizes.index([64])
+    assert (len(sizes[own - 1]), len(sizes[own + 1])) == (8, 8), "the others wait once"
+    together = dict(engine.tokens)
+    for name in names:
+        engine.forget()
+        engine.send(name, name[:-1], *((64, 4) if name == "light0" else (8, 24)))
+        engine.read_until(n_ended=1)
+        assert engine.tokens[name] == together[name]
+    scheduler.shape.prompt_chunk = None
 
 
 if __name__ == "__main__":
@@ -242,4 +277,5 @@ if __name__ == "__main__":
     check_express(engine)
     check_express_beside_long_prompts(engine)
     check_prompt_chunk(engine)
+    check_own_step(engine)
     engine.stop()

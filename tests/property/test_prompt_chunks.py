@@ -1,9 +1,11 @@
 """Invariants of `serve_app.policy.prompt_chunks`."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.policy.prompt_chunks import Prompt, plan_prompts
+from serve_app.policy.prompt_chunks import OwnSteps, Prompt, plan_prompts
 
 _PROMPTS = st.lists(st.builds(Prompt, st.integers(0, 300), st.booleans()), max_size=8)
 _CHUNK = st.integers(1, 256)
@@ -35,3 +37,18 @@ def test_first_goes_on(prompts: list[Prompt], chunk: int) -> None:
 @given(_PROMPTS)
 def test_without_a_chunk_all_is_computed(prompts: list[Prompt]) -> None:
     assert plan_prompts(prompts, None) == [prompt.tokens for prompt in prompts]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1), _CHUNK)
+def test_others_wait_for_one_step(n_express: list[int], chunk: int) -> None:
+    steps = OwnSteps()
+    own = [steps.give(n, chunk) for n in n_express]
+    assert not any(one and other for one, other in itertools.pairwise(own))
+    for i, n in enumerate(n_express):
+        assert own[i] == (n > 0 and (i == 0 or not own[i - 1])), "and no newcomer goes without"
+
+
+@given(st.lists(st.integers(0, 3)))
+def test_without_a_chunk_no_step_is_anybodys(n_express: list[int]) -> None:
+    steps = OwnSteps()
+    assert not any(steps.give(n, None) for n in n_express)

@@ -22,7 +22,7 @@ from cluster.local_state import (
     private_folder,
     stop_processes,
 )
-from cluster.local_watch import Watch, describe_use, read_ready, read_serve
+from cluster.local_watch import Watch, describe_first_key, describe_use, read_ready, read_serve
 
 PORTS = Ports(1, 2, 3, 4, 5, 6, 7, 8, 9)
 STATE = LocalState("mark", "/tmp/x", "http://127.0.0.1:1", "http://127.0.0.1:2", "a", "c.yaml")
@@ -191,6 +191,20 @@ def test_watch_says_each_change_once() -> None:
         "a: starting",
         "a: running",
     ]
+
+
+def test_who_needs_a_key_is_told_how_to_make_one_in_this_platforms_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = describe_first_key("http://127.0.0.1:1", str(tmp_path / "my keys.yaml"), Path("state"))
+    [command] = [line for line in text.splitlines() if "--bootstrap" in line]
+    said = "printf '%s\n' $ARRIERO_STATE_DIR "
+    shown = subprocess.run(
+        ["/bin/sh", "-c", command.replace(" /", f" ; {said}/", 1)], capture_output=True, text=True
+    ).stdout.splitlines()
+    assert shown[0] == "state"
+    assert shown[-1] == "my keys.yaml"
 
 
 def test_description_has_a_command_that_a_shell_takes() -> None:

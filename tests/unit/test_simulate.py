@@ -3,9 +3,10 @@ import random
 import numpy as np
 import pytest
 
-from bench.sim_engine import EngineModel, GapArrays, Platform, SimRequest, measure_capacity
+from bench.sim_engine import EngineModel, SimRequest
 from bench.sim_metrics import list_ticks, rate_demand, rate_service
 from bench.simulate import simulate
+from bench.simulation import GapArrays, Platform, measure_capacity
 from bench.workloads import Workload, fixed, name_tenant
 from serve_app.names import TenantId
 from serve_app.policy.fairness_bound import GapMeter
