@@ -183,6 +183,20 @@ def test_texts_are_deleted_by_tenant_and_age_and_records_stay(
     assert "There is no request" in run("requests", "show", "forget-me")[2]
 
 
+def test_texts_go_with_their_tenant_and_records_stay(platform: LocalPlatform) -> None:
+    headers = {"authorization": f"Bearer {_KEYS['admin']}"}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=30.0) as admin:
+        admin.post("/admin/tenants", json={"id": "short", "keeps_texts": True})
+        key = admin.post("/admin/keys", json={"tenant": "short"}).json()["key"]
+        body = {"model": "tiny", "messages": ask(_SECRET), "max_tokens": 8}
+        sent = {"authorization": f"Bearer {key}", "x-request-id": "of-the-short"}
+        assert post(platform.url, "/v1/chat/completions", body, **sent).status_code == 200
+        assert _SECRET in find(platform, "of-the-short")["request"]
+        assert admin.delete("/admin/tenants/short").status_code == 200
+        record = find(platform, "of-the-short")
+    assert (record["tenant"], record["has_texts"], record["request"]) == ("short", False, None)
+
+
 def test_what_is_too_old_is_deleted_by_itself_texts_first(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
