@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class Seen:
 
     prometheus: PrometheusServer
     load: Load
-    logs: bytes
+    logs: bytes = field(repr=False)
     """All that Ray and the platform's processes have logged, and all files of the state folder."""
 
 
@@ -254,9 +254,9 @@ def test_logs_have_a_line_for_each_request_and_no_key_and_no_text(seen: Seen) ->
     assert logs.count(b"request_log: POST /v1/completions status=") == len(load.statuses) + 2
     assert SECRET.encode() not in logs
     assert [key.id for key in (*KEYS.values(), ADMIN, WRONG_KEY) if key.text.encode() in logs] == []
-    # Stretches that JSON and logs would write as they are.
+    # Stretches that JSON and logs would write as they are. Who asks the same gets the same.
     stretches = {s for text in load.answers for s in re.findall(r"[ -!#-\[\]-~]{24,}", text)}
-    assert len(stretches) > 20
+    assert len(stretches) >= 5
     assert [stretch for stretch in stretches if stretch.encode() in logs] == []
 
 
