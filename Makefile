@@ -94,7 +94,7 @@ bench-adapters: env-dev ## Measure many adapters, beside vLLM and Ray Serve LLM 
 bench-fairness: env-dev ## Measure fairness of the running platform (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.fairness $(ARGS)
 
-bench-observability: env-dev ## Measure what metrics cost (ARGS=--quick for less)
+bench-observability: env-dev ## Measure what metrics, logs and traces cost (ARGS=--quick for less)
 	@$(VENV)/python -m bench.observability $(ARGS)
 
 bench-migration: env-dev ## Measure what the death of an engine costs (ARGS=--quick for minutes)

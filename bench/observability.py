@@ -1,34 +1,37 @@
-"""What it costs to see: the platform with all metrics and a Prometheus that scrapes, and without.
+"""What it costs to see: the platform with everything on, and with everything off.
 
-    python -m bench.observability            five rounds, the real model and an echo engine
+    python -m bench.observability            five rounds, the real model and echo engines
     python -m bench.observability --quick    two rounds, echo engines only
 
-Two whole platforms on Ray; they take turns within each round, who waits is held still. One has
-`metrics.enabled: false`; the other is scraped every five seconds, as `make monitoring` does. Echo
-engines answer at once or at a pace, so that what is measured is the gateway; with the real model it
-is the engine.
+Two whole platforms on Ray; they take turns within each round, who waits is held still. One shows
+its metrics to a Prometheus that scrapes every five seconds, as `make monitoring` does; writes a
+line of JSON for each request; and sends traces of every tenth request to a collector. The other has
+`metrics.enabled: false`, logs from WARNING on and traces nothing. Records of requests are part of
+usage and cannot be switched off: both have them. Prometheus and the collector take their part of
+the same processors.
 
-Then memory: one platform in this process takes 50,000 requests from 10,000 tenants. What each
-tenant leaves behind once is there after the first 10,000; from then on it has to stay flat.
+Echo engines answer at once or at a pace that no gateway can follow, so that what is measured is the
+gateway; with the real model it is the engine. Then memory: `bench.many_tenants`.
 """
 
 import argparse
-import gc
+import math
 import random
 import signal
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-import uvloop
+import httpx
 
-from bench.load import Ask, chat_asks, completion_asks, run_load
+from bench.load import Ask, chat_asks, completion_asks
+from bench.many_tenants import watch_memory
 from bench.measure import Asks, Measured, measure, running
 from bench.report import (
     Figure,
@@ -39,32 +42,30 @@ from bench.report import (
     print_table,
     say,
 )
+from bench.span_sink import SpanSink, taking_spans
 from bench.systems import (
     ARRIERO_ROLES,
     ENGINE_ARGS,
     MODEL_NAME,
     NotRunningError,
     RayServed,
+    System,
     arriero_application,
     describe_model,
 )
-from serve_app.config import Settings, parse_settings
 from serve_app.embedded_model import prepare_embedded_model
-from serve_app.keys import hash_key
-from tests.support.platform import LocalPlatform
 from tests.support.prometheus import PrometheusServer
 
 ON, OFF = "on", "off"
 _PACED, _REAL = "echo-paced", "real"
-_TENANTS = 10_000
-_REQUESTS = 50_000
-_STEP = 5_000
-_CLIENTS = 32
+_PLAIN: dict[str, Any] = {"metrics": {"enabled": False}, "logging": {"level": "WARNING"}}
+_SCRAPE_S = 5
+_TARGETS_S = 30.0
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One load."""
+    """One load, long enough for some scrapes."""
 
     title: str
     model: str
@@ -87,10 +88,26 @@ class Cell:
 
 
 ECHO_CELLS = (
-    Cell("echo, unary of 16 tokens, 32 clients", MODEL_NAME, 32, 2000, 16),
-    Cell("echo, streams of 500 tokens, 16 clients", _PACED, 16, 48, 500),
+    Cell("echo, unary of 16 tokens, 32 clients", MODEL_NAME, 32, 6000, 16),
+    Cell("echo, streams of 500 tokens, 32 clients", _PACED, 32, 800, 500),
 )
-REAL_CELL = Cell("SmolLM2, 64 in and 64 out, 16 clients", _REAL, 16, 128, 64, is_chat=False)
+REAL_CELL = Cell("SmolLM2, 64 in and 64 out, 16 clients", _REAL, 16, 80, 64, is_chat=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement.
+
+    Attributes:
+        found: What was measured.
+        n_scrapes: How often Prometheus read the gateway meanwhile.
+    """
+
+    found: Measured
+    n_scrapes: float
+
+
+Results = dict[tuple[Cell, str], list[Run]]
 
 
 def main() -> int:
@@ -99,14 +116,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     prepare_embedded_model(progress=say)
     rounds = options.rounds or (2 if options.quick else 5)
-    cells = ECHO_CELLS if options.quick else (*ECHO_CELLS, REAL_CELL)
+    cells: tuple[Cell, ...] = ECHO_CELLS if options.quick else (*ECHO_CELLS, REAL_CELL)
+    if options.requests_percent:
+        cells = tuple(_shorten(cell, options.requests_percent) for cell in cells)
     figures: dict[str, Figure] = {}
-    print(describe_run("make bench-observability" + (" ARGS=--quick" if options.quick else "")))
+    print(describe_run(f"make bench-observability ARGS='{' '.join(sys.argv[1:])}'"))
     try:
         if options.only != "memory":
-            figures |= _compare(cells, rounds, options.seed)
+            figures |= _compare(cells, rounds, options.seed, options.sample)
         if options.only != "throughput":
-            figures |= _watch_memory(_REQUESTS if not options.quick else 2 * _TENANTS)
+            figures |= watch_memory(20_000 if options.quick else 50_000)
     except NotRunningError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -121,122 +140,132 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each load is measured")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts")
     parser.add_argument("--only", choices=("throughput", "memory"), help="one of the two parts")
+    parser.add_argument(
+        "--sample", type=float, default=0.1, help="share of requests traced; 0 is off"
+    )
+    parser.add_argument(
+        "--requests-percent", type=int, help="shorter or longer loads, for a try (100 is usual)"
+    )
     return parser.parse_args()
 
 
-# --- throughput -----------------------------------------------------------------------------
+def _shorten(cell: Cell, percent: int) -> Cell:
+    return replace(cell, n_requests=max(cell.clients, cell.n_requests * percent // 100))
 
 
-def _compare(cells: tuple[Cell, ...], rounds: int, seed: int) -> dict[str, Figure]:
+def _compare(cells: tuple[Cell, ...], rounds: int, seed: int, sample: float) -> dict[str, Figure]:
     models = {cell.model for cell in cells}
-    results: dict[tuple[Cell, str], list[Measured]] = defaultdict(list)
+    results: Results = defaultdict(list)
     with ExitStack() as stack:
-        systems = stack.enter_context(
-            running({ON: _platform(models, is_on=True), OFF: _platform(models, is_on=False)})
-        )
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        url = systems[ON].base_url.removesuffix("/v1")
-        stack.enter_context(PrometheusServer(folder, url, every="5s"))
+        sink = stack.enter_context(taking_spans())
+        lit: dict[str, Any] = {"logging": {"level": "INFO", "format": "json"}}
+        if sample:
+            lit["tracing"] = {"endpoint": sink.endpoint, "sample_ratio": sample}
+        platforms: dict[str, System] = {
+            ON: _platform(ON, models, lit),
+            OFF: _platform(OFF, models, _PLAIN),
+        }
+        systems = stack.enter_context(running(platforms))
+        prometheus = stack.enter_context(_scraping(systems[ON], 2 + 2 * len(models)))
         for n in range(rounds):
             for i, cell in enumerate(cells):
-                asks = cell.asks(f"{seed}-{n}-{i}")
                 for key in (ON, OFF) if (n + i) % 2 else (OFF, ON):
-                    found = measure(systems[key], asks, asks, cell.clients, cell.n_requests)
-                    results[cell, key].append(found)
+                    run = _run(systems[key], cell, f"{seed}-{n}-{i}", prometheus)
+                    results[cell, key].append(run)
                     say(
                         f"round {n + 1}/{rounds}  {cell.title:<42} {key:<4}"
-                        f"{found.load.tokens_per_s:8.0f} tokens/s"
+                        f"{run.found.load.tokens_per_s:8.0f} tokens/s  {run.n_scrapes:.0f} scrapes"
                     )
+        _check_it_was_on(results, sink, is_traced=bool(sample))
     return _judge(results, cells)
 
 
-def _platform(models: set[str], *, is_on: bool) -> RayServed:
+def _platform(key: str, models: set[str], sections: dict[str, Any]) -> RayServed:
     echo: dict[str, Any] = {"kind": "echo", "max_num_seqs": 1024}
     engines: dict[str, dict[str, Any]] = {
         MODEL_NAME: echo,
-        _PACED: {**echo, "tokens_per_s": 1000.0},
+        _PACED: {**echo, "tokens_per_s": 2000.0},
         _REAL: {"kind": "vllm", "args": dict(ENGINE_ARGS)},
     }
     described = [describe_model(name, engines[name]) for name in engines if name in models]
-    application = arriero_application(described, metrics={"enabled": is_on})
-    return RayServed(f"metrics {ON if is_on else OFF}", [application], {}, ARRIERO_ROLES)
+    application = arriero_application(described, **sections)
+    return RayServed(f"everything {key}", [application], {}, ARRIERO_ROLES)
 
 
-def _judge(
-    results: dict[tuple[Cell, str], list[Measured]], cells: tuple[Cell, ...]
-) -> dict[str, Figure]:
-    rows, ratios = [], []
+@contextmanager
+def _scraping(system: System, n_targets: int) -> Iterator[PrometheusServer]:
+    """Starts a Prometheus that knows every process by its address, too.
+
+    One that was held still is found again a while after it goes on: too late for a short run.
+    """
+    url = system.base_url.removesuffix("/v1")
+    system.processes.resume()
+    targets: list[dict[str, Any]] = []
+    give_up_s = time.monotonic() + _TARGETS_S
+    while len(targets) < n_targets:
+        if time.monotonic() > give_up_s:
+            raise NotRunningError(f"{len(targets)} of {n_targets} processes show metrics")
+        time.sleep(1.0)
+        targets = httpx.get(f"{url}/metrics/targets", timeout=10.0).raise_for_status().json()
+    system.processes.pause()
+    with tempfile.TemporaryDirectory() as name:
+        every = f"{_SCRAPE_S}s"
+        with PrometheusServer(Path(name), url, more=targets, every=every) as prometheus:
+            yield prometheus
+
+
+def _run(system: System, cell: Cell, seed: str, prometheus: PrometheusServer) -> Run:
+    # Prompts of the warm-up are others: a prefix cache would know them.
+    short = replace(cell, output_tokens=min(cell.output_tokens, 16))
+    warm_up = short.asks(f"{seed}-warm")
+    found = measure(system, cell.asks(seed), warm_up, cell.clients, cell.n_requests)
+    span = f"{math.ceil(found.load.wall_s)}s"
+    return Run(found, prometheus.value(f'sum_over_time(up{{process="gateway"}}[{span}])'))
+
+
+def _check_it_was_on(results: Results, sink: SpanSink, *, is_traced: bool) -> None:
+    """Raises NotRunningError where a run with everything on was not seen by anybody."""
+    time.sleep(_SCRAPE_S)  # The last spans leave in batches.
+    unseen = [cell.title for (cell, key), runs in results.items() if key == ON if not _seen(runs)]
+    if unseen or bool(sink.n_spans()) != is_traced:
+        raise NotRunningError(f"nobody looked: {sink.n_spans()} spans; not scraped: {unseen}")
+    say(f"{sink.n_spans():,} spans were sent")
+
+
+def _seen(runs: list[Run]) -> bool:
+    return all(run.n_scrapes for run in runs)
+
+
+def _judge(results: Results, cells: tuple[Cell, ...]) -> dict[str, Figure]:
+    rows: list[list[str]] = []
+    ratios: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
-        on, off = results[cell, ON], results[cell, OFF]
-        pairs = zip(on, off, strict=True)
-        ratio = Spread.of(a.load.tokens_per_s / b.load.tokens_per_s for a, b in pairs)
-        ratios.append(ratio.mid)
-        cpu = Spread.of(_gateway_s(a) / _gateway_s(b) for a, b in zip(on, off, strict=True))
+        on, off = (results[cell, key] for key in (ON, OFF))
+        speeds = [[run.found.load.tokens_per_s for run in runs] for runs in (on, off)]
+        costs = [[_gateway_s(run.found) for run in runs] for runs in (on, off)]
+        ratio = Spread.of(a / b for a, b in zip(*speeds, strict=True))
+        ratios["real_model" if cell.model == _REAL else "gateway_alone"].append(ratio.mid)
         rows.append(
             [
                 cell.title,
-                Spread.of(m.load.tokens_per_s for m in on).text(0),
-                Spread.of(m.load.tokens_per_s for m in off).text(0),
+                *(Spread.of(each).text(0) for each in speeds),
                 ratio.text(3),
-                cpu.text(3),
-                f"{max(m.others_cores for m in on + off):.2f}",
+                Spread.of(a / b for a, b in zip(*costs, strict=True)).text(3),
+                f"{sum(run.n_scrapes for run in on):.0f}",
+                *(f"{max(run.found.others_cores for run in runs):.2f}" for runs in (on, off)),
             ]
         )
     head = ["load", "tokens/s, on", "tokens/s, off", "on / off", "gateway's CPU, on / off"]
-    print_table("Median (lowest-highest)", [*head, "others' cores"], rows)
-    return {"throughput_on_vs_off": Figure(geometric_mean(ratios), ">= 0.99")}
+    others = ["scrapes", "others' cores, on", "others' cores, off"]
+    print_table("Median (lowest-highest)", [*head, *others], rows)
+    return {
+        f"throughput_on_vs_off_{group}": Figure(geometric_mean(found), ">= 0.99")
+        for group, found in ratios.items()
+    }
 
 
 def _gateway_s(measured: Measured) -> float:
     return max(0.01, measured.cpu_s.get("gateway", 0.0))
-
-
-# --- memory ---------------------------------------------------------------------------------
-
-
-def _watch_memory(n_requests: int) -> dict[str, Figure]:
-    rows, sizes_mib = [], {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with LocalPlatform(_many_tenants(folder), folder) as platform:
-            for done in range(_STEP, n_requests + 1, _STEP):
-                _ask_as_many(platform.url, done - _STEP, _STEP)
-                gc.collect()
-                sizes_mib[done] = psutil.Process().memory_info().rss / (1 << 20)
-                lines = platform.metrics.render().count("\n")
-                rows.append([f"{done:,}", f"{sizes_mib[done]:.0f}", f"{lines:,}"])
-                say(f"{done:,} requests: {sizes_mib[done]:.0f} MiB, {lines:,} lines of metrics")
-    print_table("Memory", ["requests", "resident MiB", "lines of metrics"], rows)
-    growth = sizes_mib[n_requests] / sizes_mib[_TENANTS]
-    return {"memory_after_all_vs_after_each_tenant_once": Figure(growth, "<= 1.03")}
-
-
-def _many_tenants(folder: Path) -> Settings:
-    model = describe_model(MODEL_NAME, {"kind": "echo", "max_num_seqs": 1024})
-    tenants = [
-        {"id": f"tenant-{i}", "keys": [{"hash": hash_key(f"key-{i}")}]} for i in range(_TENANTS)
-    ]
-    return parse_settings(
-        {
-            "models": [model],
-            "auth": {"kind": "keys"},
-            "tenants": tenants,
-            "store": {"state_dir": str(folder / "state")},
-            "logging": {"level": "WARNING"},
-        }
-    )
-
-
-def _ask_as_many(url: str, first: int, n_requests: int) -> None:
-    def asks() -> Iterator[Ask]:
-        for i in range(first, first + n_requests):
-            body = b'{"model": "%s", "prompt": "One two three", "max_tokens": 4}'
-            key = f"key-{i % _TENANTS}"
-            yield Ask("/v1/completions", body % MODEL_NAME.encode(), False, None, 4, key)
-
-    result = uvloop.run(run_load(f"{url}/v1", asks(), _CLIENTS, n_requests))
-    if result.n_errors:
-        raise NotRunningError(f"{result.n_errors} errors, such as {result.errors}")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,17 @@ from serve_app.config_fleet import FleetSettings, LocalProvisionerSettings, SkyP
 
 @dataclass(frozen=True)
 class FleetParts:
-    """What commands on a fleet use."""
+    """What commands on a fleet use.
+
+    Attributes:
+        ray_head: HOST:PORT of the Ray cluster that its nodes join; empty where each is its own.
+    """
 
     settings: FleetSettings
     book: FleetBook
     provisioner: Provisioner
     members: Members
+    ray_head: str = ""
 
     def controller(self, tell: Callable[[str], None]) -> Controller:
         """Return a controller of this fleet."""
@@ -42,10 +47,10 @@ def build_fleet(file: FleetFile) -> FleetParts:
     settings, folder = file.fleet, folder_of(file)
     match settings.provisioner:
         case LocalProvisionerSettings():
-            provisioner, members = _build_local(file, settings.provisioner, folder)
+            provisioner, members, head = _build_local(file, settings.provisioner, folder)
         case SkyPilotProvisioner():
-            provisioner, members = _build_sky(file, settings.provisioner, folder)
-    return FleetParts(settings, FleetBook(folder), provisioner, members)
+            provisioner, members, head = _build_sky(file, settings.provisioner, folder)
+    return FleetParts(settings, FleetBook(folder), provisioner, members, head)
 
 
 def folder_of(file: FleetFile) -> Path:
@@ -56,7 +61,7 @@ def folder_of(file: FleetFile) -> Path:
 
 def _build_local(
     file: FleetFile, local: LocalProvisionerSettings, folder: Path
-) -> tuple[Provisioner, Members]:
+) -> tuple[Provisioner, Members, str]:
     state = load_state(STATE_FILE)
     if state is None or not find_processes(state.mark):
         raise FleetSetupError(
@@ -74,12 +79,12 @@ def _build_local(
         Path(state.folder) / "n",
         node_environment(os.environ, state.mark) | {"ARRIERO_STATE_DIR": str(STATE_FILE.parent)},
     )
-    return provisioner, RayMembers(state.ray_address)
+    return provisioner, RayMembers(state.ray_address), state.ray_address
 
 
 def _build_sky(
     file: FleetFile, sky: SkyPilotProvisioner, folder: Path
-) -> tuple[Provisioner, Members]:
+) -> tuple[Provisioner, Members, str]:
     task = (file.path.parent / sky.file).resolve()
     if not task.exists():
         raise FleetSetupError(
@@ -90,6 +95,6 @@ def _build_sky(
     envs = {"RAY_HEAD": sky.ray_head, **sky.envs} if sky.ray_head else sky.envs
     provisioner = SkyProvisioner(file.fleet.name, task, envs, bridge, sky.accelerators)
     if sky.ray_head is None:
-        return provisioner, CellMembers(sky.port)
+        return provisioner, CellMembers(sky.port), ""
     os.environ["RAY_AUTH_MODE"] = "token"
-    return provisioner, RayMembers(sky.ray_head)
+    return provisioner, RayMembers(sky.ray_head), sky.ray_head

@@ -65,6 +65,16 @@ def choose_free_port(host: str, first: int, last: int) -> int | None:
     return next((port for port in range(first, last + 1) if is_port_free(host, port)), None)
 
 
+def address_towards(address: str) -> str:
+    """Return this machine's address as the one at HOST:PORT sees it; nothing is sent there."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))
+        return str(probe.getsockname()[0])
+
+
 def _read_int(file: Path) -> int | None:
     try:
         return int(file.read_text())

@@ -17,11 +17,14 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
+from cluster.machine import address_towards
+from cluster.reclaim_metrics import ReclaimMetrics
 from cluster.reclaim_notices import (
     AwsNotices,
     AzureNotices,
@@ -30,6 +33,9 @@ from cluster.reclaim_notices import (
     Notice,
     Notices,
 )
+from serve_app.metrics import Metrics
+from serve_app.metrics_book import RayBook
+from serve_app.metrics_server import MetricsServer
 
 _logger = logging.getLogger("arriero.reclaim")
 
@@ -46,13 +52,25 @@ Drain = Callable[[Notice, float], Awaitable[bool]]
 
 
 class ReclaimAgent:
-    """One node's watch."""
+    """One node's watch.
+
+    Args:
+        notices: Of the node's cloud.
+        drain: Drains the node.
+        seen: Where it is counted.
+        clock: Seconds since 1970.
+    """
 
     def __init__(
-        self, notices: Notices, drain: Drain, clock: Callable[[], float] = time.time
+        self,
+        notices: Notices,
+        drain: Drain,
+        seen: ReclaimMetrics,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._notices = notices
         self._drain = drain
+        self._seen = seen
         self._clock = clock
 
     async def run(self) -> Notice:
@@ -63,11 +81,13 @@ class ReclaimAgent:
                 notice = await self._notices.wait()
             except (httpx.HTTPError, MetadataError) as error:
                 _logger.warning("the metadata service does not answer: %s", error)
+                self._seen.unanswered.add()
                 await asyncio.sleep(wait_s)
                 wait_s = min(_LONGEST_WAIT_S, 2 * wait_s)
                 continue
             wait_s = 1.0
             if notice.deadline_s is None:
+                self._seen.likely.add()
                 _logger.info("the cloud says that a reclaim has become likely: %s", notice.text)
                 continue
             if await self._drain_until_done(notice):
@@ -76,9 +96,11 @@ class ReclaimAgent:
     async def _drain_until_done(self, notice: Notice) -> bool:
         """Try again while there is time: Ray's head may be away for a moment."""
         assert notice.deadline_s is not None
+        self._seen.certain.add()
         while True:
             left_s = max(0.0, notice.deadline_s - self._clock())
             if await self._drain(notice, left_s):
+                self._seen.left_s.set(left_s)
                 _logger.warning("%s: the node drains, %.0f s are left", notice.text, left_s)
                 return True
             if left_s <= 0:
@@ -137,10 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_ASK_NODE_ID = """
+_ASK_RAY = """
 import json, ray, sys
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-print(json.dumps(ray.get_runtime_context().get_node_id()))
+context = ray.get_runtime_context()
+print(json.dumps([context.get_node_id(), context.gcs_address]))
 """
 
 
@@ -150,23 +173,48 @@ async def _watch(options: argparse.Namespace) -> None:
     _logger.info("watching for reclaims; cloud: %s", cloud)
     if cloud == "none":
         await asyncio.Event().wait()
-    address = options.address or "auto"
-    node_id = options.node_id or await asyncio.to_thread(_find_node_id, address)
-    await ReclaimAgent(_KINDS[cloud](options.base_url), drain_by_ray(address, node_id)).run()
-    await asyncio.Event().wait()  # the node's other processes end with it
+    node_id, head = options.node_id, options.address
+    if not node_id or not head:
+        found = await asyncio.to_thread(_ask_ray, head or "auto")
+        node_id, head = node_id or found[0], head or found[1]
+    metrics = Metrics()
+    agent = ReclaimAgent(
+        _KINDS[cloud](options.base_url), drain_by_ray(head, node_id), ReclaimMetrics(metrics, cloud)
+    )
+    with _shown(metrics, head, node_id):
+        await agent.run()
+        await asyncio.Event().wait()  # the node's other processes end with it
 
 
-def _find_node_id(address: str) -> str:
-    """Ask Ray, in a process of its own, which node this is."""
+@contextmanager
+def _shown(metrics: Metrics, head: str, node_id: str) -> Iterator[None]:
+    """Show metrics at this node's address; gateways list it. The watch goes on without."""
+    name = f"reclaim-agent-{node_id}"
+    try:
+        host = address_towards(head)
+        server = MetricsServer(metrics, host, "reclaim-agent", name, RayBook(head))
+    except OSError as error:
+        _logger.warning("metrics are not shown: %s", error)
+        yield
+        return
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def _ask_ray(address: str) -> tuple[str, str]:
+    """Ask Ray, in a process of its own, which node this is, and where its head."""
     done = subprocess.run(
-        [sys.executable, "-c", _ASK_NODE_ID, address],
+        [sys.executable, "-c", _ASK_RAY, address],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    node_id: str = json.loads(done.stdout.splitlines()[-1])
-    return node_id
+    node_id, head = json.loads(done.stdout.splitlines()[-1])
+    return node_id, head
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ class AdminClient:
 
     Args:
         url: The platform's address. None takes `ARRIERO_URL`, or else this machine's default port.
+        needs_key: Whether nothing that is asked may go without a key.
     """
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, *, needs_key: bool = True) -> None:
         self._url = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
         key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not key:
+        if not key and needs_key:
             raise CommandError(
                 f"{KEY_VARIABLE} is not set. Set it to a key with the scope admin; "
                 "`arriero keys create --bootstrap CONFIG` makes the first one."
@@ -37,9 +38,9 @@ class AdminClient:
         if not key.isascii() or not key.isprintable():
             raise CommandError(f"{KEY_VARIABLE} does not hold a key; it has odd characters.")
         parts = urlsplit(self._url)
-        if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        if key and parts.scheme != "https" and not is_loopback(parts.hostname or ""):
             print("Warning: the key travels unencrypted; use https.", file=sys.stderr)
-        self._headers = {"authorization": f"Bearer {key}"}
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def call(self, method: str, path: str, body: Any = None, **query: str | None) -> Any:
         """Returns the answer's JSON, or its text where it is none.

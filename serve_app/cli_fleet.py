@@ -49,7 +49,11 @@ def add_fleet(subcommands: Any) -> None:
         "--timeout-s", type=float, metavar="S", help="with --until-ready: give up after so long"
     )
     up.add_argument(
-        "--metrics-port", type=int, metavar="PORT", help="show metrics at http://127.0.0.1:PORT"
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="show metrics at this port (default: any that is free, where nodes join one platform; "
+        "its gateways list it)",
     )
     status = _add(actions, "status", "show nodes, prices, reclaims and savings", _status)
     status.add_argument("--json", action="store_true", help="for scripts")
@@ -169,7 +173,7 @@ def _up(fleet: "FleetParts", options: argparse.Namespace) -> int:
             )
         return bool(options.until_ready and n_serving >= settings.target)
 
-    with watch_fleet(settings.name, options.metrics_port) as shown, fleet.book.hold() as is_mine:
+    with fleet.book.hold() as is_mine:
         if not is_mine:
             raise CommandError(
                 f"process {fleet.book.holder()} keeps this fleet already. `arriero fleet status "
@@ -177,7 +181,8 @@ def _up(fleet: "FleetParts", options: argparse.Namespace) -> int:
             )
         fleet.book.fulfil(DOWN)  # an order that was broken off
         watch.say(f"Keeping {settings.target} nodes; Ctrl-C ends this and leaves the nodes")
-        fleet.controller(watch.say).run(is_over)
+        with watch_fleet(settings.name, options.metrics_port, fleet.ray_head) as shown:
+            fleet.controller(watch.say).run(is_over)
     return 0
 
 

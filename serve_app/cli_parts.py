@@ -41,20 +41,26 @@ def add_action(actions: Any, name: str, words: str, act: Act) -> argparse.Argume
     return parser
 
 
-def add_common(parser: argparse.ArgumentParser, act: Act) -> None:
-    """Add what every command that asks the platform takes."""
+def add_common(parser: argparse.ArgumentParser, act: Act, *, needs_key: bool = True) -> None:
+    """Add what every command that asks the platform takes.
+
+    Args:
+        parser: The command's.
+        act: What it does.
+        needs_key: Whether it is of no use without a key, even where keys are off.
+    """
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.add_argument("--url", help="the platform's address (default: ARRIERO_URL)")
-    parser.set_defaults(run=connected(act))
+    parser.set_defaults(run=connected(act, needs_key=needs_key))
 
 
-def connected(act: Act) -> Callable[[argparse.Namespace], int]:
+def connected(act: Act, *, needs_key: bool = True) -> Callable[[argparse.Namespace], int]:
     """Return what runs an action with a connection, as the environment and --url say."""
 
     def run(options: argparse.Namespace) -> int:
         from serve_app.admin_client import AdminClient
 
-        return act(AdminClient(options.url), options)
+        return act(AdminClient(options.url, needs_key=needs_key), options)
 
     return run
 

@@ -30,7 +30,7 @@ def add_top(subcommands: Any) -> None:
     )
     parser.add_argument("--once", action="store_true", help="print it once and end")
     parser.add_argument("--every", type=float, default=1.0, metavar="S", help="default 1 s")
-    add_common(parser, _show)
+    add_common(parser, _show, needs_key=False)
 
 
 def _show(client: "AdminClient", options: argparse.Namespace) -> int:
@@ -47,19 +47,19 @@ def _show(client: "AdminClient", options: argparse.Namespace) -> int:
 def _print_once(status: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from serve_app.top_view import draw
+    from serve_app.top_view import TopView
 
-    Console().print(draw(status))
+    Console().print(TopView(status))
 
 
 def _show_live(client: "AdminClient", status: dict[str, Any], every_s: float) -> None:
     """A platform that is away for a while shows what was last known, and since when."""
     from rich.live import Live
 
-    from serve_app.top_view import draw
+    from serve_app.top_view import TopView
 
     try:
-        with Live(draw(status), screen=True, auto_refresh=False) as live:
+        with Live(TopView(status, fits_screen=True), screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(every_s)
                 problem = ""
@@ -67,6 +67,6 @@ def _show_live(client: "AdminClient", status: dict[str, Any], every_s: float) ->
                     status = client.call("GET", "/admin/status")
                 except CommandError as error:
                     problem = str(error)
-                live.update(draw(status, problem), refresh=True)
+                live.update(TopView(status, problem, fits_screen=True), refresh=True)
     except KeyboardInterrupt:
         return

@@ -5,10 +5,12 @@ from contextlib import contextmanager
 
 from cluster.controller import Step
 from cluster.fleet_metrics import FleetMetrics
+from cluster.machine import address_towards
 from cluster.policy.fleet import NodeId, Reclaimed
 from cluster.policy.reconcile import count_nodes
 from serve_app.errors import CommandError
 from serve_app.metrics import Metrics
+from serve_app.metrics_book import RayBook
 from serve_app.metrics_server import MetricsServer
 
 _HOST = "127.0.0.1"
@@ -37,22 +39,31 @@ class FleetWatch:
 
 
 @contextmanager
-def watch_fleet(name: str, port: int | None) -> Iterator[FleetWatch]:
-    """Serves a fleet's metrics on a port of this machine; None serves none.
+def watch_fleet(name: str, port: int | None, ray_head: str = "") -> Iterator[FleetWatch]:
+    """Serves a fleet's metrics while it runs.
+
+    Args:
+        name: The fleet's.
+        port: To listen on; None is any that is free where a platform lists them, else none at all.
+        ray_head: HOST:PORT of the Ray cluster whose gateways are to list them, and from which
+            Prometheus reaches this machine. Empty lists them nowhere; they are for this machine.
 
     Raises:
         CommandError: The port is not free.
     """
     metrics = Metrics()
     watch = FleetWatch(metrics)
-    if port is None:
+    if port is None and not ray_head:
         yield watch
         return
+    book = RayBook(ray_head) if ray_head else None
     try:
-        server = MetricsServer(metrics, _HOST, "fleet", f"fleet-{name}", None, port)
+        host = address_towards(ray_head) if ray_head else _HOST
+        server = MetricsServer(metrics, host, "fleet", f"fleet-{name}", book, port or 0)
     except OSError as error:
         raise CommandError(
-            f"metrics cannot be shown at {_HOST}:{port}: {error.strerror}. Choose another port."
+            f"metrics cannot be shown at port {port or 'any'}: {error.strerror}. "
+            "Choose another port with --metrics-port."
         ) from error
     server.start()
     try:

@@ -38,6 +38,8 @@ UNITS = {
     "ready": "0 or 1",
     "nodes": "nodes",
     "reclaims": "nodes",
+    "notices": "notices",
+    "unanswered": "questions",
 }
 """What a name's end, without `_total`, says of its unit."""
 

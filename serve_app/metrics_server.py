@@ -4,89 +4,23 @@
        ▲                                                                     │
        └─────────────────────────── GET /metrics ────────────────────────────┘
 
-The book is Ray's own key-value store on the head node. Who has not announced itself for a while is
-gone; so nobody has to be told of a process that was killed.
+The book is `serve_app.metrics_book`.
 """
 
 import logging
 import threading
-import time
-from collections.abc import Iterable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Protocol
+from typing import Any
 
-import msgspec
 from prometheus_client import generate_latest
 
 from serve_app.metrics import Metrics
+from serve_app.metrics_book import MetricsTarget, TargetBook
 
 logger = logging.getLogger(__name__)
 
 ANNOUNCE_EVERY_S = 5.0
-GONE_S = 30.0
-"""Who was not announced for so long is gone."""
-_NAMESPACE = b"arriero-metrics"
-
-
-class MetricsTarget(msgspec.Struct, frozen=True):
-    """Where one process shows its metrics."""
-
-    address: str
-    process: str
-    """What it is, as in the table: `gateway`."""
-    replica: str
-    """Unique in the cluster."""
-    seen_s: float = 0.0
-    """Seconds since 1970."""
-
-
-class TargetBook(Protocol):
-    """Knows every process's target. Calls may wait for the network."""
-
-    def announce(self, target: MetricsTarget) -> None:
-        """Enters a target, or keeps it from being forgotten."""
-
-    def withdraw(self, target: MetricsTarget) -> None:
-        """Removes one that ends."""
-
-    def read(self) -> list[MetricsTarget]:
-        """Returns those that were announced lately."""
-
-
-class RayBook:
-    """Kept by the head node of the Ray cluster that this process belongs to."""
-
-    def announce(self, target: MetricsTarget) -> None:
-        """Enters a target, or keeps it from being forgotten."""
-        fresh = msgspec.structs.replace(target, seen_s=time.time())
-        _kv()._internal_kv_put(
-            target.replica, msgspec.json.encode(fresh), overwrite=True, namespace=_NAMESPACE
-        )
-
-    def withdraw(self, target: MetricsTarget) -> None:
-        """Removes one that ends."""
-        _kv()._internal_kv_del(target.replica, namespace=_NAMESPACE)
-
-    def read(self) -> list[MetricsTarget]:
-        """Returns those that were announced lately; forgets the others."""
-        kv, found = _kv(), []
-        for key in kv._internal_kv_list(b"", namespace=_NAMESPACE):
-            value = kv._internal_kv_get(key, namespace=_NAMESPACE)
-            target = None if value is None else msgspec.json.decode(value, type=MetricsTarget)
-            if target is None:
-                continue
-            if time.time() - target.seen_s < GONE_S:
-                found.append(target)
-            else:
-                kv._internal_kv_del(key, namespace=_NAMESPACE)
-        return sorted(found, key=lambda target: target.replica)
-
-
-def _kv() -> Any:
-    from ray.experimental import internal_kv
-
-    return internal_kv
 
 
 class MetricsServer:
@@ -145,11 +79,15 @@ class MetricsServer:
 
     def _announce(self) -> None:
         assert self._book is not None
+        was_away = False
         while not self._stopping.is_set():
             try:
                 self._book.announce(self.target)
+                was_away = False
             except Exception as error:  # The head node may be away for a while.
-                logger.warning("This process's metrics could not be announced: %s", error)
+                if not was_away:
+                    logger.warning("This process's metrics could not be announced: %s", error)
+                was_away = True
             self._stopping.wait(ANNOUNCE_EVERY_S)
 
     def _make_handler(self) -> type[BaseHTTPRequestHandler]:
@@ -173,14 +111,3 @@ class MetricsServer:
 def render_all(metrics: Metrics) -> bytes:
     """This platform's metrics, then what other packages have registered (vLLM, the process)."""
     return metrics.render().encode() + generate_latest()
-
-
-def as_discovery(targets: Iterable[MetricsTarget]) -> list[dict[str, Any]]:
-    """Returns targets in the form of Prometheus' `http_sd_configs` and `file_sd_configs`."""
-    return [
-        {
-            "targets": [target.address],
-            "labels": {"process": target.process, "replica": target.replica},
-        }
-        for target in targets
-    ]

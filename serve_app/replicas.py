@@ -23,7 +23,8 @@ from serve_app.errors import InternalError
 from serve_app.loopback import keep_replica_on_loopback
 from serve_app.messages import Endpoint, EngineId
 from serve_app.metrics import Metrics
-from serve_app.metrics_server import MetricsServer, RayBook
+from serve_app.metrics_book import RayBook
+from serve_app.metrics_server import MetricsServer
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.serve_log import serve_log_kept

@@ -176,6 +176,17 @@ FLEET_COST = Metric("gauge", "fleet", "arriero_fleet_cost_usd_per_hour",
     "What its nodes cost at this moment.")
 RECLAIMS = Metric("counter", "fleet", "arriero_fleet_reclaims_total", ("cloud", "zone"),
     "Nodes that their cloud took back.")
+
+# --- reclaim agent --------------------------------------------------------------------------
+
+RECLAIM_NOTICES = Metric("counter", "reclaim agent", "arriero_reclaim_notices_total",
+    ("cloud", "kind"),
+    "What its cloud said of this node: that a reclaim is likely, that it is certain.")
+RECLAIM_LEFT = Metric("gauge", "reclaim agent", "arriero_reclaim_notice_left_seconds", ("cloud",),
+    "Time that was left to this node when it began to drain; 0 before.")
+RECLAIM_UNANSWERED = Metric("counter", "reclaim agent", "arriero_reclaim_unanswered_total",
+    ("cloud",),
+    "Questions that the cloud's metadata service did not answer.")
 # fmt: on
 
 TABLE = tuple(_rows())

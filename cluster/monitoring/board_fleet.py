@@ -84,6 +84,27 @@ FLEET = Board(
                         ),
                     ),
                 ),
+                Panel(
+                    "Notices",
+                    "What nodes heard from their clouds in ten minutes: a reclaim is likely, or "
+                    "certain; questions that got no answer.",
+                    (
+                        Query(
+                            "sum by (cloud, kind) (increase(arriero_reclaim_notices_total[10m]))",
+                            "{{cloud}} {{kind}}",
+                        ),
+                        Query(
+                            "sum by (cloud) (increase(arriero_reclaim_unanswered_total[10m]))",
+                            "{{cloud}} unanswered",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Time left at a notice",
+                    "When a node that is taken back began to drain.",
+                    (Query("arriero_reclaim_notice_left_seconds", "{{cloud}} {{replica}}"),),
+                    "s",
+                ),
             ),
         ),
         Row(

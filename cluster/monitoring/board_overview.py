@@ -116,7 +116,7 @@ OVERVIEW = Board(
                     "Waiting and running",
                     "What waits while engines have room is for an adapter; else add engines.",
                     (
-                        Query("sum(arriero_waiting_requests)", "waiting"),
+                        Query("sum(arriero_waiting_requests) or vector(0)", "waiting"),
                         Query("sum(arriero_running_requests)", "running"),
                         Query("sum(arriero_engine_running_requests_limit)", "places"),
                     ),

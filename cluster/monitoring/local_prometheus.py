@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -29,7 +28,6 @@ ALERTS = Path(__file__).parent / "alerts.yaml"
 
 _HOST = "127.0.0.1"
 _PORTS = (9090, 9190)
-_GOODBYE_S = 30.0
 _HOW_TO_GET = (
     "There is no `prometheus` on the PATH. Install it: `apt-get install prometheus` on Debian and "
     "Ubuntu, `brew install prometheus` on macOS, or from prometheus.io; then again."
@@ -37,7 +35,7 @@ _HOW_TO_GET = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until Ctrl-C; return the exit status."""
+    """Become Prometheus, until Ctrl-C; return the exit status where that cannot be."""
     options = _parse(argv)
     state = load_state(STATE_FILE)
     url = options.url or (state.url if state is not None else "")
@@ -51,17 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     folder = STATE_FILE.parent / "prometheus"
     config = write_config(folder, url, options.every, os.environ.get("ARRIERO_ADMIN_KEY", ""))
-    print(f"Prometheus scrapes {url}: http://{_HOST}:{port} (alerts: /alerts). Stop: Ctrl-C")
-    return _run_until_interrupted(command_of(program, config, port))
+    print(
+        f"Prometheus scrapes {url}: http://{_HOST}:{port} (alerts: /alerts). Stop: Ctrl-C",
+        flush=True,
+    )
+    return _become(command_of(program, config, port))
 
 
-def _run_until_interrupted(command: Sequence[str]) -> int:
-    process = subprocess.Popen(command)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:  # It hears the same, and writes down what it has.
-        process.wait(_GOODBYE_S)
-        return 0
+def _become(command: list[str]) -> NoReturn:
+    """In its place: whatever signal ends this ends Prometheus, which writes down what it has."""
+    os.execv(command[0], command)  # noqa: S606 - no shell is what is wanted
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

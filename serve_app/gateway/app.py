@@ -31,7 +31,7 @@ from serve_app.gateway.admin import add_admin_routes
 from serve_app.gateway.admin_adapters import LORA_PATHS, add_adapter_routes
 from serve_app.gateway.answer import FrontEndAnswer, internal_error
 from serve_app.gateway.answered import Answered
-from serve_app.gateway.auth import check_scope, current_caller
+from serve_app.gateway.auth import check_sight, current_caller
 from serve_app.gateway.body import (
     ClientGoneError,
     Outer,
@@ -48,11 +48,11 @@ from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.openapi import build_openapi
 from serve_app.gateway.request_log import log_request
 from serve_app.gateway.request_routes import add_request_routes
-from serve_app.gateway.status_routes import add_status_routes
+from serve_app.gateway.status_routes import STATUS_PATH, add_status_routes
 from serve_app.gateway.timing_report import LastChunk
 from serve_app.gateway.transcript import Transcript
 from serve_app.gateway.usage_routes import add_usage_routes
-from serve_app.metrics_server import as_discovery
+from serve_app.metrics_book import as_discovery
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +135,7 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
 
         Where keys are on, for keys with the scope `admin`.
         """
-        caller = current_caller.get()
-        if caller.key is not None:
-            check_scope(caller, "admin")
+        check_sight(current_caller.get())
         return as_discovery(await asyncio.to_thread(gateway.metrics.read_targets))
 
     @app.get("/v1/models", tags=["models"])
@@ -302,6 +300,8 @@ def _scope_of(path: str) -> KeyScope | None:
     """The scope that a path needs; any key does for what only tells of its own tenant."""
     if path in MODEL_PATHS:
         return "inference"
+    if path == STATUS_PATH:
+        return None  # Its route asks for more, where keys are on.
     is_admin = path == "/admin" or path.startswith("/admin/") or path in LORA_PATHS
     return "admin" if is_admin else None
 

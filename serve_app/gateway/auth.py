@@ -95,3 +95,13 @@ def check_scope(caller: Caller, scope: Scope) -> None:
         f"Use a key with the scope {scope}.",
         code="insufficient_scope",
     )
+
+
+def check_sight(caller: Caller) -> None:
+    """Refuses a key without the scope `admin`. Where keys are off, this machine may look.
+
+    Raises:
+        ApiError: 403.
+    """
+    if caller.key is not None:
+        check_scope(caller, "admin")

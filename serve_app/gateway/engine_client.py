@@ -12,7 +12,7 @@ that the attributes set here are those which AsyncLLM's own constructor sets.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -121,6 +121,25 @@ class _CountingOutputProcessor(OutputProcessor):
         processed = super().process_outputs(engine_core_outputs, *rest, **options)
         self.book.count(wanted)
         return processed
+
+    # Below, what vLLM measures for its span: for who is not sampled it would be thrown away, and it
+    # is measured with each token.
+
+    def do_tracing(self, engine_core_output: EngineCoreOutput, *rest: Any) -> None:
+        if _is_sampled(engine_core_output.trace_headers):
+            super().do_tracing(engine_core_output, *rest)
+
+    def _update_stats_from_output(
+        self, req_state: Any, engine_core_output: EngineCoreOutput, *rest: Any
+    ) -> None:
+        if _is_sampled(engine_core_output.trace_headers):
+            super()._update_stats_from_output(req_state, engine_core_output, *rest)
+
+
+def _is_sampled(trace_headers: Mapping[str, str] | None) -> bool:
+    """Whether a trace is wanted, by the last bit of W3C's `traceparent`."""
+    flags = (trace_headers or {}).get("traceparent", "").rpartition("-")[2]
+    return bool(flags) and flags[-1] in "13579bdf"
 
 
 class RemoteEngineClient(AsyncLLM):

@@ -7,7 +7,7 @@ from typing import Literal
 from serve_app.config_metrics import MetricsSettings
 from serve_app.loop_watch import watch_loop
 from serve_app.metrics import Counter, Histogram, Metrics
-from serve_app.metrics_server import MetricsTarget, TargetBook
+from serve_app.metrics_book import MetricsTarget, TargetBook
 from serve_app.names import ModelName, TenantId
 from serve_app.telemetry import (
     CACHED_TOKENS,

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from serve_app import telemetry
 from serve_app.gateway.admin import ERRORS, require_admin
+from serve_app.gateway.auth import check_sight, current_caller
 from serve_app.gateway.gateway import Gateway
 from serve_app.gateway.status_forms import (
     LogLevelForm,
@@ -13,6 +14,7 @@ from serve_app.gateway.status_forms import (
 )
 from serve_app.store.usage import UsageQuery, UsageRepository, UsageSum, today
 
+STATUS_PATH = "/admin/status"
 _MAX_TENANTS = 10_000
 
 
@@ -22,9 +24,13 @@ def add_status_routes(app: FastAPI, gateway: Gateway) -> None:
         prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)], responses=ERRORS
     )
 
-    @router.get("/status")
+    @app.get(STATUS_PATH, tags=["admin"], responses=ERRORS)
     async def status() -> Status:
-        """Models, engines, queues, fairness, and what tenants used today; for `arriero top`."""
+        """Models, engines, queues, fairness, and what tenants used today; for `arriero top`.
+
+        Where keys are on, for keys with the scope `admin`.
+        """
+        check_sight(current_caller.get())
         return make_status(gateway, await _used_today(gateway))
 
     @router.get("/logging")

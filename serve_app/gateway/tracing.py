@@ -48,8 +48,13 @@ class RequestTrace:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What makes another's spans children of the request's."""
+        """What makes another's spans children of the request's; nothing where there will be none.
+
+        It goes to the engine, and comes back with each token.
+        """
         carrier: dict[str, str] = {}
+        if not self._span.is_recording():
+            return carrier
         _W3C.inject(carrier, trace.set_span_in_context(self._span))
         return carrier
 

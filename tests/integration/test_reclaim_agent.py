@@ -8,6 +8,7 @@ from email.utils import format_datetime
 import pytest
 
 from cluster.reclaim_agent import ReclaimAgent, find_cloud
+from cluster.reclaim_metrics import ReclaimMetrics
 from cluster.reclaim_notices import (
     AwsNotices,
     AzureNotices,
@@ -16,10 +17,14 @@ from cluster.reclaim_notices import (
     Notice,
     Notices,
 )
+from serve_app.metrics import Metrics
+from serve_app.telemetry import RECLAIM_LEFT, RECLAIM_NOTICES, RECLAIM_UNANSWERED
 from tests.support.metadata_server import Aws, Azure, Gcp, MetadataServer, serve
 
 
-async def watch(notices: Notices, refusals: int = 0) -> list[tuple[Notice, float]]:
+async def watch(
+    notices: Notices, refusals: int = 0, metrics: Metrics | None = None
+) -> list[tuple[Notice, float]]:
     """Returns what the agent drained for, and with how many seconds left."""
     drained: list[tuple[Notice, float]] = []
 
@@ -27,7 +32,8 @@ async def watch(notices: Notices, refusals: int = 0) -> list[tuple[Notice, float
         drained.append((notice, left_s))
         return len(drained) > refusals
 
-    await asyncio.wait_for(ReclaimAgent(notices, drain).run(), 20)
+    seen = ReclaimMetrics(metrics or Metrics(), "aws")
+    await asyncio.wait_for(ReclaimAgent(notices, drain, seen).run(), 20)
     return drained
 
 
@@ -81,6 +87,26 @@ async def test_service_that_fails_is_asked_again() -> None:
         server.failures = 2
         take_on_aws(server, time.time() + 120)
         assert len(await watch(AwsNotices(server.url, poll_s=0.05))) == 1
+
+
+async def test_what_the_cloud_said_and_did_not_say_is_counted() -> None:
+    metrics = Metrics()
+    with serve(Aws) as server:
+
+        async def take_once_the_hint_is_heard() -> None:
+            while not metrics.value(RECLAIM_NOTICES, "aws", "likely"):  # noqa: ASYNC110 - a counter
+                await asyncio.sleep(0.05)
+            take_on_aws(server, time.time() + 120)
+
+        server.failures = 1
+        server.hint = {"noticeTime": in_aws_form(time.time())}
+        act = asyncio.create_task(take_once_the_hint_is_heard())
+        await watch(AwsNotices(server.url, poll_s=0.05), metrics=metrics)
+        await act
+    assert metrics.value(RECLAIM_NOTICES, "aws", "likely") == 1
+    assert metrics.value(RECLAIM_NOTICES, "aws", "certain") == 1
+    assert metrics.value(RECLAIM_LEFT, "aws") == pytest.approx(120, abs=3)
+    assert metrics.value(RECLAIM_UNANSWERED, "aws") == 1
 
 
 async def test_gcp_notice_is_heard_while_a_request_waits() -> None:

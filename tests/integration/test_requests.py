@@ -16,6 +16,7 @@ from serve_app.keys import hash_key
 from serve_app.store.database import Database
 from serve_app.store.requests import RequestQuery, RequestRepository
 from serve_app.store.usage import UsageRepository
+from serve_app.usage import Texts
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.clients import ask, connect, post
 from tests.support.platform import LocalPlatform
@@ -182,34 +183,54 @@ def test_texts_are_deleted_by_tenant_and_age_and_records_stay(
     assert "There is no request" in run("requests", "show", "forget-me")[2]
 
 
-def test_what_is_too_old_is_deleted_by_itself(
+def test_texts_go_with_their_tenant_and_records_stay(platform: LocalPlatform) -> None:
+    headers = {"authorization": f"Bearer {_KEYS['admin']}"}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=30.0) as admin:
+        admin.post("/admin/tenants", json={"id": "short", "keeps_texts": True})
+        key = admin.post("/admin/keys", json={"tenant": "short"}).json()["key"]
+        body = {"model": "tiny", "messages": ask(_SECRET), "max_tokens": 8}
+        sent = {"authorization": f"Bearer {key}", "x-request-id": "of-the-short"}
+        assert post(platform.url, "/v1/chat/completions", body, **sent).status_code == 200
+        assert _SECRET in find(platform, "of-the-short")["request"]
+        assert admin.delete("/admin/tenants/short").status_code == 200
+        record = find(platform, "of-the-short")
+    assert (record["tenant"], record["has_texts"], record["request"]) == ("short", False, None)
+
+
+def test_what_is_too_old_is_deleted_by_itself_texts_first(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_app.gateway.accounts._DELETE_EVERY_S", 0.2)
     store = {"state_dir": str(tmp_path / "state"), "usage_batch_s": 0.05}
-    settings = make_settings(write_echo(tiny_model), store=store, records={"keep_days": 1})
+    records = {"keep_days": 30, "keep_texts_days": 1}
+    settings = make_settings(write_echo(tiny_model), store=store, records=records)
     url = database_url(settings.store)
-    old, fresh = make_record(ended_s=time.time() - 90_000.0), make_record(ended_s=time.time())
+    now_s, day_s = time.time(), 86_400.0
+    texts = Texts(path="/v1/completions", request=_SECRET, answer=_SECRET, is_whole=True)
+    ancient, old, fresh = (
+        make_record(ended_s=now_s - days * day_s, texts=texts) for days in (31, 2, 0)
+    )
 
     async def prepare() -> None:
         database = Database(url)  # It belongs to the event loop that uses it.
         await database.migrate()
         async with database.write() as session:
-            await UsageRepository(session).add([old, fresh])
+            await UsageRepository(session).add([ancient, old, fresh])
         await database.close()
 
-    async def find() -> list[str]:
+    async def find() -> tuple[set[str], set[str]]:
         database = Database(url)
         async with database.read() as session:
-            rows = await RequestRepository(session).find(RequestQuery())
+            repository = RequestRepository(session)
+            names = {row.request_id for row in await repository.find(RequestQuery())}
+            with_texts = set(await repository.have_texts(list(names)))
         await database.close()
-        return [row.request_id for row in rows]
+        return names, with_texts
 
+    left = ({old.request_id, fresh.request_id}, {fresh.request_id})
     asyncio.run(prepare())
     with LocalPlatform(settings, tmp_path) as platform:
-        platform.wait_until(
-            lambda: asyncio.run(find()) == [fresh.request_id], 10.0, "the old one gone"
-        )
+        platform.wait_until(lambda: asyncio.run(find()) == left, 10.0, "the old gone")
 
 
 def test_records_are_for_administrators(platform: LocalPlatform) -> None:

@@ -110,6 +110,22 @@ def test_top_says_what_is_wrong(
     assert "scope" in err
 
 
+def test_where_keys_are_off_this_machine_may_look_and_change_nothing(
+    echo_platform: LocalPlatform, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ARRIERO_ADMIN_KEY", raising=False)
+    monkeypatch.setenv("ARRIERO_URL", echo_platform.url)
+    status, out, err = run_cli("top", "--once")
+    assert (status, err) == (0, "")
+    assert "tiny" in out
+    answer = httpx.put(f"{echo_platform.url}/admin/logging", json={"level": "DEBUG"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "keys_are_off")
+
+
+def test_where_keys_are_on_nobody_looks_without(platform: LocalPlatform) -> None:
+    assert httpx.get(f"{platform.url}/admin/status").status_code == 401
+
+
 def test_level_changes_at_every_gateway_and_back(platform: LocalPlatform, run: Run) -> None:
     def levels() -> set[str]:
         answers = [

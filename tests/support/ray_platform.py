@@ -64,7 +64,7 @@ class RayPlatform:
     def __enter__(self) -> "RayPlatform":
         (self._folder / "h").mkdir(mode=0o700)
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environ = os.environ | {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING"}
+        environ = {"VLLM_LOGGING_LEVEL": "WARNING"} | os.environ | {"PYTHONPATH": path}
         haproxy = get_haproxy_binary()
         self._environ = ray_environment(environ, self._ports, self._folder, self._mark, haproxy)
         head = dict(self._environ)

@@ -7,8 +7,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serve_app.config_metrics import MetricsSettings
 from serve_app.metrics import BoundedNames, Metrics
+from serve_app.metrics_book import MetricsTarget, as_discovery
 from serve_app.metrics_reference import UNITS, main, unit_of
-from serve_app.metrics_server import MetricsServer, MetricsTarget, as_discovery
+from serve_app.metrics_server import MetricsServer
 from serve_app.telemetry import (
     COMPLETION_TOKENS,
     INTER_TOKEN,
