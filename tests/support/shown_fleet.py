@@ -29,7 +29,7 @@ def main(ray_head: str) -> None:
         for i, (market, ready_s) in enumerate(_NODES)
     )
     with watch_fleet("tried", None, ray_head) as shown:
-        shown.show(Step(entries, Plan((), (), 0.0, ""), (Reclaimed(_ZONE, 1, 3),)))
+        shown.show(Step(entries, Plan((), (), 0.0, ""), (Reclaimed(_ZONE, 1, 3),), len(_NODES)))
         threading.Event().wait()
 
 
