@@ -63,7 +63,8 @@ def drain(address: str, ray_id: str) -> None:
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", f"--address={address}"]
     command += ["--node-id", ray_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", "notice", "--deadline-remaining-seconds", str(_NOTICE_S)]
-    environ = os.environ | {"RAY_AUTH_MODE": "token"}
+    # Ray would look for the head at the machine's outer address otherwise.
+    environ = os.environ | {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     subprocess.run(command, env=environ, capture_output=True, check=True, timeout=60)
 
 
