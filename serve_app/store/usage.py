@@ -26,6 +26,9 @@ _SUMS = (
     "completion_tokens",
     "cost_nano_usd",
 )
+_ROWS_AT_ONCE = 32
+"""Rows of one statement. Drivers keep what they have prepared, a statement for each number of rows,
+and the more rows the more memory."""
 _COLUMN_OF = {
     "day": UsageDayRow.day,
     "tenant": UsageDayRow.tenant_id,
@@ -106,7 +109,8 @@ class UsageRepository:
             return 0
         rows = [_as_row(by_id[request_id]) for request_id in sorted(by_id)]
         insert = self._insert(UsageRow).on_conflict_do_nothing().returning(UsageRow.request_id)
-        fresh = (await self._session.scalars(insert, rows)).all()
+        options = {"insertmanyvalues_page_size": _ROWS_AT_ONCE}
+        fresh = (await self._session.scalars(insert, rows, execution_options=options)).all()
         records = [by_id[request_id] for request_id in fresh]
         await self._add_texts(records)
         await self._add_to_days([record for record in records if record.outcome != "refused"])

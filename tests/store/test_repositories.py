@@ -3,7 +3,7 @@ import time
 from datetime import date
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Engine, event, func, select
 
 from serve_app.catalog import Catalog, Key
 from serve_app.config_tenants import Budgets, Limits, TenantLimits, TenantSettings
@@ -198,6 +198,26 @@ async def test_writers_at_once_neither_lose_nor_double(database: Database) -> No
         sums = await UsageRepository(session).sum(query)
     assert sum(each.requests for each in sums) == 200
     assert len(sums) == 7
+
+
+async def test_batches_of_usage_share_few_statements(database: Database) -> None:
+    statements = set[str]()
+
+    def hear(_: object, __: object, statement: str, *___: object) -> None:
+        if "INTO usage " in statement:
+            statements.add(statement)
+
+    event.listen(Engine, "before_cursor_execute", hear)
+    try:
+        for n_rows in range(20, 260, 5):
+            async with database.write() as session:
+                records = [make_record() for _ in range(n_rows)]
+                assert await UsageRepository(session).add(records) == n_rows
+    finally:
+        event.remove(Engine, "before_cursor_execute", hear)
+    # Drivers keep what they have prepared, and the more rows the more memory.
+    assert len(statements) <= 32
+    assert max(map(len, statements)) < 40_000
 
 
 async def test_usage_is_summed_by_what_is_asked(database: Database) -> None:
