@@ -194,7 +194,9 @@ def _judge(
         first, last = watch.growth(role, begins_s + min(30.0, seconds / 4), ends_s)
         figures[f"rss_{role.lower()}_mib"] = Figure(last)
         figures[f"rss_{role.lower()}_growth"] = Figure(last / first, "<= 1.05")
-    for error in sorted({a.error[:200] for a in load.answers if a.error and a not in refused})[:5]:
+    for error in sorted({a.error[:200] for a in load.answers if a.error and not _is_refused(a)})[
+        :5
+    ]:
         say(f"error: {error}")
     return figures
 
