@@ -30,9 +30,10 @@ def find_promtool() -> str:
 def _find(name: str) -> str:
     program = shutil.which(name)
     if program is None:
+        how = f"{name} is missing; Debian's package `prometheus` has it"
         if os.environ.get("CI"):
-            pytest.fail(f"{name} is missing; Debian's package `prometheus` has it")
-        pytest.skip(f"{name} is missing")
+            pytest.fail(how)
+        pytest.skip(how)
     return program
 
 
