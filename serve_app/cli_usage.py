@@ -1,6 +1,7 @@
 """`arriero usage`: tokens and cost."""
 
 import argparse
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from serve_app.cli_parts import ACCESS, add_common, print_table
@@ -8,6 +9,8 @@ from serve_app.cli_parts import ACCESS, add_common, print_table
 if TYPE_CHECKING:
     from serve_app.admin_client import AdminClient
 
+_TENANTS = 5
+"""Of those that bear a fleet's cost, so many are named in a line."""
 _USAGE_EXAMPLES = f"""\
 examples:
   arriero usage                                    the last 30 days, by tenant and model
@@ -57,4 +60,22 @@ def _show_usage(client: "AdminClient", options: argparse.Namespace) -> int:
         for row in answer["data"]
     ]
     header = tuple(name.upper() for name in (*answer["by"], *amounts, "usd"))
-    return print_table(options, answer, header, rows)
+    status = print_table(options, answer, header, rows)
+    if "fleet" in answer and not options.json:
+        print(describe_fleet(answer["fleet"]))
+    return status
+
+
+def describe_fleet(fleet: Mapping[str, Any]) -> str:
+    """Return what nodes cost, for people; which node cost what is in the JSON."""
+    shares = sorted(fleet["by_tenant"].items(), key=lambda share: (-share[1], share[0]))
+    borne = ", ".join(f"{tenant} ${usd:.2f}" for tenant, usd in shares[:_TENANTS])
+    if len(shares) > _TENANTS:
+        borne += f", {len(shares) - _TENANTS} more ${sum(usd for _, usd in shares[_TENANTS:]):.2f}"
+    return (
+        f"\nThe fleet's nodes cost ${fleet['usd']:.2f}: ${fleet['spot_usd']:.2f} on spot, "
+        f"${fleet['on_demand_usd']:.2f} on demand; on demand all of it would be "
+        f"${fleet['all_on_demand_usd']:.2f}.\n"
+        f"${fleet['wasted_usd']:.2f} before nodes served or after, ${fleet['idle_usd']:.2f} idle, "
+        f"the rest for tenants: {borne or 'none'}."
+    )

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,6 +16,7 @@ from serve_app.errors import InternalError, StoreError
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.fleet_costs import FleetCosts
+from serve_app.gateway.open_usage import OpenUsage
 from serve_app.names import KeyId, TenantId
 from serve_app.store.catalog_watcher import CatalogWatcher
 from serve_app.store.database import Database
@@ -23,6 +24,7 @@ from serve_app.store.keys import LAST_USED_STEP_S, KeyRepository
 from serve_app.store.requests import Kind, delete_all, plan_retention
 from serve_app.store.usage_recorder import UsageRecorder
 from serve_app.store.usage_sink import DatabaseSink
+from serve_app.usage import UsageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +66,12 @@ class Accounts:
         self.catalog = Catalog()
         self.authenticator = Authenticator(self.catalog, needs_keys=True)
         self.fleet_costs: FleetCosts | None = None
+        self.open_usage = OpenUsage(self._note_open)
+        """What is used while it is used."""
         self._store: _Store | None = None
         self._noting: asyncio.Task[None] | None = None
         self._deleting: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._records = RecordsSettings()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -86,6 +91,7 @@ class Accounts:
         if self._noting is None:
             self._noting = asyncio.create_task(self._keep_noting(), name="key-use")
             self._deleting = asyncio.create_task(self._keep_deleting(), name="retention")
+            self._writing = asyncio.create_task(self.open_usage.run(), name="open usage")
 
     def _replace_store(self, settings: StoreSettings) -> None:
         fresh = _Store(settings, self.catalog)
@@ -93,7 +99,7 @@ class Accounts:
         if old is not None:
             old.stop_watching()
             self.catalog.version = -1  # Versions of different stores have nothing in common.
-            closing = asyncio.create_task(old.close(), name="close store")
+            closing = asyncio.create_task(_retire(old), name="close store")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         fresh.start()
@@ -172,14 +178,18 @@ class Accounts:
 
     async def close(self) -> None:
         """Writes down what is left, and ends everything."""
-        for task in (self._noting, self._deleting):
+        for task in (self._noting, self._deleting, self._writing):
             if task is not None:
                 task.cancel()
         if self._store is not None:
+            await self.open_usage.write()
             with contextlib.suppress(StoreError):
                 await self._note_use(self._store)
             await self._store.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _note_open(self, records: Sequence[UsageRecord]) -> None:
+        await self.recorder.note_open(records)
 
     async def _keep_noting(self) -> None:
         while True:
@@ -204,6 +214,12 @@ class Accounts:
     def _open_store(self) -> _Store:
         assert self._store is not None, "configure() comes first"
         return self._store
+
+
+async def _retire(store: _Store) -> None:
+    """Closes a store that another one follows, where what runs will be recorded."""
+    await store.recorder.note_open(())
+    await store.close()
 
 
 @contextlib.contextmanager

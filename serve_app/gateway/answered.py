@@ -1,5 +1,6 @@
 """The last that every answer passes: it gets its request's id, version, limits and timings."""
 
+import time
 from collections.abc import Sequence
 
 from starlette.types import Message, Send
@@ -10,6 +11,7 @@ from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.gateway.limit_answers import limit_headers
 from serve_app.gateway.meter import Meter
 from serve_app.gateway.timing_report import timing_headers
+from serve_app.gateway.timings import Timings
 
 REQUEST_ID_HEADER = b"x-request-id"
 VERSION_HEADER = b"x-model-version"
@@ -22,9 +24,12 @@ class Answered:
         send: Where it goes.
         request_id: Of the request.
         metrics: Counts answers.
+        started_s: When the request arrived, by the monotonic clock.
     """
 
-    def __init__(self, send: Send, request_id: str, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, send: Send, request_id: str, metrics: GatewayMetrics, started_s: float
+    ) -> None:
         self.meter: Meter | None = None
         """Of a request for a model."""
         self.status = 0
@@ -32,6 +37,7 @@ class Answered:
         self._send = send
         self._metrics = metrics
         self._request_id = request_id.encode()
+        self._started_s = started_s
         self._has_begun = False
 
     async def __call__(self, message: Message) -> None:
@@ -42,7 +48,9 @@ class Answered:
             self._metrics.answer(self.status)
             headers = [h for h in message["headers"] if h[0].lower() != REQUEST_ID_HEADER]
             headers.append((REQUEST_ID_HEADER, self._request_id))
-            if self.meter is not None:
+            if self.meter is None:  # No model was asked, or nobody knows for whom.
+                headers += timing_headers(Timings(time.monotonic() - self._started_s))
+            else:
                 if self.meter.version:
                     headers.append((VERSION_HEADER, self.meter.version.encode()))
                 headers += timing_headers(self.meter.read_timings())

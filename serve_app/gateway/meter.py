@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput
 
+from serve_app import telemetry
 from serve_app.catalog import Caller
 from serve_app.config_limits import PriceSpec
 from serve_app.errors import OverloadedError
@@ -28,7 +29,7 @@ from serve_app.gateway.record import make_record
 from serve_app.gateway.timings import RequestClock, Timings
 from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
 from serve_app.names import KeyId, ModelName
-from serve_app.usage import Outcome, Texts, UsageRecord
+from serve_app.usage import Outcome, Texts, UsageRecord, new_request_id
 
 if TYPE_CHECKING:
     from serve_app.gateway.tracing import RequestTrace
@@ -182,6 +183,10 @@ class Meter:
         metrics: GatewayMetrics = UNMEASURED,
     ) -> None:
         self.caller = caller
+        self.request_id = telemetry.request_id.get()
+        """What its client knows it by."""
+        self.row_id = new_request_id()
+        """What it is recorded by, once, whoever comes to write the record."""
         self.ledger = ledger
         self.timeout_s = timeout_s
         self.deadline_s = (
@@ -266,7 +271,7 @@ class Meter:
         if self.first_token_s is None:
             self.first_token_s = time.time()
             series = self.series.wake if self.is_waking else self.series.ttft
-            series.observe(self.first_token_s - self.started_s)
+            series.observe(time.monotonic() - self.clock.started_s)
 
     def read_timings(self) -> Timings:
         """Where its time went so far."""
@@ -310,6 +315,15 @@ class Meter:
         self._outcome = outcome
         self.record = make_record(self, begun, outcome, status, texts)
         return self.record
+
+    def record_so_far(self, status: int) -> UsageRecord | None:
+        """Returns what is to be recorded if nothing more comes, as this gateway dies.
+
+        Args:
+            status: Of the answer so far.
+        """
+        begun = [g for turn in self._turns for g in turn.generations if g.has_begun]
+        return make_record(self, begun, "failed", status, None) if begun else None
 
     def count(self, *, is_gone: bool = False) -> None:
         """Counts the request, once, when all is said.

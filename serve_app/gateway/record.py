@@ -1,11 +1,10 @@
-"""Makes the record of a request that has ended: what it used, and where its time went."""
+"""Makes the record of a request: what it used, and where its time went."""
 
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from serve_app import telemetry
-from serve_app.usage import Outcome, Texts, UsageRecord, new_request_id
+from serve_app.usage import Outcome, Texts, UsageRecord
 
 if TYPE_CHECKING:
     from serve_app.gateway.meter import Generation, Meter
@@ -23,7 +22,7 @@ def make_record(
     Args:
         meter: Of the request.
         begun: Its generations of which some engine had anything.
-        outcome: How the answer has ended.
+        outcome: How the answer has ended, or ends if nothing more comes.
         status: Its HTTP status; 0 where it never began.
         texts: What was asked and answered, where that is kept.
     """
@@ -31,8 +30,8 @@ def make_record(
     prompt_tokens = sum(g.prompt_tokens for g in begun)
     completion_tokens = sum(g.completion_tokens for g in begun)
     return UsageRecord(
-        request_id=new_request_id(),
-        client_request_id=telemetry.request_id.get(),
+        request_id=meter.row_id,
+        client_request_id=meter.request_id,
         tenant_id=meter.caller.tenant_id,
         key_id=meter.key_id,
         model=meter.model,

@@ -4,6 +4,9 @@ One line of JSON a record. A process appends to a file of its own and holds a lo
 process dies, however it dies, the kernel releases the lock; whoever takes it then stores what is in
 the file and removes it. Lines may be read twice: the database takes each request once.
 
+A second file beside it says what requests have used so far that have not ended. It is read only
+when the process has died, after the first: what that says of a request at its end counts.
+
 Nothing here is asynchronous: it runs on a worker thread, one call at a time.
 """
 
@@ -94,6 +97,37 @@ class Spool:
             os.ftruncate(self._fd, self._size)
             self._is_torn = False
 
+    def write_open(self, records: Sequence[UsageRecord]) -> None:
+        """Says what requests have used that have not ended, in place of what was said before.
+
+        Not synced: a process that dies leaves it, a machine may not.
+
+        Raises:
+            OSError: What was said before may stand.
+        """
+        if not records:
+            self._open_path.unlink(missing_ok=True)
+            return
+        draft = self._open_path.with_suffix(".draft")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(b"".join(_encoder.encode(record) + b"\n" for record in records))
+        draft.rename(self._open_path)
+
+    def read_open(self) -> list[UsageRecord]:
+        """Returns what requests had used that had not ended; for when their process is gone."""
+        try:
+            return [_decoder.decode(line) for line in self._open_path.read_bytes().splitlines()]
+        except FileNotFoundError:
+            return []
+        except msgspec.DecodeError:
+            logger.error("%s is damaged and skipped.", self._open_path.name)
+            return []
+
+    @property
+    def _open_path(self) -> Path:
+        return self._path.with_suffix(".open")
+
     def read(self, offset: int, most_rows: int) -> tuple[list[UsageRecord], int]:
         """Returns records from a position on, and the position after them.
 
@@ -111,6 +145,20 @@ class Spool:
                 logger.error("A line of %s is damaged and skipped.", self._path.name)
         return records, offset
 
+    def move_rest(self, folder: Path, offset: int) -> "Spool":
+        """Returns a new file with what is behind a position; this one is to be removed then.
+
+        Raises:
+            OSError: There is none; this one is as it was.
+        """
+        fresh = Spool.create(folder)
+        try:
+            fresh.append(self.read(offset, self._size)[0])
+        except OSError:
+            fresh.close(remove=True)
+            raise
+        return fresh
+
     def reset(self) -> None:
         """Empties the file; for when everything in it is stored."""
         os.ftruncate(self._fd, 0)
@@ -118,8 +166,11 @@ class Spool:
         self._is_torn = False
 
     def close(self, *, remove: bool) -> None:
-        """Gives the file up; removes it where everything in it is stored."""
+        """Gives the file up; removes both where everything in them is stored."""
         if remove:
+            # In this order: without the first nobody would look for the second.
+            self._open_path.with_suffix(".draft").unlink(missing_ok=True)
+            self._open_path.unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
         os.close(self._fd)
 

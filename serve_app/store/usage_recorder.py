@@ -6,6 +6,8 @@
 2. What is on disk reaches the database at least once: through this process, or through whichever
    next one finds the file without an owner.
 3. The database takes each request id once.
+4. Of a request that has not ended the disk has what was last said of it (`note_open`). It reaches
+   the database only when this process has died, after what is in the spool file.
 
 The disk being full or the database being away is a state, not a crash: records wait in memory, and
 `has_room` turns false long before there is no room, so that the gateway refuses new requests
@@ -102,6 +104,10 @@ class UsageRecorder:
         self._has_waiting = asyncio.Event()
         self._has_unstored = asyncio.Event()
         self._stored_bytes = 0
+        self._has_open = False
+        """Whether the disk has something of requests that have not ended."""
+        self._holds_texts = False
+        """Whether there are any in the file."""
         self._disk_problem = ""
         self._store_problem = ""
         self._lost = 0
@@ -146,6 +152,20 @@ class UsageRecorder:
         self._has_waiting.set()
         return durable
 
+    async def note_open(self, records: Sequence[UsageRecord]) -> None:
+        """Writes down what requests have used that have not ended, in place of the last time.
+
+        A disk in trouble is not told of here: records of what ends meet it soon enough.
+        """
+        if not records and not self._has_open:
+            return
+        with contextlib.suppress(OSError):
+            async with self._spool_use:
+                if self._spool is None:
+                    self._spool = await asyncio.to_thread(Spool.create, self._folder)
+                await asyncio.to_thread(_write_open, self._spool, records)
+                self._has_open = bool(records)
+
     def check_health(self) -> None:
         """Raises InternalError when recording has stopped, which no disk or database makes it."""
         for task in self._tasks:
@@ -164,7 +184,7 @@ class UsageRecorder:
             logger.error("Usage of %d requests is lost: %s", len(self._waiting), self.state.problem)
         if self._spool is not None:
             is_stored = self._stored_bytes == self._spool.size
-            self._spool.close(remove=is_stored)
+            self._spool.close(remove=is_stored and not self._has_open)
             self._spool = None
 
     async def _drain(self) -> None:
@@ -199,6 +219,7 @@ class UsageRecorder:
             async with self._spool_use:
                 if self._spool is None:
                     self._spool = await asyncio.to_thread(Spool.create, self._folder)
+                self._holds_texts |= any(record.texts is not None for record in records)
                 await asyncio.to_thread(self._spool.append, records)
         except OSError as error:
             self._note_disk_problem(f"usage cannot be written to disk: {error.strerror}")
@@ -219,6 +240,9 @@ class UsageRecorder:
             while self._spool is not None and self._stored_bytes < min(up_to, self._spool.size):
                 if not await self._store_next(self._spool):
                     await asyncio.sleep(_RETRY_S)
+            async with self._spool_use:
+                if self._spool is not None:
+                    await self._shorten(self._spool)
 
     async def _store_next(self, spool: Spool) -> bool:
         try:
@@ -230,12 +254,23 @@ class UsageRecorder:
             return False
         if not await self._store(records):
             return False
-        async with self._spool_use:
-            self._stored_bytes = offset
-            if offset == spool.size and offset > _RESET_BYTES:
-                await asyncio.to_thread(spool.reset)
-                self._stored_bytes = 0
+        self._stored_bytes = offset
         return True
+
+    async def _shorten(self, spool: Spool) -> None:
+        """Keeps a file from growing while records never cease, and texts from staying in it."""
+        rest = spool.size - self._stored_bytes
+        is_long = self._stored_bytes > _RESET_BYTES
+        if not rest and (is_long or self._holds_texts):
+            await asyncio.to_thread(spool.reset)
+            self._stored_bytes, self._holds_texts = 0, False
+        elif is_long and rest <= _RESET_BYTES:
+            with contextlib.suppress(OSError):  # The next batch tries again.
+                self._spool = await asyncio.to_thread(
+                    spool.move_rest, self._folder, self._stored_bytes
+                )
+                self._stored_bytes = 0
+                await asyncio.to_thread(spool.close, remove=True)
 
     async def _store(self, records: Sequence[UsageRecord]) -> bool:
         try:
@@ -295,6 +330,10 @@ class UsageRecorder:
                 return False
             offset = end
             n_records += len(records)
+        cut_off = await asyncio.to_thread(spool.read_open)
+        if cut_off and not await self._store(cut_off):
+            return False
+        n_records += len(cut_off)
         logger.info("Stored usage of %d requests that an ended process left.", n_records)
         return True
 
@@ -311,9 +350,15 @@ class UsageRecorder:
         self._store_problem = text
 
 
+def _write_open(spool: Spool, records: Sequence[UsageRecord]) -> None:
+    spool.write_open([record.fitted() for record in records])
+
+
 def _append_to(path: Path, record: UsageRecord) -> None:
+    """Without texts: no retention and nobody's wish deletes from this file."""
+    plain = msgspec.structs.replace(record, texts=None)
     with path.open("ab") as file:
-        file.write(msgspec.json.encode(record) + b"\n")
+        file.write(msgspec.json.encode(plain) + b"\n")
 
 
 def _log_change(what: str, problem: str) -> None:

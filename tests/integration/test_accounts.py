@@ -72,6 +72,8 @@ def ask(url: str, key: str, model: str = "tiny") -> httpx.Response:
 def refused(answer: httpx.Response) -> tuple[int, str]:
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
+    assert answer.headers["x-request-id"]
+    assert float(answer.headers["x-arriero-gateway-ms"]) >= 0.0
     return answer.status_code, error["code"]
 
 

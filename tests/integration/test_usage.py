@@ -1,17 +1,20 @@
 """What a request used is recorded once, however it ended."""
 
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from cluster.fleet_book import Ended, FleetBook
 from cluster.policy.fleet import NodeId, ZoneId
 from cluster.policy.reconcile import Entry
 from serve_app.keys import hash_key
+from serve_app.usage import UsageRecord
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.clients import ask, connect, post
 from tests.support.platform import LocalPlatform, wait_until
@@ -68,6 +71,31 @@ def test_stream_whose_client_leaves_is_recorded_with_what_was_produced(
     assert 3 <= _totals(platform)["completion_tokens"] < 400
 
 
+def test_stream_is_written_down_while_it_runs_should_its_gateway_die(
+    platform: LocalPlatform, tmp_path: Path
+) -> None:
+    def written() -> int:
+        lines: list[bytes] = []
+        for file in (tmp_path / "state" / "usage").glob("*.open"):
+            with contextlib.suppress(FileNotFoundError):  # Nothing runs any more.
+                lines += file.read_bytes().splitlines()
+        # What has no token yet has no field for them.
+        return sum(msgspec.json.decode(line, type=UsageRecord).completion_tokens for line in lines)
+
+    body = {"model": "tiny", "messages": ask(), "max_tokens": 250, "stream": True}
+    with httpx.stream(
+        "POST", f"{platform.url}/v1/chat/completions", json=body, headers=_HEADERS, timeout=30.0
+    ) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        next(lines)
+        wait_until(lambda: written() > 0, 10.0, "written down")
+        assert _totals(platform)["requests"] == 0
+        assert list(lines)[-1] == "data: [DONE]"
+    wait_until(lambda: written() == 0, 10.0, "ended")
+    wait_until(lambda: _totals(platform)["requests"] == 1, 10.0, "recorded")
+    assert _totals(platform)["completion_tokens"] == 250
+
+
 def test_refused_request_is_in_no_sum(platform: LocalPlatform) -> None:
     body = {"model": "tiny", "messages": ask(), "temperature": -1}
     assert post(platform.url, "/v1/chat/completions", body, **_HEADERS).status_code == 400
@@ -107,3 +135,4 @@ def test_fleets_cost_is_shared_out_among_tenants(tiny_model: Path, tmp_path: Pat
     assert fleet["wasted_usd"] == pytest.approx(1.0, abs=0.01)
     assert fleet["all_on_demand_usd"] == pytest.approx(6.0, abs=0.01)
     assert fleet["by_tenant"] == {"team-a": pytest.approx(1.0, abs=0.01)}
+    assert fleet["by_node"]["f-1"]["usd"] == pytest.approx(2.0, abs=0.01)

@@ -1,9 +1,11 @@
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from serve_app.config_records import RecordsSettings
+from serve_app.config_store import SqliteStore, StoreSettings, database_url
 from serve_app.names import TenantId
 from serve_app.store import requests
 from serve_app.store.database import Database
@@ -139,3 +141,19 @@ def test_line_of_an_older_version_is_read() -> None:
     old += b'"started_s":1.0,"ended_s":2.0}'
     record = msgspec.json.decode(old, type=UsageRecord)
     assert (record.status, record.texts, record.ttft_s) == (0, None, None)
+
+
+async def test_deleted_texts_are_not_left_in_the_file(tmp_path: Path) -> None:
+    """SQLite marks what is deleted as free, and leaves it there until it needs the room."""
+    settings = StoreSettings(database=SqliteStore(), state_dir=str(tmp_path))
+    database = Database(database_url(settings))
+    await database.migrate()
+    texts = [TEXTS, msgspec.structs.replace(TEXTS, request="Zanzibar marmalade " * 1000)]
+    await add(database, *(make_record(texts=each) for each in texts))
+    assert await delete_all(database, "texts", A, None) == 2
+    await database.close()
+    assert b"Zanzibar" not in _read_all(tmp_path)
+
+
+def _read_all(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.glob("store.db*"))

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -12,12 +13,14 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from serve_app.config_store import StoreSettings, database_url
+from serve_app.store import usage_recorder
 from serve_app.store.database import Database
 from serve_app.store.spool import Spool
 from serve_app.store.tables import UsageRow
 from serve_app.store.usage import UsageQuery, UsageRepository
 from serve_app.store.usage_recorder import UsageRecorder
 from serve_app.store.usage_sink import DatabaseSink
+from serve_app.usage import Texts
 from tests.support.postgres import PostgresServer
 from tests.support.usage import FakeSink, make_record
 
@@ -56,7 +59,11 @@ async def eventually(is_so: Any, timeout_s: float = 10.0) -> None:
 
 
 def read_spools(folder: Path) -> list[str]:
-    return [path.read_text() for path in folder.glob("usage-*")]
+    texts = []
+    for path in folder.glob("usage-*"):
+        with contextlib.suppress(FileNotFoundError):  # It was replaced by a shorter one.
+            texts.append(path.read_text())
+    return texts
 
 
 async def test_acknowledged_record_is_on_disk_before_the_database_has_it(tmp_path: Path) -> None:
@@ -101,6 +108,62 @@ async def test_what_is_not_stored_at_the_end_is_stored_by_the_next_one(tmp_path:
     second.start()
     await eventually(lambda: len(sink.rows) == 25)
     await eventually(lambda: not read_spools(tmp_path))
+    await second.close()
+
+
+async def die(recorder: UsageRecorder) -> None:
+    """Ends as a process does that is killed: its lock is free, its files stay."""
+    for task in recorder._tasks:
+        task.cancel()
+    assert recorder._spool is not None
+    recorder._spool.close(remove=False)
+
+
+async def test_what_ran_when_a_process_died_is_recorded_as_far_as_it_had_got(
+    tmp_path: Path,
+) -> None:
+    away = FakeSink()
+    away.is_away = True
+    first = UsageRecorder(tmp_path, FAST, away)
+    first.start()
+    ended, running = make_record(completion_tokens=9), make_record(outcome="failed")
+    await first.note_open([make_record(request_id=ended.request_id, outcome="failed")])
+    await first.note_open(
+        [make_record(request_id=ended.request_id, outcome="failed", completion_tokens=7), running]
+    )
+    assert await first.record(ended)
+    await die(first)
+    sink = FakeSink()
+    second = UsageRecorder(tmp_path, FAST, sink)
+    second.start()
+    await eventually(lambda: not read_spools(tmp_path))
+    assert sink.rows == {ended.request_id: ended, running.request_id: running}
+    await second.close()
+
+
+async def test_what_runs_is_in_no_file_once_it_has_ended(tmp_path: Path) -> None:
+    sink = FakeSink()
+    recorder = UsageRecorder(tmp_path, FAST, sink)
+    recorder.start()
+    await recorder.note_open([])
+    assert read_spools(tmp_path) == []
+    await recorder.note_open([make_record()])
+    assert len(read_spools(tmp_path)) == 2
+    await recorder.note_open([])
+    await recorder.close()
+    assert read_spools(tmp_path) == []
+    assert sink.rows == {}
+
+
+async def test_what_runs_as_a_recorder_closes_is_left_for_the_next_one(tmp_path: Path) -> None:
+    first, running = UsageRecorder(tmp_path, FAST, FakeSink()), make_record(outcome="failed")
+    first.start()
+    await first.note_open([running])
+    await first.close()
+    sink = FakeSink()
+    second = UsageRecorder(tmp_path, FAST, sink)
+    second.start()
+    await eventually(lambda: sink.rows == {running.request_id: running})
     await second.close()
 
 
@@ -190,6 +253,43 @@ async def test_record_that_no_database_takes_holds_up_no_other(tmp_path: Path) -
     await eventually(lambda: len(sink.rows) == 2)
     await recorder.close()
     assert bad.request_id in (tmp_path / "refused.jsonl").read_text()
+
+
+async def test_texts_are_on_no_disk_once_they_are_stored(tmp_path: Path) -> None:
+    """Retention, and who wants them deleted, look in the database only."""
+    texts = Texts(path="/v1/completions", request="Zanzibar", answer="marmalade", is_whole=True)
+    good, bad = make_record(texts=texts), make_record(texts=texts)
+    sink = FakeSink()
+    sink.refuses = lambda record: record.request_id == bad.request_id
+    recorder = UsageRecorder(tmp_path, FAST, sink)
+    recorder.start()
+    await asyncio.gather(recorder.record(good), recorder.record(bad))
+    await eventually(lambda: good.request_id in sink.rows)
+    await eventually(lambda: "Zanzibar" not in "".join(read_spools(tmp_path)))
+    refused = (tmp_path / "refused.jsonl").read_text()
+    assert bad.request_id in refused
+    assert "Zanzibar" not in refused
+    assert sink.rows[good.request_id].texts == texts
+    await recorder.close()
+
+
+async def test_file_stays_small_while_records_never_cease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_recorder, "_RESET_BYTES", 4096)
+    sink = FakeSink()
+    sink.takes_s = 0.05  # So that there is always something that came meanwhile.
+    recorder = UsageRecorder(tmp_path, FAST.model_copy(update={"usage_batch_rows": 100}), sink)
+    recorder.start()
+    most = 0
+    for _ in range(250):
+        recorder.record(make_record())
+        await asyncio.sleep(0.005)
+        most = max(most, sum(len(text) for text in read_spools(tmp_path)))
+    await recorder.close()
+    assert len(sink.rows) == 250
+    assert most < 20_000
+    assert read_spools(tmp_path) == []
 
 
 async def test_hostile_text_and_counts_are_made_to_fit(

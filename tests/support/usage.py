@@ -32,11 +32,12 @@ class FakeSink:
         self.rows: dict[str, UsageRecord] = {}
         self.batches: list[int] = []
         self.is_away = False
+        self.takes_s = 0.0
         self.refuses: Callable[[UsageRecord], bool] = lambda record: False
 
     async def store(self, records: Sequence[UsageRecord]) -> None:
         """Stores records (`UsageSink`)."""
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.takes_s)
         if self.is_away:
             raise StoreError("The store is away.")
         if any(self.refuses(record) for record in records):

@@ -1,6 +1,8 @@
 """What one HTTP request reserves, uses and is recorded with."""
 
 import asyncio
+import re
+import time
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from serve_app.errors import OverloadedError
 from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.gateway.ledger_client import LedgerClient, ReadUsage
 from serve_app.gateway.meter import Generation, Meter
+from serve_app.gateway.timings import RequestClock
 from serve_app.ledger_messages import Granted, LeaseId, Refused, Reserve, Standing, Usage
 from serve_app.messages import Endpoint
 from serve_app.metrics import Metrics
@@ -219,6 +222,25 @@ async def test_a_request_is_counted_once_with_what_it_used(ledger: FakeLedger) -
     assert metrics.value(TTFT, "anonymous", "llama") == 1
     assert metrics.value(DURATION, "anonymous", "llama") == 1
     assert metrics.value(COST, "anonymous", "llama") == pytest.approx(60e-6)
+
+
+async def test_times_are_from_arrival_whatever_the_clock_on_the_wall_does(
+    ledger: FakeLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A negative time would make a histogram's sum fall, as if its process had started anew."""
+    metrics = Metrics()
+    tenant = DeclaredTenant.model_validate({"id": "anonymous"})
+    meter = Meter(Catalog([tenant]).anonymous(), ledger, None, GatewayMetrics(metrics))
+    meter.clock = RequestClock(time.monotonic() - 2.0)  # It arrived before its key was looked up.
+    meter.begin(ModelName("llama"), PRICE, is_max_tokens_given=True)
+    set_back_s = time.time() - 3600.0
+    monkeypatch.setattr(time, "time", lambda: set_back_s)
+    produce(meter.plan("a", 10, (20,)), 3)
+    meter.close("finished", 200)
+    meter.count()
+    for metric in (TTFT, DURATION):
+        (sum_,) = re.findall(rf"{metric.name}_sum{{.*}} (.*)", metrics.render())
+        assert 2.0 <= float(sum_) < 60.0
 
 
 @pytest.mark.parametrize(("is_gone", "outcome"), [(False, "refused"), (True, "cancelled")])
