@@ -8,9 +8,10 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from bench.arriero_system import describe_model
 from bench.load import Ask, run_load
 from bench.report import Figure, print_table, say
-from bench.systems import MODEL_NAME, NotRunningError, describe_model
+from bench.systems import MODEL_NAME, NotRunningError
 from serve_app.config import Settings, parse_settings
 from serve_app.keys import hash_key
 from tests.support.platform import LocalPlatform

@@ -12,8 +12,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from deployments.bank_link import BankLink
 from deployments.ledger_journal import Closed, Journal, Opened, Record, Snapshot, replay
 from deployments.ledger_metrics import LedgerMetrics
+from deployments.limit_exchange import LimitExchange
 from serve_app import telemetry
 from serve_app.config_limits import LedgerSettings
 from serve_app.errors import InternalError
@@ -34,7 +36,9 @@ from serve_app.ledger_messages import (
 )
 from serve_app.messages import Endpoint
 from serve_app.metrics import Metrics
+from serve_app.policy.cell_limits import CellLimits
 from serve_app.policy.leases import LeaseBook
+from serve_app.policy.limit_shares import LimitShares
 from serve_app.policy.limits import Limiter, LimitSource
 from serve_app.policy.usage_counts import Charge
 from serve_app.wire import Listener
@@ -65,6 +69,7 @@ class Ledger:
         host: Address that gateways can reach this process at.
         read_clock: Seconds since 1970.
         metrics: Of this process.
+        bank: Keeps count for this cell and others; None where limits hold for this one alone.
     """
 
     def __init__(
@@ -75,14 +80,20 @@ class Ledger:
         host: str,
         read_clock: Callable[[], float] | None = None,
         metrics: Metrics | None = None,
+        bank: BankLink | None = None,
     ) -> None:
         self._metrics = LedgerMetrics(metrics)
         self._book = LeaseBook(settings.lease_s)
-        self._limiter = Limiter(source, self._book, settings.reserve)
         self._journal = journal
         self._host = host
         self._read_clock = read_clock or steady_clock()
         self._now_s = self._read_clock()
+        self._exchange: LimitExchange | None = None
+        cell = None
+        if bank is not None:
+            cell = CellLimits(LimitShares(self._now_s), self._book)
+            self._exchange = LimitExchange(bank, cell, self._read_clock, self._retry)
+        self._limiter = Limiter(source, self._book, settings.reserve, cell)
         self._listener: Listener | None = None
         self._records: list[Record] = []
         """Of the message that is being handled; written before it is answered."""
@@ -114,6 +125,7 @@ class Ledger:
         n_records = replay(self._journal, self._book)
         self._now_s = self._read_clock()
         self._book.recover(self._now_s)
+        self._limiter.recall()
         self._compact()
         self._listener = Listener(self._host)
         logger.info(
@@ -131,6 +143,8 @@ class Ledger:
             tasks.create_task(self._sweep())
             tasks.create_task(self._show_regularly())
             tasks.create_task(self._metrics.watch())
+            if self._exchange is not None:
+                tasks.create_task(self._exchange.run())
 
     def close(self) -> None:
         """Stops listening and lets go of the journal."""
@@ -150,19 +164,20 @@ class Ledger:
                 logger.error("A message for the ledger is malformed: %s", error)
                 continue
             self._now_s = self._read_clock()
-            answers = self._handle(batch)
+            answers = self._handle(sender, batch)
             self._write()
             if answers:
                 self._listener.send(sender, [self._encoder.encode(answers)])
 
-    def _handle(self, batch: list[LedgerMail]) -> list[LeaseMail]:
+    def _handle(self, sender: bytes, batch: list[LedgerMail]) -> list[LeaseMail]:
         self._expire()
         answers: list[LeaseMail] = []
         settled: list[LeaseId] = []
         for mail in batch:
             match mail:
                 case Reserve():
-                    answers.append(self._reserve(mail))
+                    answer = self._reserve(sender, mail)
+                    answers += [] if answer is None else [answer]
                 case Settle():
                     self._settle(mail)
                     settled.append(mail.lease)
@@ -181,14 +196,28 @@ class Ledger:
                     answers.append(Looked(mail.number, standing))
         return [*answers, Settled(settled)] if settled else answers
 
-    def _reserve(self, mail: Reserve) -> LeaseMail:
+    def _reserve(self, sender: bytes, mail: Reserve, *, may_wait: bool = True) -> LeaseMail | None:
+        """Grants or refuses; None where the bank of cells is asked first."""
         answer, lease = self._limiter.reserve(mail, self._now_s)
         if isinstance(answer, Refused):
+            exchange = self._exchange if may_wait and answer.may_come else None
+            if exchange is not None and exchange.park(sender, mail):
+                return None
             self._metrics.refuse(mail, answer)
         if lease is not None:
             self._records.append(Opened(lease))
             self._metrics.reserve(lease)
         return answer
+
+    def _retry(self, sender: bytes, ask: Reserve, may_wait: bool) -> None:
+        """Decides on a request for which the bank was asked."""
+        assert self._listener is not None, "nothing comes before start"
+        self._now_s = self._read_clock()
+        self._expire()
+        answer = self._reserve(sender, ask, may_wait=may_wait)
+        self._write()
+        if answer is not None:
+            self._listener.send(sender, [self._encoder.encode([answer])])
 
     def _settle(self, mail: Settle) -> None:
         tenant = self._book.tenant_of(mail.lease)

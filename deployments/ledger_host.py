@@ -2,6 +2,7 @@
 
 import asyncio
 
+from deployments.bank_link import BankLink
 from deployments.ledger import Ledger
 from deployments.ledger_journal import Journal
 from serve_app.catalog import Catalog
@@ -25,6 +26,9 @@ class LedgerHost:
         journal: What the ledger must not forget.
         host: Address that gateways can reach this process at.
         metrics: Of this process.
+
+    Raises:
+        ConfigError: It is a cell's, and the cells' key is not in the environment.
     """
 
     def __init__(
@@ -33,7 +37,10 @@ class LedgerHost:
         self._settings = settings
         self._catalog = Catalog()
         self._source = CatalogLimits(self._catalog)
-        self._ledger = Ledger(self._source, settings.ledger, journal, host, metrics=metrics)
+        bank = None if settings.cell is None else BankLink(settings.cell)
+        self._ledger = Ledger(
+            self._source, settings.ledger, journal, host, metrics=metrics, bank=bank
+        )
         self._knows_everyone = asyncio.Event()
         self._watched: StoreSettings | None = None
         self._database: Database | None = None

@@ -32,7 +32,7 @@ def add_fairness(subcommands: Any) -> None:
     parser = actions.add_parser(
         "replay",
         help=words,
-        description=f"{words.capitalize()}; needs no running platform.",
+        description=f"{words[0].upper()}{words[1:]}; needs no running platform.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

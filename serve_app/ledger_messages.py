@@ -135,6 +135,8 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: float | None
     """It is granted after so long if nothing else begins. None: it never fits."""
     standing: Standing
+    may_come: bool = False
+    """Whether it would fit if other cells gave up what they hold; then nobody knows how long."""
 
 
 class Settled(msgspec.Struct, frozen=True, tag=True):

@@ -47,6 +47,15 @@ class Doors:
         keys = ((zone, market), (offer.region, market), (offer.cloud, "any"))
         return all(self._closed_until_s.get(key, now_s) <= now_s for key in keys)
 
+    def list_shut(self, now_s: float) -> list[tuple[str, float]]:
+        """Return what is not asked now, and for how many seconds; the longest first."""
+        left = [
+            (name if market == "any" else f"{name} {market}", until_s - now_s)
+            for (name, market), until_s in self._closed_until_s.items()
+            if until_s > now_s
+        ]
+        return sorted(left, key=lambda one: (-one[1], one[0]))
+
     def admit(self, zone: ZoneId, market: Market) -> None:
         """Note a launch that succeeded."""
         self._refusals.pop((zone, market), None)

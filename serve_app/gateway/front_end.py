@@ -157,8 +157,10 @@ class FrontEnd:
         hf_config = config.model_config.hf_config.to_dict()
         dtype = str(config.model_config.dtype).removeprefix("torch.")
         lora = config.lora_config
+        targets = lora.target_modules if lora is not None else None
+        is_known = dtype in get_args(Dtype)
         return AdapterBase(
-            shape=shape_of(hf_config, cast(Dtype, dtype)) if dtype in get_args(Dtype) else None,
+            shape=shape_of(hf_config, cast(Dtype, dtype), targets) if is_known else None,
             max_rank=lora.max_lora_rank if lora is not None else 0,
             kind=str(hf_config.get("model_type")),
         )

@@ -23,6 +23,9 @@ Invariants (each a property test of that name):
 7. snapshot_restores_all: a restored queue decides as the one that was saved.
 8. cheating_gains_nothing: neither many lanes nor aborting nor a large `max_tokens` brings more.
 9. load_is_paid_once: its tenant pays for a load, whatever becomes of the request that wanted it.
+10. elsewhere_is_bounded: what other queues served puts nobody further behind than is said.
+11. served_is_told_once: what is taken adds up to what tickets and loads paid; of who had nothing
+    since the last time nothing is kept.
 
 Source: Sheng et al., *Fairness in Serving Large Language Models*, OSDI 2024, algorithms 2 and 3.
 """
@@ -68,7 +71,7 @@ from serve_app.policy.fairness_ticket import (
     load_ticket,
     save_ticket,
 )
-from serve_app.policy.fairness_tier import Tier, Turn
+from serve_app.policy.fairness_tier import Account, Tier, Turn
 from serve_app.policy.queueing import Waiting
 from serve_app.policy.turns import Admission, Fit, Place
 
@@ -102,6 +105,8 @@ class Vtc:
         self._n_waiting: dict[int, int] = {}
         self._order = 0
         self._refundable = 0
+        self._served: dict[TenantId, int] | None = None
+        """Units since it was last taken; None until somebody wants to know."""
         passing = self._settings.passing
         self._chooser = Chooser(
             self._tiers,
@@ -113,9 +118,12 @@ class Vtc:
         if audit is not None:
             audit(tell_opened(self._settings, self._floor))
 
-    def set_shares(self, shares: Mapping[TenantId, Share]) -> None:
-        """Takes new weights and tiers; tickets that are known keep theirs."""
-        self._shares = dict(shares)
+    def set_share(self, tenant: TenantId, share: Share) -> None:
+        """Takes a tenant's new weight and tier; tickets that are known keep theirs."""
+        if share == _DEFAULT_SHARE:
+            self._shares.pop(tenant, None)
+        else:
+            self._shares[tenant] = share
 
     # --- the life of a ticket ----------------------------------------------------------------
 
@@ -170,10 +178,29 @@ class Vtc:
         units = round(n_tokens * self._rates_of(share.weight, model).output)
         if not units:
             return
+        self._count_served(tenant, units)
         account = self._tier(share.tier).charge_beside(tenant, units)
-        self._floor.charge(share.tier, units)
+        self._note_beside(account, share.tier, units)
+
+    def charge_elsewhere(self, tenant: TenantId, service: float, most_ahead: float) -> None:
+        """Charges a tenant for what another queue has served it, as far as that one counts here.
+
+        Args:
+            tenant: Pays, also when nothing of it is here.
+            service: By weight, as `take_served` of the other queue has it.
+            most_ahead: Service beyond the least of those who wait that it is not charged.
+        """
+        share = self._shares.get(tenant, _DEFAULT_SHARE)
+        tier = self._tier(share.tier)
+        room = tier.level() + to_units(most_ahead) - tier.reentry_of(tenant)
+        units = min(to_units(service), max(room, 0))
+        if units:
+            self._note_beside(tier.charge_beside(tenant, units), share.tier, units)
+
+    def _note_beside(self, account: Account, tier: int, units: int) -> None:
+        self._floor.charge(tier, units)
         if self._audit is not None:
-            self._audit(Loaded(tenant, share.tier, units, account.counter))
+            self._audit(Loaded(account.tenant, tier, units, account.counter))
 
     def finish(self, ticket: TicketId, cached_tokens: int | None = None) -> None:
         """Ends a running ticket, corrects what was guessed and learns from it."""
@@ -237,6 +264,14 @@ class Vtc:
         Linear in the tenants that wait: for metrics, about once a second.
         """
         return max((_spread(self._served_of_waiting(tier)) for tier in self._tiers), default=0.0)
+
+    def take_served(self) -> dict[TenantId, float]:
+        """Returns what tenants were served here since the last call, by weight; first nothing.
+
+        What is charged ahead is in it. Less than 0 is what came back of what an earlier call told.
+        """
+        served, self._served = self._served or {}, {}
+        return {tenant: units / UNITS for tenant, units in served.items() if units}
 
     def find_lags(self, n: int | None = None) -> dict[TenantId, float]:
         """Returns how far the n least counters of waiting tenants are behind the greatest."""
@@ -387,8 +422,13 @@ class Vtc:
         if units:
             ticket.paid += units
             self._refundable += units
+            self._count_served(ticket.request.tenant, units)
             self._tiers[ticket.tier].change(ticket.account, units)
             self._floor.charge(ticket.tier, units)
+
+    def _count_served(self, tenant: TenantId, units: int) -> None:
+        if self._served is not None:
+            self._served[tenant] = self._served.get(tenant, 0) + units
 
     def _tier(self, index: int) -> Tier:
         if index not in self._tiers:

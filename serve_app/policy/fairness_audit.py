@@ -82,7 +82,7 @@ class Charged(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """An adapter was loaded for a tenant, which pays for it."""
+    """A tenant pays for what is no request's here: an adapter's load, or service elsewhere."""
 
     tenant: str
     tier: int

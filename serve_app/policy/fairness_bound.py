@@ -6,6 +6,7 @@ The bound for two tenants that wait without a break, divided by their weights: t
 who wait differ by at most U = max(w_p * longest prompt, w_q * tokens that can be in flight) / least
 weight. So over any stretch of time their service differs by at most 2 U.
   - A locality quantum, `burst` and `passing` each let counters differ by that much more: `slack`.
+  - What is charged for other queues lets them differ by as much as is charged at most: `slack`.
   - Tokens that are charged late may give a tenant as many turns too many: they count as in flight.
   - With several engines, what all of them can hold is in flight; with a window beyond the batch,
     the whole window.

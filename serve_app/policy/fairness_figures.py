@@ -64,7 +64,7 @@ def measure_fairness(
         longest: Of all requests that it was given.
         window_requests: How many requests all engines together take at once.
         weights: By tenant; others have 1.
-        slack: Service that locality lets counters differ by.
+        slack: Service that locality, or what is charged for other queues, lets counters differ by.
     """
     lags = queue.find_lags()
     least_weight = min((weights.get(tenant, 1.0) for tenant in lags), default=1.0)

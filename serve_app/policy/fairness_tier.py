@@ -153,11 +153,19 @@ class Tier:
             self._running.put(account.tenant)
             self._returning.put(account.tenant)
 
+    def reentry_of(self, tenant: TenantId) -> int:
+        """Returns a tenant's counter, or where it comes back if it is away."""
+        account = self.accounts.get(tenant)
+        counter = 0 if account is None else account.counter
+        is_away = account is None or account.is_idle
+        if is_away and self._lifts and tenant not in self._expected:
+            return max(counter, self.level() - self._burst)
+        return counter
+
     def charge_beside(self, tenant: TenantId, units: int) -> Account:
         """Charges for what is no request's. One who is away is charged from where it comes back."""
         account = self.account_of(tenant)
-        if account.is_idle and self._lifts and tenant not in self._expected:
-            account.counter = max(account.counter, self.level() - self._burst)
+        account.counter = self.reentry_of(tenant)
         self.change(account, units)
         self.note_idle(account)
         return account

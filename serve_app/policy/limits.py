@@ -30,10 +30,10 @@ from typing import Literal, NamedTuple, Protocol
 from serve_app.config_limits import LimitSpec, PriceSpec
 from serve_app.ledger_messages import Granted, Meter, Progress, Refused, Reserve, Standing, Usage
 from serve_app.names import KeyId, ModelName, TenantId
+from serve_app.policy.cell_limits import CellLimits, list_needs
 from serve_app.policy.leases import Lease, LeaseBook, Scope, scopes_of
-from serve_app.policy.usage_counts import NOTHING, Account, Charge, Measure, Moment, Span
-
-PICO = 10**12
+from serve_app.policy.limit_kinds import BUDGETS, RATES, REQUEST_RATES, TOKEN_RATES, Budget, Rate
+from serve_app.policy.usage_counts import NOTHING, Account, Charge, Moment
 
 
 class LimitSource(Protocol):
@@ -44,34 +44,6 @@ class LimitSource(Protocol):
 
     def price_of(self, model: ModelName, adapter: str = "") -> PriceSpec:
         """Returns what a model's tokens cost."""
-
-
-class _Rate(NamedTuple):
-    limit: str
-    measure: Measure
-
-
-class _Budget(NamedTuple):
-    limit: str
-    span: Span
-    measure: Measure
-    units: int
-    """Counted units in one unit of the limit."""
-
-
-_RATES = (
-    _Rate("requests_per_min", lambda c: c.requests),
-    _Rate("prompt_tokens_per_min", lambda c: c.prompt_tokens),
-    _Rate("completion_tokens_per_min", lambda c: c.completion_tokens),
-    _Rate("total_tokens_per_min", lambda c: c.tokens),
-)
-_REQUEST_RATES, _TOKEN_RATES = _RATES[:1], _RATES[1:]
-_BUDGETS = (
-    _Budget("tokens_per_day", "day", lambda c: c.tokens, 1),
-    _Budget("tokens_per_month", "month", lambda c: c.tokens, 1),
-    _Budget("usd_per_day", "day", lambda c: c.pico_usd, PICO),
-    _Budget("usd_per_month", "month", lambda c: c.pico_usd, PICO),
-)
 
 
 class BudgetUse(NamedTuple):
@@ -99,6 +71,7 @@ class Limiter:
         source: Where limits and prices come from.
         book: The leases, and what they are charged.
         reserves: What is set aside for a completion (`LedgerSettings.reserve`).
+        cell: What may be counted here of limits that hold for several cells; None is all.
     """
 
     def __init__(
@@ -106,10 +79,12 @@ class Limiter:
         source: LimitSource,
         book: LeaseBook,
         reserves: Literal["max_tokens", "predicted"] = "max_tokens",
+        cell: CellLimits | None = None,
     ) -> None:
         self._source = source
         self._book = book
         self._reserves = reserves
+        self._cell = cell
 
     def reserve(self, ask: Reserve, now_s: float) -> tuple[Granted | Refused, Lease | None]:
         """Grants or refuses a request. Asked again for the same lease, it is granted again.
@@ -126,6 +101,12 @@ class Limiter:
         obstacle = max(self._find_obstacles(lease), key=lambda o: o.wait_us, default=None)
         if obstacle is not None:
             return self._refuse(ask, obstacle), None
+        if self._cell is not None:
+            needs = list(list_needs(lease, self._source.limits_of))
+            lack = self._cell.take(needs, now_s)
+            if lack is not None:
+                standing = self._standing(lease.scopes)
+                return self._cell.refuse(ask.lease, lack, standing), None
         self._book.open(lease)
         return self._grant(ask), lease
 
@@ -143,6 +124,11 @@ class Limiter:
         self._book.renew(lease, progress.usage, now_s)
         return fresh
 
+    def recall(self) -> None:
+        """Take note for the bank of cells of what the book holds already."""
+        if self._cell is not None:
+            self._cell.recall(self._source.limits_of)
+
     def look(self, tenant: TenantId, key: KeyId, model: ModelName, now_s: float) -> Standing:
         """Returns how things stand, reserving nothing."""
         self._book.state.clock.read(now_s)
@@ -155,7 +141,7 @@ class Limiter:
             if scope.key is not None or scope.model is not None:
                 continue
             spec = self._source.limits_of(scope)
-            for budget in _BUDGETS:
+            for budget in BUDGETS:
                 limit = getattr(spec, budget.limit)
                 if limit:
                     used = budget.measure(self._book.account(scope).used(budget.span))
@@ -195,11 +181,11 @@ class Limiter:
         now = lease.at
         for scope in lease.scopes:
             spec, account = self._source.limits_of(scope), self._book.account(scope)
-            for rate in _RATES:
+            for rate in RATES:
                 yield from _check_rate(scope, spec, rate, account, lease.charge, now)
             yield from self._check_concurrency(scope, spec, lease.reserve)
             yield from _check_length(scope, spec, lease.reserve)
-            for budget in _BUDGETS:
+            for budget in BUDGETS:
                 yield from _check_budget(scope, spec, budget, account, lease.charge, now)
 
     def _check_concurrency(
@@ -233,23 +219,27 @@ class Limiter:
         )
 
     def _standing(self, scopes: tuple[Scope, ...]) -> Standing:
-        return Standing(
-            self._tightest(scopes, _REQUEST_RATES), self._tightest(scopes, _TOKEN_RATES)
-        )
+        return Standing(self._tightest(scopes, REQUEST_RATES), self._tightest(scopes, TOKEN_RATES))
 
-    def _tightest(self, scopes: tuple[Scope, ...], rates: tuple[_Rate, ...]) -> Meter | None:
+    def _tightest(self, scopes: tuple[Scope, ...], rates: tuple[Rate, ...]) -> Meter | None:
         now = self._book.state.clock.last
         meters = [
-            _read_meter(limit, rate.measure, self._book.account(scope), now)
+            self._read_meter(scope, rate, limit, now)
             for scope in scopes
             for rate in rates
             if (limit := getattr(self._source.limits_of(scope), rate.limit)) is not None
         ]
         return min(meters, key=lambda meter: (meter.remaining, meter.limit), default=None)
 
+    def _read_meter(self, scope: Scope, rate: Rate, limit: int, now: Moment) -> Meter:
+        account = self._book.account(scope)
+        elsewhere = 0 if self._cell is None else self._cell.elsewhere(scope, rate.limit)
+        remaining = max(0, limit - rate.measure(account.minute) - elsewhere)
+        return Meter(limit, remaining, account.us_until_empty(rate.measure, now) / 1e6)
+
 
 def _check_rate(
-    scope: Scope, spec: LimitSpec, rate: _Rate, account: Account, charge: Charge, now: Moment
+    scope: Scope, spec: LimitSpec, rate: Rate, account: Account, charge: Charge, now: Moment
 ) -> Iterator[_Obstacle]:
     limit = getattr(spec, rate.limit)
     used, requested = rate.measure(account.minute), rate.measure(charge)
@@ -268,7 +258,7 @@ def _check_length(scope: Scope, spec: LimitSpec, ask: Reserve) -> Iterator[_Obst
 
 
 def _check_budget(
-    scope: Scope, spec: LimitSpec, budget: _Budget, account: Account, charge: Charge, now: Moment
+    scope: Scope, spec: LimitSpec, budget: Budget, account: Account, charge: Charge, now: Moment
 ) -> Iterator[_Obstacle]:
     limit, units = getattr(spec, budget.limit), budget.units
     used, requested = budget.measure(account.used(budget.span)), budget.measure(charge)
@@ -277,8 +267,3 @@ def _check_budget(
     fits = requested <= round(limit * units)
     wait_us = now.us_until_next(budget.span) if fits else math.inf
     yield _Obstacle(scope, budget.limit, limit, used / units, requested / units, wait_us)
-
-
-def _read_meter(limit: int, measure: Measure, account: Account, now: Moment) -> Meter:
-    remaining = max(0, limit - measure(account.minute))
-    return Meter(limit, remaining, account.us_until_empty(measure, now) / 1e6)

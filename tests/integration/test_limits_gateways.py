@@ -64,7 +64,7 @@ def platform(
         store={"state_dir": str(folder)},
     )
     with LocalPlatform(settings, folder, ledger_in_process=True) as platform:
-        gateways = GatewayProcesses(settings, N_GATEWAYS, folder)
+        gateways = GatewayProcesses([settings] * N_GATEWAYS, folder)
         try:
             for url in gateways.urls:
                 wait_until(lambda url=url: is_ready(url), 200.0, "ready")  # type: ignore[misc]  # mypy cannot infer a lambda with a default

@@ -1,0 +1,64 @@
+"""How a cell's ledger and routers ask the bank of their fleet: HTTP with a shared key."""
+
+import logging
+import uuid
+from typing import TypeVar
+
+import httpx
+import msgspec
+
+from serve_app.config_cell import CellMembership, read_cell_name, read_cells_key
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 2.0
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class BankLink:
+    """One process's connection to the bank.
+
+    Args:
+        settings: The cell's.
+
+    Raises:
+        ConfigError: The key or the name is not in the environment.
+    """
+
+    def __init__(self, settings: CellMembership) -> None:
+        self.cell = read_cell_name(settings)
+        self.period_s = settings.period_s
+        self.run = uuid.uuid4().hex
+        """Of this process."""
+        self._url = settings.bank.rstrip("/")
+        self._headers = {"authorization": f"Bearer {read_cells_key(settings.key)}"}
+        self._client: httpx.AsyncClient | None = None
+        self._is_away = False
+
+    async def ask(self, path: str, question: msgspec.Struct, kind: type[_T]) -> _T | None:
+        """Return the bank's answer; None where it has none."""
+        if self._client is None:
+            self._client = httpx.AsyncClient(timeout=_TIMEOUT_S, headers=self._headers)
+        try:
+            answer = await self._client.post(
+                self._url + path, content=msgspec.json.encode(question)
+            )
+            answer.raise_for_status()
+            decoded = msgspec.json.decode(answer.content, type=kind)
+        except (httpx.HTTPError, msgspec.DecodeError) as error:
+            self._note(is_away=True, why=str(error) or type(error).__name__)
+            return None
+        self._note(is_away=False)
+        return decoded
+
+    async def close(self) -> None:
+        """Ask no more."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    def _note(self, *, is_away: bool, why: str = "") -> None:
+        if is_away and not self._is_away:
+            logger.warning("The bank of cells at %s does not answer: %s", self._url, why)
+        if self._is_away and not is_away:
+            logger.info("The bank of cells answers again.")
+        self._is_away = is_away
