@@ -23,17 +23,8 @@ from statistics import mean
 from bench.report import Figure, Spread, describe_run, print_figures, print_table, say
 from bench.spot_plot import draw
 from bench.spot_rivals import EvenSpread, OnDemandOnly, SpotHedge
-from bench.spot_sim import (
-    Outcome,
-    Placement,
-    Purpose,
-    Replay,
-    Setting,
-    Trace,
-    choose_offsets,
-    list_offers,
-    load_trace,
-)
+from bench.spot_sim import Outcome, Placement, Purpose, Replay, Setting, choose_offsets, list_offers
+from bench.spot_trace import Trace, load_trace
 from cluster.policy.fleet import Market, Offer
 from cluster.policy.placement import PlacementSettings, SpotPlacement
 
@@ -93,6 +84,8 @@ class Job:
     part: tuple[float, float]
     window: int
     n_windows: int
+    paid_s: float = 0.0
+    history_s: float = 0.0
 
     @property
     def cell(self) -> tuple[str, str, float, bool]:
@@ -106,7 +99,13 @@ Results = dict[tuple[str, str, float, bool], list[Outcome]]
 def run_job(job: Job) -> Outcome:
     """Runs in a process of its own."""
     trace = _load(job.folder)
-    setting = Setting(start_up_s=job.start_up_s, notices_s=NOTICES_S if job.has_notice else {})
+    notices_s = NOTICES_S if job.has_notice else {}
+    setting = Setting(
+        start_up_s=job.start_up_s,
+        notices_s=notices_s,
+        paid_s=job.paid_s,
+        history_s=job.history_s,
+    )
     offset_s = choose_offsets(trace, setting, job.n_windows, job.part)[job.window]
     policy = _MAKERS[job.policy](setting, list_offers(trace, setting), job.window)
     return Replay(trace, policy, setting, offset_s).run()
@@ -227,6 +226,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plots", type=Path, help="folder for the plot")
     parser.add_argument("--part", choices=["both", *PARTS], default="both", help="of the traces")
     parser.add_argument("--lean", action="store_true", help="no notices, SpotHedge and ours only")
+    parser.add_argument("--paid-s", type=float, default=0.0, help="charged for a node at least")
+    parser.add_argument(
+        "--history-h", type=float, default=0.0, help="hours that a policy has seen before a window"
+    )
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(argv)
     n_windows = 2 if options.quick else 10
@@ -235,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.part not in ("both", prefix):
             continue
         jobs = _list_jobs(options.traces, n_windows, parts, is_lean=options.lean)
+        history_s = 3600.0 * options.history_h
+        jobs = [replace(job, paid_s=options.paid_s, history_s=history_s) for job in jobs]
         results = run_jobs(jobs, options.processes)
         print_results(f"Windows: {prefix}", results)
         print_spent(f"Cost by use: {prefix}", results)

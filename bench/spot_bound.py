@@ -31,7 +31,8 @@ from statistics import mean
 from bench.report import describe_run, print_table, say
 from bench.spot import GOALS, PARTS, TRACES, Job, run_job
 from bench.spot_flow import cheapest_cover, count_ticks, list_stays
-from bench.spot_sim import Setting, Trace, choose_offsets, load_trace
+from bench.spot_sim import Setting, choose_offsets
+from bench.spot_trace import Trace, load_trace
 from cluster.policy.fleet import ZoneId
 
 _AGES_H = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

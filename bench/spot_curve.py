@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from bench.report import describe_run, print_table, say
 from bench.spot import GOALS, PARTS, SWEPT, TRACES, Job, run_jobs
 from bench.spot_bound import bound_informed, lower
-from bench.spot_sim import Setting, choose_offsets, load_trace
+from bench.spot_sim import Setting, choose_offsets
+from bench.spot_trace import load_trace
 
 Point = tuple[float, float]
 """Availability and cost."""

@@ -20,7 +20,8 @@ from bench.report import describe_run, print_table, say
 from bench.spot import GOALS, PARTS, TRACES, Job, run_jobs
 from bench.spot_bound import bound_informed, list_fronts
 from bench.spot_flow import count_ticks
-from bench.spot_sim import Outcome, Setting, Tally, choose_offsets, load_trace
+from bench.spot_sim import Outcome, Setting, Tally, choose_offsets
+from bench.spot_trace import load_trace
 
 _POLICIES = ("SpotHedge", "Arriero")
 _DAY_MIN = 1440.0

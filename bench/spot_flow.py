@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.spot_sim import Setting, Trace
+from bench.spot_sim import Setting
+from bench.spot_trace import Trace
 
 
 @dataclass(frozen=True, order=True)

@@ -6,14 +6,13 @@ controller would: its own nodes, which launches failed, which nodes were taken. 
 notice, the newest first. On-demand nodes always come and stay.
 """
 
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
+from bench.spot_trace import Trace
 from cluster.policy.fleet import (
     Happening,
     Launched,
@@ -34,6 +33,7 @@ _MOST_ROUNDS = 12
 Purpose = Literal["serving", "spare", "starting"]
 """What a node is paid for."""
 Use = tuple[Market, Purpose]
+_MARKETS: tuple[Market, ...] = ("spot", "on-demand")
 
 
 class Placement(Protocol):
@@ -44,24 +44,6 @@ class Placement(Protocol):
 
     def plan(self, nodes: Sequence[Node], now_s: float) -> Plan:
         """Says what to do."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Room for spot nodes by zone, one number each `gap_s`."""
-
-    name: str
-    gap_s: float
-    rooms: Mapping[ZoneId, Sequence[int]]
-
-    @property
-    def duration_s(self) -> float:
-        """As long as every zone is known."""
-        return min(map(len, self.rooms.values())) * self.gap_s
-
-    def room(self, zone: ZoneId, at_s: float) -> int:
-        """Nodes that the zone gives then."""
-        return self.rooms[zone][int(at_s // self.gap_s)]
 
 
 @dataclass(frozen=True)
@@ -76,6 +58,14 @@ class Setting:
     """Notice of a reclaim that each cloud gives; none where it is not named."""
     spot_usd_per_h: float = 1.0
     on_demand_usd_per_h: float = 3.0
+    paid_s: float = 0.0
+    """What a node that is ended is paid for at least."""
+    history_s: float = 0.0
+    """For how long before the window the policy has kept the fleet; less where the trace begins."""
+
+    def price(self, market: Market) -> float:
+        """US dollars an hour of one node."""
+        return self.spot_usd_per_h if market == "spot" else self.on_demand_usd_per_h
 
 
 @dataclass(frozen=True)
@@ -128,19 +118,6 @@ class Outcome:
     by_open: Mapping[int, Tally] = field(default_factory=dict)
 
 
-def load_trace(folder: Path) -> Trace:
-    """Reads a folder with a file for each zone."""
-    rooms: dict[ZoneId, list[int]] = {}
-    gap_s = 0.0
-    for file in sorted(folder.glob("*.json")):
-        content = json.loads(file.read_text())
-        gap_s = float(content["metadata"]["gap_seconds"])
-        rooms[ZoneId(file.stem.split("_")[0])] = content["data"]
-    if not rooms:
-        raise SystemExit(f"error: {folder} holds no traces (*.json)")
-    return Trace(folder.name, gap_s, rooms)
-
-
 def list_offers(trace: Trace, setting: Setting) -> list[Offer]:
     """Every zone's offer; all ask the same, as the traces say nothing of prices."""
     return [
@@ -162,11 +139,12 @@ class Replay:
         self, trace: Trace, policy: Placement, setting: Setting, offset_s: float, seed: int = 0
     ) -> None:
         self._trace, self._policy, self._setting = trace, policy, setting
-        self._offset_s = offset_s
+        self._n_before = int(min(setting.history_s, offset_s) // setting.tick_s)
+        self._offset_s = offset_s - self._n_before * setting.tick_s
         self._nodes: list[Node] = []
         self._leaving: list[tuple[Node, float]] = []
         self._clouds = {offer.zone: offer.cloud for offer in list_offers(trace, setting)}
-        self._made = 0
+        self._made = self._n_made_before = 0
         self._happenings: list[Happening] = []
         self._spent: defaultdict[Use, float] = defaultdict(float)
         self._by_open: defaultdict[int, Tally] = defaultdict(Tally)
@@ -177,13 +155,13 @@ class Replay:
         """Runs the window to its end."""
         setting = self._setting
         n_ticks = round(setting.window_s / setting.tick_s)
-        first = round(setting.start_up_s / setting.tick_s)
+        first = max(0, round(setting.start_up_s / setting.tick_s) - self._n_before)
+        for tick in range(self._n_before):
+            self._live(tick * setting.tick_s)
+        self._forget()
         for tick in range(n_ticks):
-            now_s = tick * setting.tick_s
-            self._take(now_s)
-            self._leaving = [(node, at_s) for node, at_s in self._leaving if at_s > now_s]
-            self._mark_ready(now_s)
-            self._ask(now_s)
+            now_s = (self._n_before + tick) * setting.tick_s
+            self._live(now_s)
             self._count(now_s, tick >= first)
         whole = setting.target * n_ticks * setting.on_demand_usd_per_h
         total = sum(self._spent.values())
@@ -194,11 +172,23 @@ class Replay:
             total / whole,
             self._missing / (setting.target * (n_ticks - first)),
             self._reclaims,
-            self._made,
+            self._made - self._n_made_before,
             on_demand / (total or 1.0),
             {use: usd / whole for use, usd in self._spent.items()},
             dict(self._by_open),
         )
+
+    def _live(self, now_s: float) -> None:
+        self._take(now_s)
+        self._leaving = [(node, at_s) for node, at_s in self._leaving if at_s > now_s]
+        self._mark_ready(now_s)
+        self._ask(now_s)
+
+    def _forget(self) -> None:
+        """Begin the bill: what was before the window is paid."""
+        self._spent.clear()
+        self._reclaims = 0
+        self._n_made_before = self._made
 
     def _take(self, now_s: float) -> None:
         held = Counter(node.zone for node in self._nodes if node.market == "spot")
@@ -241,6 +231,7 @@ class Replay:
 
     def _do(self, plan: Plan, now_s: float) -> None:
         ended = {end.node for end in plan.ends}
+        self._charge_rest([node for node in self._nodes if node.id in ended], now_s)
         self._nodes = [node for node in self._nodes if node.id not in ended]
         for launch in plan.launches:
             held = sum(n.zone == launch.zone and n.market == "spot" for n in self._nodes)
@@ -269,14 +260,18 @@ class Replay:
         usd = sum(self._spent.values()) - before
         self._by_open[n_open] += Tally(1, usd, spot, on_demand, is_late and not served)
 
+    def _charge_rest(self, ended: Sequence[Node], now_s: float) -> None:
+        setting = self._setting
+        for node in ended:
+            rest_s = max(0.0, setting.paid_s - (now_s - node.started_s))
+            usd = setting.price(node.market) * rest_s / setting.tick_s
+            self._spent[node.market, "starting"] += usd
+
     def _charge(self, paid: Sequence[Node]) -> None:
         """Spot nodes serve first, so that on-demand nodes beside enough of them are spare."""
-        setting, open_places = self._setting, self._setting.target
-        prices: tuple[tuple[Market, float], ...] = (
-            ("spot", setting.spot_usd_per_h),
-            ("on-demand", setting.on_demand_usd_per_h),
-        )
-        for market, price in prices:
+        open_places = self._setting.target
+        for market in _MARKETS:
+            price = self._setting.price(market)
             ready = sum(node.is_ready for node in paid if node.market == market)
             starting = sum(node.market == market for node in paid) - ready
             serving = min(ready, open_places)

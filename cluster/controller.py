@@ -12,25 +12,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.fleet_book import DOWN, Book, Ended, FleetBook, Seen
-from cluster.fleet_policy import (
-    add_unpriced,
-    make_aim,
-    make_policy,
-    measure_start_up_s,
-    patience_of,
-)
+from cluster.fleet_cells import list_cells, save_cells
+from cluster.fleet_policy import PolicyKeeper, make_aim, patience_of
 from cluster.members import Members
 from cluster.policy.budget import price_of
 from cluster.policy.demand import end_idle_first
-from cluster.policy.fleet import Happening, Launch, Node, NodeId, Offer, Plan, Refused, ZoneId
+from cluster.policy.fleet import Happening, Launch, Node, NodeId, Offer, Plan, Refused
 from cluster.policy.placement import SpotPlacement
 from cluster.policy.reconcile import Entry, Machine, Reconciled, count_nodes, reconcile
-from cluster.policy.refusals import remedy_of
-from cluster.provisioner import Provisioner, ProvisionerAwayError
+from cluster.policy.refusals import choose_line, remedy_of
+from cluster.provisioner import FleetError, FleetSetupError, Provisioner
 from serve_app.config_fleet import FleetSettings
 
+_MOST_SHOWN = 200
 _logger = logging.getLogger("cluster.controller")
-_PRICES_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -82,28 +77,38 @@ class Controller:
         self._aim = make_aim(settings, self._book.target)
         self._target = settings.target
         self._working: frozenset[NodeId] = frozenset()
-        self._offers: dict[ZoneId, Offer] = {}
-        self._policy: SpotPlacement | None = None
-        self._zones: set[ZoneId] = set()
-        self._priced_s = 0.0
+        self._keeper = PolicyKeeper(settings, provisioner, book, tell)
         self._seen: tuple[object, ...] | None = None
 
     def run(self, is_over: Callable[[Step], bool] = lambda step: False) -> Step:
-        """Step until it is over. What does not answer is asked again at the next step."""
+        """Step until it is over. What fails is tried again at the next step.
+
+        Raises:
+            FleetSetupError: Something is missing from the start. If it is later, nodes are there
+                that somebody has to keep.
+        """
+        has_stepped, trouble = False, ""
+        self._files.trim_seen()
         while True:
             try:
                 step = self.step()
+                has_stepped, trouble = True, ""
                 if is_over(step):
                     return step
-            except ProvisionerAwayError as error:
-                self._tell(f"nothing is done now: {error}")
+            except FleetError as error:
+                if isinstance(error, FleetSetupError) and not has_stepped:
+                    raise
+                self._keeper.doubt_prices()
+                if str(error) != trouble:
+                    trouble = str(error)
+                    self._tell(f"nothing is done now: {trouble}")
             time.sleep(self._settings.period_s)
 
     def step(self) -> Step:
         """Look at the fleet once, and do what is to be done.
 
         Raises:
-            ProvisionerAwayError: Too little is known to do anything.
+            FleetError: Too little is known to do anything, or it cannot be written down.
             FleetSetupError: Something is missing on this machine.
         """
         now_s = self._clock()
@@ -112,7 +117,7 @@ class Controller:
         seen = reconcile(self._book.entries, machines, pulses, now_s, self._patience)
         for line in self._observe_demand(now_s):
             self._tell(line)
-        policy = self._refresh_policy(seen.entries, now_s)
+        policy = self._keeper.refresh(seen.entries, self._target, now_s)
         before = self._book.entries
         self._note_lost(seen, now_s)
         self._save(seen.entries, machines)
@@ -120,24 +125,30 @@ class Controller:
             self._tell(line)
         goes_down = self._follow_orders(now_s)
         plan = self._plan(policy, seen.happenings, now_s, goes_down)
-        self._apply(plan, seen, now_s)
+        self._apply(plan, seen, machines, now_s)
         return Step(self._book.entries, plan, seen.happenings, self._target)
+
+    def look(self) -> Reconciled:
+        """Return what has become of the nodes, and do nothing."""
+        machines = self._provisioner.list_machines()
+        pulses = self._members.observe(machines)
+        # Read after these: what a running controller drains it has written down before, and it is
+        # not to look as if its cloud took it.
+        self._book = self._files.load()
+        return reconcile(self._book.entries, machines, pulses, self._clock(), self._patience)
 
     def preview(self) -> Step:
         """Return what a step would do, and do nothing."""
-        now_s = self._clock()
-        machines = self._provisioner.list_machines()
-        pulses = self._members.observe(machines)
-        seen = reconcile(self._book.entries, machines, pulses, now_s, self._patience)
+        now_s, seen = self._clock(), self.look()
         self._observe_demand(now_s)
-        policy = self._refresh_policy(seen.entries, now_s)
+        policy = self._keeper.refresh(seen.entries, self._target, now_s)
         policy.observe(seen.happenings, now_s)
         plan = self._decide(policy, count_nodes(seen.entries), now_s)
         return Step(seen.entries, plan, seen.happenings, self._target)
 
     def offers(self) -> Sequence[Offer]:
         """Return the prices by which it plans."""
-        return list(self._offers.values())
+        return list(self._keeper.offers.values())
 
     def _observe_demand(self, now_s: float) -> list[str]:
         """Let the target follow what Ray has no room for; return a line where it changes."""
@@ -148,33 +159,17 @@ class Controller:
         target = self._aim.aim(demand, now_s)
         if target == self._target:
             return []
-        self._target, self._policy = target, None  # as made for a target
+        self._target = target
         return [f"target is {target}: {len(demand.working)} work, {len(demand.waiting)} wait"]
 
     def _decide(self, policy: SpotPlacement, nodes: Sequence[Node], now_s: float) -> Plan:
         plan = policy.plan(nodes, now_s)
         return replace(plan, ends=tuple(end_idle_first(plan.ends, nodes, self._working)))
 
-    def _refresh_policy(self, entries: Sequence[Entry], now_s: float) -> SpotPlacement:
-        """Make the policy anew where prices have changed, or a zone comes up that it lacks."""
-        if self._policy is None or now_s - self._priced_s > _PRICES_S:
-            offers = {offer.zone: offer for offer in self._provisioner.list_offers()}
-            if offers != self._offers:
-                self._offers, self._policy = offers, None
-            self._priced_s = now_s
-        zones = {entry.zone for entry in entries}
-        if self._policy is None or not zones <= self._zones:
-            ended, past = self._files.read_ended(), self._files.read_seen()
-            offers_now = add_unpriced(list(self._offers.values()), entries, past)
-            self._zones = {offer.zone for offer in offers_now}
-            start_up_s = measure_start_up_s(entries, ended, self._settings.start_up_s)
-            self._policy = make_policy(self._settings, self._target, offers_now, start_up_s, past)
-        return self._policy
-
     def _note_lost(self, seen: Reconciled, now_s: float) -> None:
         for entry in seen.lost:
             if entry.up_s is not None:
-                offer = self._offers.get(entry.zone)
+                offer = self._keeper.offers.get(entry.zone)
                 usd_per_h = offer.on_demand_usd_per_h if offer else None
                 self._files.add_ended(Ended(entry, now_s, usd_per_h))
 
@@ -189,9 +184,9 @@ class Controller:
             self._book = book
 
     def _price(self, entry: Entry) -> Entry:
-        if entry.reason != "found" or entry.usd_per_h or entry.zone not in self._offers:
+        if entry.reason != "found" or entry.usd_per_h or entry.zone not in self._keeper.offers:
             return entry
-        return replace(entry, usd_per_h=price_of(self._offers[entry.zone], entry.market))
+        return replace(entry, usd_per_h=price_of(self._keeper.offers[entry.zone], entry.market))
 
     def _follow_orders(self, now_s: float) -> bool:
         """Let nodes leave that people want to leave; return whether all are to."""
@@ -224,7 +219,9 @@ class Controller:
             return Plan((), (), 0.0, "all nodes are to end")
         return self._decide(policy, nodes, now_s)
 
-    def _apply(self, plan: Plan, seen: Reconciled, now_s: float) -> None:
+    def _apply(
+        self, plan: Plan, seen: Reconciled, machines: Sequence[Machine], now_s: float
+    ) -> None:
         asked = [self._write_down(launch, now_s, i) for i, launch in enumerate(plan.launches)]
         ends = {end.node: end.reason for end in plan.ends}
         kept = [
@@ -235,17 +232,23 @@ class Controller:
             if entry.id in ends:
                 self._tell(f"{entry.id}: ends, {ends[entry.id]}")
         self._save([*kept, *asked])
-        for entry in asked:
+        # Before anything ends: a front is to send it nothing by then.
+        save_cells(self._files.folder, list_cells(self._book.entries, machines))
+        for i, entry in enumerate(asked):
+            try:
+                self._provisioner.launch(entry.id, entry.zone, entry.market)
+            except FleetSetupError:
+                self._save([*kept, *asked[:i]])  # the rest will not be asked for
+                raise
             where = f"{entry.market} in {entry.zone} at ${entry.usd_per_h:.2f}/h"
             self._tell(f"{entry.id}: asked for, {where}: {entry.reason}")
-            self._provisioner.launch(entry.id, entry.zone, entry.market)
         self._drain_leaving(now_s)
         for node in seen.releases:
             self._provisioner.end(node)
 
     def _write_down(self, launch: Launch, now_s: float, i: int) -> Entry:
         name = NodeId(f"{self._settings.name}-{self._book.next_number + i}")
-        usd_per_h = price_of(self._offers[launch.zone], launch.market)
+        usd_per_h = price_of(self._keeper.offers[launch.zone], launch.market)
         return Entry(name, launch.zone, launch.market, now_s, usd_per_h, launch.reason)
 
     def _drain_leaving(self, now_s: float) -> None:
@@ -267,7 +270,7 @@ def describe(seen: Reconciled, before: Sequence[Entry]) -> list[str]:
         if was is None:
             lines.append(f"{now.id}: found, {now.market} in {now.zone}")
         elif now.leaves_s is not None and was.leaves_s is None:
-            lines.append(f"{now.id}: {_first_line(now.leaves_why)}")
+            lines.append(f"{now.id}: {choose_line(now.leaves_why)[:_MOST_SHOWN]}")
         elif now.is_ready and not was.is_ready:
             lines.append(
                 f"{now.id}: serves, {(now.ready_s or 0) - now.asked_s:.0f} s after the launch"
@@ -278,7 +281,8 @@ def describe(seen: Reconciled, before: Sequence[Entry]) -> list[str]:
     for news in seen.happenings:
         if isinstance(news, Refused):
             remedy = remedy_of(news.reason, news.zone.split("/")[0])
-            lines.append(f"{news.zone}: refused a {news.market} node ({news.reason}); {remedy}")
+            node = "a spot node" if news.market == "spot" else "an on-demand node"
+            lines.append(f"{news.zone}: refused {node} ({news.reason}); {remedy}")
     return lines
 
 
@@ -286,10 +290,6 @@ def _leave(entry: Entry, now_s: float, left_s: float, why: str) -> Entry:
     """Return an entry that is to leave; what does not serve leaves at once."""
     left_s = left_s if entry.is_ready else 0.0
     return replace(entry, leaves_s=now_s + left_s, leaves_why=why, is_drained=not entry.is_ready)
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0][:200] if text else ""
 
 
 def _number_of(name: str) -> int:

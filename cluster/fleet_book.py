@@ -3,6 +3,7 @@
     book.json       the nodes that are asked for; written before anything is done about them
     history.jsonl   what the placement policy has seen; read again by the next controller
     ended.jsonl     nodes that are gone, for the bill
+    cells.json      nodes that can be reached, for a front (`fleet_cells`)
     orders/         what people have asked of the running controller
     lock            held while a controller runs
 
@@ -12,11 +13,12 @@ A writer that dies leaves the old book or the new one, and at most half a line a
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -30,7 +32,11 @@ _KINDS: dict[str, type[Launched] | type[Refused] | type[Reclaimed]] = {
     "reclaimed": Reclaimed,
 }
 _MOST_HISTORY = 2_000
+_AGAIN_S = 0.1
 DOWN = "down"
+METRICS_FILES = "metrics-*.json"
+"""Beside the folders of fleets, by name: where controllers show metrics, as Prometheus reads such
+files. It takes a `*` in the last part of a path only."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +95,14 @@ class FleetBook:
         self.folder = folder
 
     @contextmanager
-    def hold(self) -> Iterator[bool]:
-        """Hold the fleet while the context lasts; false where another controller does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            held.seek(0)
-            held.truncate()
-            held.write(str(os.getpid()))
-            held.flush()
-            yield True
+    def hold(self, tries: int = 1) -> Iterator[bool]:
+        """Hold the fleet while the context lasts; false where another controller does.
+
+        Args:
+            tries: Several outlast those who only look whether anybody holds it.
+        """
+        with hold_folder(self.folder, tries) as is_mine:
+            yield is_mine
 
     def holder(self) -> str:
         """Return the process id of who holds the fleet, or held it last."""
@@ -128,14 +128,19 @@ class FleetBook:
             ) from error
 
     def save(self, book: Book) -> None:
-        """Write the book; it is on disk when this returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write the book; it is on disk when this returns.
+
+        Raises:
+            FleetError: It cannot be written; then nothing may be done either.
+        """
         partial = self.folder / "book.partial"
-        with partial.open("wb") as stream:
-            stream.write(msgspec.json.encode(book))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self.folder / "book.json")
+        with _writing(partial):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as stream:
+                stream.write(msgspec.json.encode(book))
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(self.folder / "book.json")
 
     def add_seen(self, seen: Seen) -> None:
         """Note what the policy was told."""
@@ -144,14 +149,9 @@ class FleetBook:
         line = {"at_s": seen.at_s, "happenings": happenings, "nodes": nodes}
         self._append("history.jsonl", line)
 
-    def read_seen(self) -> list[Seen]:
-        """Return what the policy was told, the oldest first; cuts the file where it is long."""
-        lines = self._read("history.jsonl")
-        if len(lines) > 2 * _MOST_HISTORY:
-            lines = lines[-_MOST_HISTORY:]
-            partial = self.folder / "history.partial"
-            partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            partial.replace(self.folder / "history.jsonl")
+    def read_seen(self, most: int = _MOST_HISTORY) -> list[Seen]:
+        """Return what the policy was told lately, the oldest first."""
+        lines = self._read("history.jsonl")[-most:]
         return [
             Seen(
                 line["at_s"],
@@ -160,6 +160,15 @@ class FleetBook:
             )
             for line in lines
         ]
+
+    def trim_seen(self, most: int = _MOST_HISTORY) -> None:
+        """Forget what is not read any more. For who holds the fleet: nobody else may write now."""
+        lines = self._read("history.jsonl")
+        if len(lines) > 2 * most:
+            partial = self.folder / "history.partial"
+            last = lines[-most:]
+            partial.write_text("".join(json.dumps(line) + "\n" for line in last))
+            partial.replace(self.folder / "history.jsonl")
 
     def add_ended(self, ended: Ended) -> None:
         """Note a node that is gone. Noting it twice counts once."""
@@ -185,7 +194,8 @@ class FleetBook:
         """Return what is asked: seconds by the node's name."""
         found: dict[str, float] = {}
         for file in sorted((self.folder / "orders").glob("*.json")):
-            found[file.stem] = float(json.loads(file.read_text())["left_s"])
+            with suppress(FileNotFoundError):  # followed this moment
+                found[file.stem] = float(json.loads(file.read_text())["left_s"])
         return found
 
     def fulfil(self, name: str) -> None:
@@ -193,8 +203,12 @@ class FleetBook:
         (self.folder / "orders" / f"{name}.json").unlink(missing_ok=True)
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / name
+        with _writing(file):
+            self._append_to(file, line)
+
+    def _append_to(self, file: Path, line: dict[str, Any]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a+b") as stream:
             # A killed writer may have left half a line; what follows it must not be lost with it.
             if stream.tell() and not _ends_a_line(file):
@@ -213,6 +227,40 @@ class FleetBook:
             except ValueError:
                 continue
         return found
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Say which file it is that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise FleetError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+@contextmanager
+def hold_folder(folder: Path, tries: int = 1) -> Iterator[bool]:
+    """Hold a folder while the context lasts, and say so in its `lock`; false where another does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as held:
+        if not _lock(held, tries):
+            yield False
+            return
+        held.seek(0)
+        held.truncate()
+        held.write(str(os.getpid()))
+        held.flush()
+        yield True
+
+
+def _lock(file: IO[str], tries: int) -> bool:
+    for i in range(tries):
+        if i:
+            time.sleep(_AGAIN_S)
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def _ends_a_line(file: Path) -> bool:

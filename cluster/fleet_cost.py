@@ -3,24 +3,25 @@
 from collections.abc import Iterable, Mapping
 
 from cluster.fleet_book import Ended
-from cluster.policy.fleet import ZoneId
+from cluster.policy.fleet import NodeId, ZoneId
 from cluster.policy.reconcile import Entry
 from cluster.policy.spending import Stay
 
 
 def stays_of(
     entries: Iterable[Entry], ended: Iterable[Ended], on_demand_usd_per_h: Mapping[ZoneId, float]
-) -> list[Stay]:
-    """Return the stays of all nodes that were ever up.
+) -> dict[NodeId, Stay]:
+    """Return the stays of all nodes that were ever up, by name.
 
     Args:
         entries: Nodes that are there.
         ended: Nodes that are gone.
         on_demand_usd_per_h: What an on-demand node costs now, by zone.
     """
-    past = [_stay(each.entry, each.on_demand_usd_per_h, each.ended_s) for each in ended]
-    present = [_stay(each, on_demand_usd_per_h.get(each.zone), None) for each in entries]
-    return [stay for stay in [*past, *present] if stay is not None]
+    present = {each.id: _stay(each, on_demand_usd_per_h.get(each.zone), None) for each in entries}
+    # One that is gone may still be in the book of a controller that died at that moment.
+    past = {e.entry.id: _stay(e.entry, e.on_demand_usd_per_h, e.ended_s) for e in ended}
+    return {name: stay for name, stay in (present | past).items() if stay is not None}
 
 
 def _stay(entry: Entry, on_demand_usd_per_h: float | None, ended_s: float | None) -> Stay | None:

@@ -28,13 +28,22 @@ class FleetMetrics:
         self._usd_per_h = usd_per_h
         self._shown: dict[Metric, set[tuple[str, ...]]] = {}
 
-    def show(self, nodes: Iterable[Node]) -> None:
-        """Replaces what was shown; called whenever the fleet was looked at."""
+    def show(self, nodes: Iterable[Node], leaving: Iterable[Node] = ()) -> None:
+        """Replaces what was shown; called whenever the fleet was looked at.
+
+        Args:
+            nodes: Those that stay.
+            leaving: Those that leave, and are paid for until they are gone.
+        """
         counts: Tally[tuple[str, ...]] = Tally()
         costs: Tally[tuple[str, ...]] = Tally()
-        for node in nodes:
-            place = (self._cloud_of(node.zone), node.zone, node.market)
-            counts[*place, "ready" if node.is_ready else "starting"] += 1
+        staying = [(node, "ready" if node.is_ready else "starting") for node in nodes]
+        for node, state in [*staying, *((node, "leaving") for node in leaving)]:
+            cloud = self._cloud_of(node.zone)
+            if node.market == "spot":  # From 0: Prometheus takes a first value for its beginning.
+                self._metrics.counter(RECLAIMS, cloud, node.zone)
+            place = (cloud, node.zone, node.market)
+            counts[*place, state] += 1
             costs[place] += self._usd_per_h(node)  # type: ignore[assignment]  # a sum of dollars
         self._replace(NODES, counts)
         self._replace(FLEET_COST, costs)

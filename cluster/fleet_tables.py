@@ -10,6 +10,7 @@ from cluster.fleet_cost import stays_of
 from cluster.policy.budget import price_of
 from cluster.policy.fleet import Offer, ZoneId
 from cluster.policy.reconcile import Entry
+from cluster.policy.refusals import choose_line
 from cluster.policy.spending import sum_spending
 from cluster.provisioner import Provisioner
 from serve_app.config_fleet import FleetSettings
@@ -83,6 +84,7 @@ class FleetView:
             "on_demand_usd_per_h": self._on_demand_usd_per_h(self._step.target),
             "shortage": self._step.plan.shortage,
             "why": self._step.plan.reason,
+            "remarks": list(provisioner.remarks()),
         }
 
     def plan_text(self, provisioner: Provisioner) -> str:
@@ -97,13 +99,19 @@ class FleetView:
                 row["zone"],
                 row["market"],
                 f"{row['usd_per_h']:.2f}",
-                row["why"].splitlines()[0],
+                choose_line(row["why"]),
             )
             for row in told["nodes"]
         ]
         lines = format_table([header, *rows]) if rows else ["Nothing to do, and no node is there."]
         return "\n".join(
-            [*lines, "", self._price_line(told["usd_per_h"]), f"Because: {told['why']}."]
+            [
+                *lines,
+                "",
+                self._price_line(told["usd_per_h"]),
+                f"Because: {told['why']}.",
+                *(f"Note: {remark}." for remark in told["remarks"]),
+            ]
         )
 
     def status_json(self) -> dict[str, Any]:
@@ -111,7 +119,7 @@ class FleetView:
         entries = self._step.entries
         serving = [entry for entry in entries if entry.is_ready]
         stays = stays_of(entries, self._ended, self._on_demand_prices())
-        day = sum_spending(stays, self._now_s - _DAY_S, self._now_s)
+        day = sum_spending(stays.values(), self._now_s - _DAY_S, self._now_s)
         return {
             "object": "fleet.status",
             "fleet": self._settings.name,
@@ -188,10 +196,11 @@ class FleetView:
         line = f"${usd_per_h:.2f}/h"
         if not on_demand:
             return f"{line}; nothing is sold on demand."
-        return (
-            f"{line}; {self._step.target} nodes on demand would be ${on_demand:.2f}/h "
-            f"({1 - usd_per_h / on_demand:+.0%} saved)."
-        )
+        saved = 1 - usd_per_h / on_demand
+        difference = f"{saved:.0%} less" if saved >= 0 else f"{-saved:.0%} more"
+        compared = f" ({difference})" if usd_per_h else ""
+        nodes = count_of(self._step.target)
+        return f"{line}{compared}; {nodes} on demand would be ${on_demand:.2f}/h."
 
     def _count_reclaims(self) -> dict[str, int]:
         taken = [*self._step.entries, *(each.entry for each in self._ended)]
@@ -209,8 +218,13 @@ def state_of(entry: Entry) -> str:
     if entry.is_ready:
         return "serves"
     if entry.ready_s is not None:
-        return "is silent"
+        return "is silent" if entry.heard_s is None else "is not ready"
     return "starts" if entry.up_s is None else "sets up"
+
+
+def count_of(n_nodes: int) -> str:
+    """Return a number of nodes for people."""
+    return "1 node" if n_nodes == 1 else f"{n_nodes} nodes"
 
 
 def show_age(seconds: float) -> str:

@@ -105,6 +105,10 @@ class LocalProvisioner:
             for name, zone in self._zones.items()
         ]
 
+    def remarks(self) -> Sequence[str]:
+        """Return nothing: all that is needed is here."""
+        return ()
+
     def describe_kind(self, zone: ZoneId, market: Market) -> str:
         """Return what every node has."""
         resources = {"CPU": self._shape.cpus, **(self._shape.resources or {})}

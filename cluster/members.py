@@ -148,12 +148,15 @@ class CellMembers:
         self._client = client or httpx.Client(timeout=3.0)
 
     def observe(self, machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
-        """Return a pulse of each cell whose every model has an engine."""
+        """Return a pulse of each cell that says of itself whether it is ready.
+
+        A cell ends at the notice that its cloud takes it, and says so: another one comes meanwhile.
+        One that is not ready lacks an engine, which may be starting.
+        """
         asked = [machine for machine in machines if machine.state == "up" and machine.address]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            answers = list(pool.map(lambda machine: self._is_ready(machine.address), asked))
-        ready = zip(asked, answers, strict=True)
-        return {machine.id: Pulse() for machine, is_ready in ready if is_ready}
+            pulses = list(pool.map(lambda machine: self._ask(machine.address), asked))
+        return {m.id: pulse for m, pulse in zip(asked, pulses, strict=True) if pulse is not None}
 
     def demand(self) -> Demand:
         """Return nothing: what waits within a cell is that cell's affair."""
@@ -162,8 +165,17 @@ class CellMembers:
     def drain(self, node: NodeId, left_s: float, why: str) -> None:
         """Leave a cell the time that is left; its front sends it nothing once it is ending."""
 
-    def _is_ready(self, address: str) -> bool:
+    def _ask(self, address: str) -> Pulse | None:
         try:
-            return self._client.get(f"http://{address}:{self._port}/ready").status_code == 200
-        except httpx.HTTPError:
-            return False
+            answer = self._client.get(f"http://{address}:{self._port}/ready")
+            said = answer.json() if answer.status_code == 503 else {}
+        except (httpx.HTTPError, ValueError):
+            return None
+        if answer.status_code == 200:
+            return Pulse()
+        if not isinstance(said, dict) or "ready" not in said:
+            return None  # what stands before a gateway that is gone answers, too
+        leaves_s = said.get("leaves_s")
+        if isinstance(leaves_s, int | float):
+            return Pulse(float(leaves_s))
+        return Pulse(is_ready=False)

@@ -42,6 +42,9 @@ class Provisioner(Protocol):
             FleetSetupError: No cloud may be used, or the description of a node is wrong.
         """
 
+    def remarks(self) -> Sequence[str]:
+        """Return what people should know of the offers that were listed last, a line each."""
+
     def describe_kind(self, zone: ZoneId, market: Market) -> str:
         """Return what a node of an offer is, for people; the offers were listed before."""
 

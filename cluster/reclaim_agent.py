@@ -46,6 +46,8 @@ _KINDS: dict[str, Callable[[str | None], Notices]] = {
 }
 _LONGEST_WAIT_S = 60.0
 _DRAIN_TIMEOUT_S = 20.0
+_LOOKS = 6
+_LOOK_AGAIN_S = 20.0
 
 Drain = Callable[[Notice, float], Awaitable[bool]]
 """Gets the notice and the seconds that are left; says whether the node is being drained."""
@@ -135,6 +137,16 @@ def drain_by_ray(address: str, node_id: str) -> Drain:
     return drain
 
 
+async def wait_for_cloud(look: Callable[[], Awaitable[str]], again_s: float = _LOOK_AGAIN_S) -> str:
+    """Look again for a while: where a node has just started, its network may not have."""
+    for _ in range(_LOOKS - 1):
+        cloud = await look()
+        if cloud != "none":
+            return cloud
+        await asyncio.sleep(again_s)
+    return await look()
+
+
 async def find_cloud(base_urls: dict[str, str]) -> str:
     """Return the cloud whose metadata service answers in its own way; `none` if no one's does."""
     kinds = {name: kind(base_urls.get(name)) for name, kind in _KINDS.items()}
@@ -169,7 +181,9 @@ print(json.dumps([context.get_node_id(), context.gcs_address]))
 
 async def _watch(options: argparse.Namespace) -> None:
     urls = dict.fromkeys(_KINDS, options.base_url) if options.base_url else {}
-    cloud = options.cloud if options.cloud != "auto" else await find_cloud(urls)
+    cloud = options.cloud
+    if cloud == "auto":
+        cloud = await wait_for_cloud(lambda: find_cloud(urls))
     _logger.info("watching for reclaims; cloud: %s", cloud)
     if cloud == "none":
         await asyncio.Event().wait()

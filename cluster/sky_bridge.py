@@ -19,6 +19,7 @@ from typing import Any, TextIO
 # By name: type checkers take the repository's folder sky/ for the package.
 sky: Any = None
 _LAUNCH = "sky.launch"
+_DOWN = "sky.down"
 _NODE = "ARRIERO_NODE"
 """What a task file asks for that wants to know the node's name."""
 _LOG_LINES = 200
@@ -29,23 +30,41 @@ _TELLS_OF_ERROR = re.compile(r"\w(Error|Exception)\b.*:|error occurred|\bcode\b"
 _OPEN = ("PENDING", "RUNNING", "WAITING")
 
 
+class WrongTaskError(Exception):
+    """The task file asks for what it does not get; the text says what is to be done."""
+
+
 def main() -> int:
     """Answer until the other side is gone."""
     answers = _take_standard_output()
-    global sky
-    sky = import_module("sky")
+    try:
+        _import_sky()
+    except ImportError as error:
+        traceback.print_exc()
+        _say(answers, {"error": str(error), "kind": "NoSkyPilot"})
+        return 1
     fleet = SkyFleet()
     for line in sys.stdin:
         question = json.loads(line)
         try:
-            answer = getattr(fleet, question.pop("do"))(**question)
-            reply = {"answer": answer}
+            _say(answers, {"answer": getattr(fleet, question.pop("do"))(**question)})
         except Exception as error:
             traceback.print_exc()
-            reply = {"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__}
-        answers.write(json.dumps(reply) + "\n")
-        answers.flush()
+            kind = type(error).__name__
+            _say(answers, {"error": f"{kind}: {error}", "kind": kind})
     return 0
+
+
+def _import_sky() -> None:
+    global sky
+    sky = import_module("sky")
+    if not hasattr(sky, "launch"):  # a folder of that name can be imported, too
+        raise ImportError("the package skypilot is not installed")
+
+
+def _say(answers: TextIO, reply: Mapping[str, Any]) -> None:
+    answers.write(json.dumps(reply) + "\n")
+    answers.flush()
 
 
 def _take_standard_output() -> TextIO:
@@ -64,10 +83,10 @@ class SkyFleet:
 
     def offers(
         self, file: str, envs: Mapping[str, str], accelerators: Sequence[str]
-    ) -> list[dict[str, Any]]:
-        """Return every zone's prices for what a task file asks for."""
+    ) -> dict[str, Any]:
+        """Return every zone's prices for what a task file asks for, and what a launch lacks."""
         best: dict[str, dict[str, Any]] = {}
-        task = _read_task(file, envs)
+        task, unset = _read_task(file, envs)
         for market, resources in self._launchables(task, accelerators).items():
             zone, use_spot = market
             offer = best.setdefault(
@@ -75,7 +94,11 @@ class SkyFleet:
             )
             offer["spot" if use_spot else "on-demand"] = resources.get_cost(3600)
             offer["spot kind" if use_spot else "on-demand kind"] = _kind_of(resources)
-        return sorted(best.values(), key=lambda offer: str(offer["zone"]))
+        return {
+            "offers": sorted(best.values(), key=lambda offer: str(offer["zone"])),
+            "left_out": _clouds_left_out(task),
+            "unset": unset,
+        }
 
     def machines(self, fleet: str) -> list[dict[str, Any]]:
         """Return the fleet's clusters, and its launches that have none."""
@@ -104,10 +127,15 @@ class SkyFleet:
         """Ask for a cluster in one zone; return the request, None where it was asked for before."""
         if self._last_launches(name, exactly=True):
             return None
-        task = _read_task(file, {**envs, _NODE: name})
+        task, unset = _read_task(file, {**envs, _NODE: name})
+        if unset:
+            raise WrongTaskError(
+                f"{file} asks for the secret {unset[0]}, which is not set. Export it where "
+                "`arriero fleet up` runs."
+            )
         resources = self._launchables(task, accelerators).get((zone, market == "spot"))
         if resources is None:
-            raise ValueError(f"{file} asks for nothing that {zone} has {market}")
+            raise WrongTaskError(f"{file} asks for nothing that {zone} has {market}.")
         task.set_resources(resources)
         request: str = sky.launch(task, cluster_name=name)
         return request
@@ -117,8 +145,17 @@ class SkyFleet:
         launch = self._last_launches(name, exactly=True).get(name)
         if launch is not None and launch.status in _OPEN:
             sky.get(sky.api_cancel([launch.request_id], silent=True))
-        if any(record["name"] == name for record in sky.get(sky.status([name]))):
+        is_there = any(record["name"] == name for record in sky.get(sky.status([name])))
+        if is_there and not self._is_ending(name):
             sky.down(name)
+
+    def _is_ending(self, name: str) -> bool:
+        """Say whether that goes on already: it takes minutes, and is asked for at each look."""
+        requests = sky.api_status()
+        return any(
+            request.name == _DOWN and request.cluster_name == name and request.status in _OPEN
+            for request in requests
+        )
 
     def _last_launches(self, fleet: str, exactly: bool = False) -> dict[str, Any]:
         requests = sky.api_status(all_status=True)
@@ -213,8 +250,8 @@ def _words_of(request_id: str) -> list[str]:
     return ["it was cancelled"]
 
 
-def _read_task(file: str, envs: Mapping[str, str]) -> Any:
-    """Read a task file, with those values that it asks for."""
+def _read_task(file: str, envs: Mapping[str, str]) -> tuple[Any, list[str]]:
+    """Read a task file, with those values that it asks for; return secrets that lack one, too."""
     yaml_utils: Any = import_module("sky.utils.yaml_utils")
     config = yaml_utils.read_yaml(file)
     os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(file))))  # `workdir: .` of the file
@@ -224,7 +261,17 @@ def _read_task(file: str, envs: Mapping[str, str]) -> Any:
         kind: [(name, values[name]) for name in names if values.get(name)]
         for kind, names in asked.items()
     }
-    return sky.Task.from_yaml_config(config, given["envs"], given["secrets"])
+    unset = {kind: _unset(asked[kind], given[kind]) for kind in given}
+    for name in unset["envs"]:
+        place = "ray_head" if name == "RAY_HEAD" else "envs"
+        raise WrongTaskError(f"{file} asks for {name}; set fleet.provisioner.{place}.")
+    return sky.Task.from_yaml_config(config, given["envs"], given["secrets"]), unset["secrets"]
+
+
+def _unset(asked: Mapping[str, Any], given: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the names without a value. SkyPilot takes secrets without, and fails at the launch."""
+    known = {name for name, _ in given}
+    return [name for name, value in asked.items() if value is None and name not in known]
 
 
 def _both_markets(task: Any) -> list[Any]:
@@ -234,10 +281,23 @@ def _both_markets(task: Any) -> list[Any]:
 
 
 def _clouds_of(wanted: Any) -> list[Any]:
+    clouds = _enabled_clouds()
+    return [cloud for cloud in clouds if wanted.cloud is None or cloud.is_same_cloud(wanted.cloud)]
+
+
+def _enabled_clouds() -> list[Any]:
     check: Any = import_module("sky.check")
     compute = import_module("sky.clouds.cloud").CloudCapability.COMPUTE
-    enabled = check.get_cached_enabled_clouds_or_refresh(compute, raise_if_no_cloud_access=True)
-    return [cloud for cloud in enabled if wanted.cloud is None or cloud.is_same_cloud(wanted.cloud)]
+    enabled: list[Any] = check.get_cached_enabled_clouds_or_refresh(
+        compute, raise_if_no_cloud_access=True
+    )
+    return enabled
+
+
+def _clouds_left_out(task: Any) -> list[str]:
+    """Return the clouds that a task names and SkyPilot may not use."""
+    named = {str(wanted.cloud).lower() for wanted in task.resources if wanted.cloud is not None}
+    return sorted(named - {str(cloud).lower() for cloud in _enabled_clouds()})
 
 
 def _zone_of(resources: Any) -> str:

@@ -11,6 +11,7 @@ import queue
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,8 @@ _SETUP_ERRORS = (
     "FileNotFoundError",
     "ValueError",
     "InvalidSkyPilotConfigError",
+    "NoSkyPilot",
+    "WrongTaskError",
 )
 
 
@@ -54,11 +57,12 @@ class SkyBridge:
         """
         process = self._start()
         assert process.stdin is not None
-        try:
+        with suppress(OSError):  # whoever listens no more may have said why
             process.stdin.write(json.dumps({"do": do, **question}) + "\n")
             process.stdin.flush()
+        try:
             line = self._lines.get(timeout=_TIMEOUT_S)
-        except (OSError, queue.Empty):
+        except queue.Empty:
             line = ""
         if not line:
             self.close()
@@ -66,7 +70,7 @@ class SkyBridge:
         reply = json.loads(line)
         if "error" in reply:
             kind = FleetSetupError if reply["kind"] in _SETUP_ERRORS else ProvisionerAwayError
-            raise kind(_explain(reply["error"], reply["kind"]))
+            raise kind(self._explain(reply["error"], reply["kind"]))
         return reply["answer"]
 
     def close(self) -> None:
@@ -77,7 +81,28 @@ class SkyBridge:
             process.wait()
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.close()
+            with suppress(OSError):
+                process.stdin.close()
+
+    def command(self) -> str:
+        """Return SkyPilot's own command, for people."""
+        return str(self._python.with_name("sky"))
+
+    def _explain(self, text: str, kind: str) -> str:
+        match kind:
+            case "NoCloudAccessError":
+                return (
+                    f"SkyPilot may use no cloud. `{self.command()} check` says for each cloud what "
+                    "is missing and which command mends it."
+                )
+            case "NoSkyPilot":
+                return (
+                    f"{self._python} has no SkyPilot that can be imported: {text}. `make sky` "
+                    "installs it into .venv-sky; fleet.provisioner.python names another place."
+                )
+            case "WrongTaskError":
+                return text.partition(": ")[2]
+        return f"SkyPilot: {text[:500]}"
 
     def _start(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
@@ -117,15 +142,6 @@ def _pass_on(stream: IO[str], lines: "queue.Queue[str]") -> None:
     lines.put("")
 
 
-def _explain(text: str, kind: str) -> str:
-    if kind == "NoCloudAccessError":
-        return (
-            "SkyPilot may use no cloud. `.venv-sky/bin/sky check` says for each cloud what is "
-            "missing and which command mends it."
-        )
-    return f"SkyPilot: {text[:500]}"
-
-
 class SkyProvisioner:
     """A fleet of SkyPilot clusters.
 
@@ -148,11 +164,15 @@ class SkyProvisioner:
         self._fleet = fleet
         self._task = {"file": str(file), "envs": dict(envs), "accelerators": list(accelerators)}
         self._bridge = bridge
+        self._remarks: list[str] = []
         self._kinds: dict[tuple[str, str], str] = {}
 
     def list_offers(self) -> Sequence[Offer]:
         """Return the prices of SkyPilot's catalogue for the clouds that it may use."""
-        offers = self._bridge.ask("offers", **self._task)
+        told = self._bridge.ask("offers", **self._task)
+        offers, self._remarks = told["offers"], self._remark(told)
+        if not offers:
+            raise FleetSetupError(self._say_nothing_fits())
         for offer in offers:
             for market in ("spot", "on-demand"):
                 self._kinds[offer["zone"], market] = offer.get(f"{market} kind", "")
@@ -160,6 +180,33 @@ class SkyProvisioner:
             Offer(o["zone"], o["cloud"], o["region"], o.get("spot"), o.get("on-demand"))
             for o in offers
         ]
+
+    def remarks(self) -> Sequence[str]:
+        """Return what was left out when the offers were listed, and what a launch lacks."""
+        return self._remarks
+
+    def _remark(self, told: Mapping[str, Any]) -> list[str]:
+        lines = []
+        if told["left_out"]:
+            check = f"{self._bridge.command()} check {' '.join(told['left_out'])}"
+            clouds = ", ".join(told["left_out"])
+            lines.append(f"left out, as SkyPilot may not use them: {clouds}; `{check}` says why")
+        if told["unset"]:
+            names = ", ".join(told["unset"])
+            lines.append(f"nothing can be launched before these are exported: {names}")
+        return lines
+
+    def _say_nothing_fits(self) -> str:
+        kinds = ", ".join(self._task["accelerators"])
+        narrowed = f", of which fleet.provisioner.accelerators takes only {kinds}" if kinds else ""
+        return "\n".join(
+            [
+                f"no cloud that SkyPilot may use sells what {self._task['file']} asks for under "
+                f"`resources`{narrowed}. Ask for other machines there, or let it use more clouds: "
+                f"`{self._bridge.command()} check`.",
+                *self._remarks,
+            ]
+        )
 
     def describe_kind(self, zone: ZoneId, market: Market) -> str:
         """Return the cloud's name of the machine, and its GPUs."""

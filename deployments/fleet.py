@@ -280,6 +280,7 @@ class Fleet:
             report.load,
             report.adapters.tally,
             len(report.adapters.in_memory),
+            report.max_running,
         )
 
     def _detail_of(self, report: EngineReport) -> str:

@@ -1,27 +1,27 @@
 """`arriero fleet`: nodes in clouds, or on this machine."""
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve_app.cli_parts import add_group
+from serve_app.cli_fleet_views import say_that_it_takes_time, show_plan, show_status
+from serve_app.cli_parts import add_group, read_port, read_seconds
 from serve_app.errors import CommandError
 
 if TYPE_CHECKING:
     from cluster.controller import Step
     from cluster.fleet_parts import FleetParts
-    from cluster.fleet_tables import FleetView
+    from cluster.policy.reconcile import Entry
 
 _EXAMPLES = """\
 examples:
   arriero fleet plan configs/spot-fleet.yaml       what would be launched, where, at which price
   arriero fleet up configs/spot-fleet.yaml         keep the fleet at its target, until Ctrl-C
   arriero fleet status configs/spot-fleet.yaml     nodes, zones, prices, reclaims, savings
-  arriero fleet drain arriero-3 configs/spot-fleet.yaml
+  arriero fleet drain cells-3 configs/spot-fleet.yaml      let one node finish, and end it
   arriero fleet down configs/spot-fleet.yaml       end every node; asks first
 
   on this machine, for nothing:
@@ -38,7 +38,9 @@ def add_fleet(subcommands: Any) -> None:
     actions = add_group(
         subcommands, "fleet", "nodes on spot, with on-demand as fallback", _EXAMPLES
     )
-    plan = _add(actions, "plan", "show what would be launched and ended; changes nothing", _plan)
+    plan = _add(
+        actions, "plan", "show what would be launched and ended; changes nothing", show_plan
+    )
     plan.add_argument("--json", action="store_true", help="for scripts")
     up = _add(actions, "up", "start the fleet and keep it at its target, until Ctrl-C", _up)
     up.add_argument("--dry-run", action="store_true", help="show what would be done first")
@@ -46,27 +48,35 @@ def add_fleet(subcommands: Any) -> None:
         "--until-ready", action="store_true", help="end once the target serves; nodes stay"
     )
     up.add_argument(
-        "--timeout-s", type=float, metavar="S", help="with --until-ready: give up after so long"
+        "--timeout-s",
+        type=read_seconds,
+        metavar="S",
+        help="with --until-ready: give up after so long",
     )
     up.add_argument(
         "--metrics-port",
-        type=int,
+        type=read_port,
         metavar="PORT",
-        help="show metrics at this port (default: any that is free, where nodes join one platform; "
-        "its gateways list it)",
+        help="show metrics at this port (default: any that is free; Prometheus finds it)",
     )
-    status = _add(actions, "status", "show nodes, prices, reclaims and savings", _status)
+    status = _add(actions, "status", "show nodes, prices, reclaims and savings", show_status)
     status.add_argument("--json", action="store_true", help="for scripts")
+    status.add_argument(
+        "--every", type=read_seconds, metavar="S", help="again after so long, until Ctrl-C"
+    )
     drain = _add(actions, "drain", "let one node finish, and end it", _drain, "node")
     drain.add_argument("--dry-run", action="store_true", help="show what would be done")
     drain.add_argument(
-        "--within-s", type=float, metavar="S", help="end it after so long (default: drain_s)"
+        "--within-s", type=read_seconds, metavar="S", help="end it after so long (default: drain_s)"
     )
     down = _add(actions, "down", "end every node; asks first", _down)
     down.add_argument("--dry-run", action="store_true", help="show what would be ended")
     down.add_argument("--yes", action="store_true", help="do not ask")
     down.add_argument(
-        "--within-s", type=float, metavar="S", help="end them after so long (default: drain_s)"
+        "--within-s",
+        type=read_seconds,
+        metavar="S",
+        help="end them after so long (default: drain_s)",
     )
 
 
@@ -111,11 +121,7 @@ def _with_fleet(act: Callable[..., int]) -> Callable[[argparse.Namespace], int]:
         try:
             return act(fleet, options)
         except KeyboardInterrupt:
-            print(
-                f"\nInterrupted. Nodes stay; `arriero fleet up {options.file}` goes on, "
-                f"`arriero fleet down {options.file}` ends them.",
-                file=sys.stderr,
-            )
+            print(f"\nInterrupted. {_what_stays(fleet, options.file)}", file=sys.stderr)
             return 130
         finally:
             fleet.provisioner.close()
@@ -123,46 +129,42 @@ def _with_fleet(act: Callable[..., int]) -> Callable[[argparse.Namespace], int]:
     return run
 
 
-def _plan(fleet: "FleetParts", options: argparse.Namespace) -> int:
-    view, _ = _look(fleet)
-    if options.json:
-        print(json.dumps(view.plan_json(fleet.provisioner), indent=2))
-    else:
-        print(view.plan_text(fleet.provisioner))
-    return 0
-
-
-def _status(fleet: "FleetParts", options: argparse.Namespace) -> int:
-    view, _ = _look(fleet)
+def _what_stays(fleet: "FleetParts", file: Path) -> str:
+    """Return what a command that was broken off leaves behind, and how to go on."""
+    orders = sorted(fleet.book.orders())
     with fleet.book.hold() as is_free:
-        holder = None if is_free else fleet.book.holder()
-    if options.json:
-        print(json.dumps({**view.status_json(), "controller": holder}, indent=2))
-        return 0
-    print(view.status_text())
-    if holder is None:
-        print(
-            f"No controller runs: `arriero fleet up {options.file}` keeps the fleet at its target."
+        who = "nobody now" if is_free else f"the controller, process {fleet.book.holder()}"
+    if "down" in orders:
+        return (
+            f"All nodes are to end, and {who} sees to it; `arriero fleet down {file}` goes on, "
+            f"`arriero fleet up {file}` takes it back."
         )
-    else:
-        print(f"Controller: process {holder}.")
-    return 0
+    if orders:
+        return (
+            f"{', '.join(orders)} is to end, and {who} sees to it; `arriero fleet up {file}` goes "
+            "on."
+        )
+    return f"Nodes stay; `arriero fleet up {file}` goes on, `arriero fleet down {file}` ends them."
 
 
 def _up(fleet: "FleetParts", options: argparse.Namespace) -> int:
     from cluster.fleet_book import DOWN
+    from cluster.fleet_tables import count_of
     from cluster.local_watch import Watch
     from serve_app.fleet_watch import watch_fleet
 
     if options.dry_run:
-        return _plan(fleet, argparse.Namespace(json=False))
+        return show_plan(fleet, argparse.Namespace(json=False))
     watch, settings = Watch(), fleet.settings
     deadline_s = time.monotonic() + options.timeout_s if options.timeout_s else None
 
     def is_over(step: "Step") -> bool:
         shown.show(step)
         n_serving = sum(entry.is_ready for entry in step.entries)
-        watch.say_changes({"fleet": f"{n_serving} of {step.target} serve"})
+        stuck = sum(entry.leaves_s is None for entry in step.entries) < step.target
+        hint = f"; nothing can be asked for now, `arriero fleet plan {options.file}` says why"
+        hint = hint if stuck and DOWN not in fleet.book.orders() else ""
+        watch.say_changes({"fleet": f"{n_serving} of {step.target} serve{hint}"})
         if DOWN in fleet.book.orders() and not step.entries:
             fleet.book.fulfil(DOWN)
             return True
@@ -173,27 +175,32 @@ def _up(fleet: "FleetParts", options: argparse.Namespace) -> int:
             )
         return bool(options.until_ready and n_serving >= settings.target)
 
-    with fleet.book.hold() as is_mine:
+    with fleet.book.hold(tries=5) as is_mine:
         if not is_mine:
             raise CommandError(
                 f"process {fleet.book.holder()} keeps this fleet already. `arriero fleet status "
                 f"{options.file}` shows it."
             )
         fleet.book.fulfil(DOWN)  # an order that was broken off
-        watch.say(f"Keeping {settings.target} nodes; Ctrl-C ends this and leaves the nodes")
-        with watch_fleet(settings.name, options.metrics_port, fleet.ray_head) as shown:
+        nodes = count_of(settings.target)
+        watch.say(f"Keeping {nodes}; Ctrl-C ends this and leaves what nodes there are")
+        port, folder = options.metrics_port, fleet.book.folder
+        with watch_fleet(settings.name, port, folder, fleet.ray_head) as shown:
             fleet.controller(watch.say).run(is_over)
     return 0
 
 
 def _drain(fleet: "FleetParts", options: argparse.Namespace) -> int:
-    _, step = _look(fleet)
-    entry = next((entry for entry in step.entries if entry.id == options.node), None)
+    entries = _nodes(fleet)
+    entry = next((entry for entry in entries if entry.id == options.node), None)
     if entry is None:
-        known = ", ".join(entry.id for entry in step.entries) or "none"
+        known = ", ".join(entry.id for entry in entries) or "none"
         raise CommandError(f"{options.node!r} is no node of this fleet; it has: {known}.")
     left_s = fleet.settings.drain_s if options.within_s is None else options.within_s
-    print(f"{entry.id}: {entry.market} in {entry.zone}; gets {left_s:g} s to finish, then ends.")
+    till = f"gets {left_s:g} s to finish, then ends" if entry.is_ready else "ends at once"
+    if entry.leaves_s is not None:
+        till = "leaves already"
+    print(f"{entry.id}: {entry.market} in {entry.zone}; {till}.")
     if options.dry_run:
         return 0
     fleet.book.order(entry.id, left_s)
@@ -208,14 +215,14 @@ def _down(fleet: "FleetParts", options: argparse.Namespace) -> int:
     from cluster.fleet_book import DOWN
     from cluster.fleet_tables import list_ending
 
-    _, step = _look(fleet)
-    if not step.entries:
+    entries = _nodes(fleet)
+    if not entries:
         print("No node is there.")
         return 0
-    print(list_ending(step.entries))
+    print(list_ending(entries))
     if options.dry_run:
         return 0
-    if not options.yes and not _is_sure(f"End these {len(step.entries)} nodes?"):
+    if not options.yes and not _is_sure(f"End {_count(entries)}?"):
         print("Nothing was ended.")
         return 1
     left_s = fleet.settings.drain_s if options.within_s is None else options.within_s
@@ -263,11 +270,11 @@ def _is_sure(question: str) -> bool:
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _look(fleet: "FleetParts") -> "tuple[FleetView, Step]":
-    """Look at the fleet; change nothing."""
-    from cluster.fleet_tables import FleetView
+def _count(entries: "Sequence[Entry]") -> str:
+    return "this node" if len(entries) == 1 else f"these {len(entries)} nodes"
 
-    controller = fleet.controller(lambda line: None)
-    step = controller.preview()
-    ended = fleet.book.read_ended()
-    return FleetView(fleet.settings, step, controller.offers(), ended, time.time()), step
+
+def _nodes(fleet: "FleetParts") -> "Sequence[Entry]":
+    """Return what nodes there are. Needs no prices, so that nodes can be ended without."""
+    say_that_it_takes_time(fleet)
+    return fleet.controller(lambda line: None).look().entries

@@ -22,7 +22,7 @@ ZoneName = Annotated[str, AfterValidator(Form(r"[a-z0-9][a-z0-9-]{0,30}", "of a-
 
 
 class FleetBudget(Section):
-    """What the fleet may cost. It counts nodes by their prices when they were asked for."""
+    """What the fleet may cost: nodes' prices when they were asked for, without nodes that leave."""
 
     usd_per_h: UsdPerHour | None = None
     """US dollars an hour that all nodes may cost together. None means no cap."""
@@ -102,18 +102,26 @@ class FleetSettings(Section):
     node so often, in seconds. The node is ended as soon as it is up: it shows that the zone has
     room, and zones that had it for long are safe. 0 never asks."""
     start_up_s: Seconds = 900.0
-    """Seconds from a launch to a node that serves, to reckon with until it has been measured."""
+    """Seconds from a launch to a node that serves, to reckon with until it has been measured. A
+    cell that answers and is not ready, as an engine starts anew, gets as long before it is
+    replaced."""
     give_up_s: Seconds = 3600.0
     """Seconds after which a node that has never served is ended, and another one asked for."""
     notice_s: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 0.0
     """Notice of a reclaim that can be relied on, in seconds. AWS gives 120, Google Cloud and Azure
     30, others none."""
+    paid_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 60.0
+    """Seconds that a node is paid for at least, however soon it is ended: clouds charge a minute or
+    more. On-demand nodes that spot nodes have made needless stay for so long."""
     drain_s: Seconds = 120.0
     """Seconds that a node which is ended gets to finish what it runs."""
     period_s: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 10.0
     """Seconds from one look at the fleet to the next."""
     budget: FleetBudget = FleetBudget()
     """What it may cost."""
+    tokens_per_h: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Tokens, weighted as fair turns count them, that one node serves in an hour at most. Reports
+    of cost then show what of serving time was idle; with None, tenants bear all of it."""
     provisioner: Annotated[
         SkyPilotProvisioner | LocalProvisionerSettings, Field(discriminator="kind")
     ]

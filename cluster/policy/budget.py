@@ -7,13 +7,16 @@ The rule:
     the last of the plan first.
   - If what runs costs more than the cap, nodes of the kind that goes first end, then others.
   - The floor is above the cap.
+  - Where launches are left out, spot nodes that fit take their places: those of all on-demand nodes
+    if these go first, else the places that are left.
 
-Invariants: `cap_is_kept` and `floor_is_kept` of cluster.policy.placement.
+Invariants: `cap_is_kept`, `floor_is_kept` and `room_is_filled` of cluster.policy.placement.
 
 Source: our own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,8 +43,20 @@ def shed(
     offers: Mapping[ZoneId, Offer],
     budget: Budget,
     floor: int,
+    target: int,
+    zones: Sequence[ZoneId],
 ) -> Plan:
-    """Return the plan within the budget."""
+    """Return the plan within the budget.
+
+    Args:
+        plan: What would be done without one.
+        nodes: All that are paid for.
+        offers: All zones' prices.
+        budget: The cap, and what goes first.
+        floor: Nodes up to which the cap does not count.
+        target: Nodes up to which spot ones take the places of launches that do not fit.
+        zones: Where spot nodes may be asked for, the best first.
+    """
     cap = budget.usd_per_h
     if cap is None:
         return plan
@@ -55,13 +70,66 @@ def shed(
         kept.remove(node)
         ends.append(End(node.id, f"the budget is {cap:g} $/h"))
         cost -= price_of(offers[node.zone], node.market)
-    launches: list[Launch] = []
-    for launch in sorted(plan.launches, key=lambda launch: launch.market == budget.shed_first):
-        price = price_of(offers[launch.zone], launch.market)
-        if cost + price <= cap + 1e-9 or len(kept) + len(launches) < floor:
-            launches.append(launch)
-            cost += price
+    room = _Room(offers, cap - cost, floor - len(kept))
+    wanted = sorted(plan.launches, key=lambda launch: launch.market == budget.shed_first)
+    launches = room.take(wanted)
+    if len(launches) < len(wanted):
+        most = min(target - len(kept), len(wanted))
+        held = Counter(node.zone for node in kept)
+        if budget.shed_first == "on-demand":
+            spot = [launch for launch in launches if launch.market == "spot"]
+            filled = room.fill(spot, most, held, zones)
+            launches = room.take([*filled, *wanted[len(spot) :]])[: len(wanted)]
+        else:
+            launches = room.fill(launches, most, held, zones)
     return Plan(tuple(launches), tuple(ends), plan.shortage, plan.reason)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What a budget has left.
+
+    Attributes:
+        offers: All zones' prices.
+        usd_per_h: Money; may be below 0.
+        n_regardless: Nodes that may be launched whatever they cost.
+    """
+
+    offers: Mapping[ZoneId, Offer]
+    usd_per_h: float
+    n_regardless: int
+
+    def take(self, launches: Iterable[Launch]) -> list[Launch]:
+        """Return those that fit, each after those before it."""
+        taken: list[Launch] = []
+        for launch in launches:
+            price = price_of(self.offers[launch.zone], launch.market)
+            if price <= self._left(taken) + 1e-9 or len(taken) < self.n_regardless:
+                taken.append(launch)
+        return taken
+
+    def fill(
+        self,
+        launches: Sequence[Launch],
+        most: int,
+        held: Counter[ZoneId],
+        zones: Sequence[ZoneId],
+    ) -> list[Launch]:
+        """Return the launches and spot nodes that fit besides, up to `most`, spread over zones."""
+        filled, counts = list(launches), held + Counter(launch.zone for launch in launches)
+        while len(filled) < most:
+            left = self._left(filled) + 1e-9
+            fitting = [z for z in zones if price_of(self.offers[z], "spot") <= left]
+            if not fitting:
+                break
+            zone = min(fitting, key=lambda z: counts[z])
+            counts[zone] += 1
+            filled.append(Launch(zone, "spot", "what the budget has room for"))
+        return filled
+
+    def _left(self, launches: Iterable[Launch]) -> float:
+        prices = (price_of(self.offers[one.zone], one.market) for one in launches)
+        return self.usd_per_h - sum(prices)
 
 
 def price_of(offer: Offer, market: Market) -> float:

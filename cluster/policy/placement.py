@@ -8,15 +8,23 @@ The rule:
   - Spot nodes are added, and ended, where that lowers price plus expected shortage, by how zones
     are now. A zone that opens is not waited for: it is looked at (`probes.py`) until it is safe.
   - On-demand nodes cover what spot nodes leave open; one ends when the ready ones need it not.
+  - They wait for what clouds answer to spot launches where that pays (`answers.py`), and stay for
+    as long as they have been paid for anyhow.
 
 Invariants:
-  1. target_is_asked_for: with open doors and no cap, confirmed nodes and launches reach the target.
+  1. target_is_asked_for: with open doors and no cap, nodes and launches reach the target; confirmed
+     ones and launches do, unless it pays to wait for a cloud's answer.
   2. floor_is_kept: no plan ends a ready node if fewer ready ones than the floor would be left.
   3. covered_before_ended: without a cap, no plan takes ready nodes from the target to below it.
   4. closed_doors_are_left_alone: no launch goes where one was refused a moment ago.
   5. cap_is_kept: a plan never raises the price above the cap, except up to the floor.
   6. plans_settle: with nothing refused or taken, plans soon have nothing left to do.
   7. ties_are_broken_by_name: equal zones and nodes are taken in the order of their names.
+  8. the_paid_stays: no on-demand node is ended before it has been there for what is paid at least,
+     but for the cap.
+  9. room_is_filled: below the target, no money is left under the cap for which a zone that may be
+     asked would have a spot node.
+  10. past_is_recalled: who recalls what another one saw learns the same.
 
 Source: our own. Over-provision, spread and fall-back are SpotHedge's aims (Mao et al., SkyServe,
 EuroSys 2025, section 4); here a count follows from rates that are learned, where SpotHedge has a
@@ -28,10 +36,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from cluster.policy.answers import Answers
 from cluster.policy.budget import Budget, shed
 from cluster.policy.calibration import Calibration
-from cluster.policy.cover import Cover, Pricing
+from cluster.policy.cover import Pricing
 from cluster.policy.doors import Doors, DoorSettings
+from cluster.policy.fallback import Keeping, Missing, choose_spare, count_missing
 from cluster.policy.fleet import (
     End,
     Happening,
@@ -46,6 +56,7 @@ from cluster.policy.fleet import (
 )
 from cluster.policy.inventory import Inventory, newest_first
 from cluster.policy.probes import Probes, ProbeSettings
+from cluster.policy.reasons import explain_on_demand, explain_plan
 from cluster.policy.shortage import Odds
 from cluster.policy.survival import Survival, SurvivalSettings
 
@@ -69,6 +80,7 @@ class PlacementSettings:
         reaction_s: From a reclaim to the launch that makes up for it.
         notice_s: Notice of a reclaim that can be relied on: so much sooner a launch begins.
         together: Chance that zones of a region are hit in one go.
+        paid_s: What a node is paid for at least, however soon it is ended.
         budget: What the fleet may cost.
     """
 
@@ -81,6 +93,7 @@ class PlacementSettings:
     reaction_s: float = 30.0
     notice_s: float = 0.0
     together: float = 0.2
+    paid_s: float = 60.0
     budget: Budget = field(default_factory=Budget)
     doors: DoorSettings = field(default_factory=DoorSettings)
     probes: ProbeSettings = field(default_factory=ProbeSettings)
@@ -97,6 +110,9 @@ class SpotPlacement:
         self._survival = Survival(settings.survival, self._offers.values())
         self._doors = Doors(settings.doors, self._offers.values())
         self._probes = Probes(settings.probes)
+        self._answers = Answers()
+        least = max(settings.target, settings.floor)
+        self._keeping = Keeping(least, settings.reaction_s, settings.paid_s)
         self._calibration = Calibration()
         gap_s = settings.start_up_s + settings.reaction_s - settings.notice_s
         self._horizon_s = max(settings.reaction_s, gap_s)
@@ -113,8 +129,14 @@ class SpotPlacement:
                         self._survival.admit(zone, now_s)
                 case Refused(zone, market, reason):
                     self._doors.refuse(happening, now_s)
+                    if market == "spot":
+                        self._answers.refuse()
                     if market == "spot" and reason == "stock":
                         self._survival.refuse(zone)
+
+    def recall(self, nodes: Sequence[Node], now_s: float) -> None:
+        """Learn from nodes that another policy's fleet had then, as `plan` would have."""
+        self._see(nodes, now_s)
 
     def plan(self, nodes: Sequence[Node], now_s: float) -> Plan:
         """Return what to do.
@@ -123,22 +145,40 @@ class SpotPlacement:
             nodes: All that are paid for or asked for, except those that are being ended.
             now_s: Time.
         """
-        fleet = Inventory.of([node for node in nodes if not self._probes.is_one(node)])
+        fleet, odds = self._see(nodes, now_s)
         probed = {node.zone for node in nodes if self._probes.is_one(node)}
-        self._survival.see(fleet.held_since_s, now_s)
-        odds = self._estimate_odds(now_s)
-        self._calibrate(fleet, odds, now_s)
         pricing = self._price(now_s)
         adds = self._choose_spot(fleet, pricing, odds, now_s)
         cover = pricing.cover(fleet.confirmed, odds)
-        launches = [*adds, *self._choose_on_demand(fleet, cover, now_s)]
+        asked = [launch.zone for launch in adds]
+        missing = count_missing(fleet, asked, pricing, odds, self._settings.floor)
+        hanging = missing.hanging(pricing.on_demand_usd_per_h, self._settings.paid_s)
+        is_awaited = self._answers.is_awaited(hanging, now_s)
+        why = explain_on_demand(
+            has_spot=bool(fleet.spot or adds),
+            is_open=any(self._may_ask(zone, now_s) for zone in self._offers),
+            n_wanted=missing.wanted,
+        )
+        launches = [*adds, *self._ask_on_demand(missing, is_awaited, why, now_s)]
         ends = self._probes.end(nodes, now_s)
-        if not launches:
-            no_longer = self._end_on_demand(fleet, pricing, odds, cover.n_on_demand)
-            ends += no_longer or self._end_spot(fleet, pricing, odds)
+        if not launches and not is_awaited:
+            spare = choose_spare(fleet, pricing, odds, cover.n_on_demand, self._keeping, now_s)
+            ends += [End(node.id, "spot is back") for node in spare]
+            ends += [] if spare else self._end_spot(fleet, pricing, odds)
             launches += self._probe(fleet, probed, now_s)
-        plan = Plan(tuple(launches), tuple(ends), cover.shortage, self._explain(fleet, cover))
-        return shed(plan, nodes, self._offers, self._settings.budget, self._settings.floor)
+        said = explain_plan(fleet, cover, is_awaited, self._doors.list_shut(now_s))
+        plan = Plan(tuple(launches), tuple(ends), cover.shortage, said)
+        settings, zones = self._settings, self._safest_first(odds, now_s)
+        budget, floor, target = settings.budget, settings.floor, settings.target
+        return shed(plan, nodes, self._offers, budget, floor, target, zones)
+
+    def _see(self, nodes: Sequence[Node], now_s: float) -> tuple[Inventory, Odds]:
+        fleet = Inventory.of([node for node in nodes if not self._probes.is_one(node)])
+        self._survival.see(fleet.held_since_s, now_s)
+        self._answers.see(nodes, now_s)
+        odds = self._estimate_odds(now_s)
+        self._calibrate(fleet, odds, now_s)
+        return fleet, odds
 
     def _estimate_odds(self, now_s: float) -> Odds:
         rates = self._survival.estimate_rates_per_h(now_s)
@@ -196,38 +236,17 @@ class SpotPlacement:
         held[zone] += 1
         return total, zone
 
-    def _choose_on_demand(self, fleet: Inventory, cover: Cover, now_s: float) -> list[Launch]:
+    def _ask_on_demand(
+        self, missing: Missing, is_awaited: bool, why: str, now_s: float
+    ) -> list[Launch]:
         zone = self._on_demand_zone(now_s)
-        settings = self._settings
-        wanted = max(cover.n_on_demand, settings.floor - sum(fleet.confirmed.values()))
-        missing = wanted - len(fleet.on_demand)
-        if zone is None or missing <= 0:
-            return []
-        return [Launch(zone, "on-demand", f"spot is short, {wanted} wanted")] * missing
-
-    def _end_on_demand(
-        self, fleet: Inventory, pricing: Pricing, odds: Odds, wanted: int
-    ) -> list[End]:
-        """End those beyond what all nodes need, and of the ready ones beyond what these need."""
-        spare = len(fleet.on_demand) - wanted
-        ready = [node for node in fleet.on_demand if node.is_ready]
-        spare_ready = len(ready) - pricing.cover(fleet.ready, odds).n_on_demand
-        least = max(self._settings.target, self._settings.floor)
-        n_ready = sum(fleet.ready.values()) + len(ready)
-        ended = newest_first(ready)[: max(0, min(spare, spare_ready, n_ready - least))]
-        starting = [node for node in fleet.on_demand if not node.is_ready]
-        ended += [
-            node
-            for node in newest_first(starting)[: max(0, spare - len(ended))]
-            if fleet.count_ready_by(node, self._settings.reaction_s) >= least
-        ]
-        return [End(node.id, "spot is back") for node in ended]
+        count = missing.certain if is_awaited else missing.certain + missing.doubtful
+        return [] if zone is None else [Launch(zone, "on-demand", why)] * count
 
     def _end_spot(self, fleet: Inventory, pricing: Pricing, odds: Odds) -> list[End]:
         """End the ready nodes of one zone that are worth least, if not worth their price."""
         n_on_demand = sum(node.is_ready for node in fleet.on_demand)
-        least = max(self._settings.target, self._settings.floor)
-        spare = fleet.ready.total() + n_on_demand - least
+        spare = fleet.ready.total() + n_on_demand - self._keeping.least
         gains = [
             (-self._gain_by_ending(fleet, zone, n_ended, n_on_demand, pricing, odds), zone, n_ended)
             for zone, count in fleet.ready.items()
@@ -269,6 +288,10 @@ class SpotPlacement:
         has_spot = self._offers[zone].spot_usd_per_h is not None
         return has_spot and self._doors.is_open(zone, "spot", now_s)
 
+    def _safest_first(self, odds: Odds, now_s: float) -> list[ZoneId]:
+        zones = [zone for zone in self._offers if self._may_ask(zone, now_s)]
+        return sorted(zones, key=lambda z: (odds.chances[z], self._spot_usd_per_h(z), z))
+
     def _spot_usd_per_h(self, zone: ZoneId) -> float:
         return self._offers[zone].spot_usd_per_h or 0.0
 
@@ -288,11 +311,4 @@ class SpotPlacement:
         prices = [self._offers[zone].on_demand_usd_per_h] if zone else []
         for offer in self._offers.values() if zone is None else ():
             prices += [offer.on_demand_usd_per_h, offer.spot_usd_per_h]
-        return max(price for price in prices if price is not None)
-
-    def _explain(self, fleet: Inventory, cover: Cover) -> str:
-        zones = ", ".join(f"{zone} {count}" for zone, count in sorted(fleet.confirmed.items()))
-        return (
-            f"spot: {zones or 'none'}; on demand: {len(fleet.on_demand)} of {cover.n_on_demand}; "
-            f"chance of a shortage within a start-up {cover.shortage:.2g}"
-        )
+        return max((price for price in prices if price is not None), default=0.0)

@@ -8,6 +8,8 @@ The rule:
   - The first sight of a machine that is up is a launch; one that is refused, or never serves, is a
     refusal; one that served and is gone, or drains without our order, is a reclaim. Each is told
     once.
+  - A node that has served and answers that it does not may come round: it is broken only after
+    `unready_s`, one that says nothing after `silence_s`.
   - What is taken, ended or broken is not counted any more, and released once it is drained.
   - An entry goes when its machine is no longer listed, or has never been for `grace_s`.
 
@@ -17,6 +19,8 @@ Invariants:
   3. leaving_nodes_do_not_count: no node that is taken or ended is handed to the placement policy.
   4. the_paid_is_not_forgotten: an entry goes only if no machine of that name is paid for.
   5. again_is_the_same: the same sight a second time changes nothing and tells nothing.
+  6. who_answers_is_given_time: no node that has served is given up while it has answered within
+     `silence_s` and served within `unready_s`.
 
 Source: our own; the shape is that of controllers that compare wanted and observed state.
 """
@@ -68,15 +72,22 @@ class Machine:
 
 @dataclass(frozen=True)
 class Pulse:
-    """A sign of life of what serves on a node. Nodes that do not serve have none.
+    """A sign of life of what serves on a node. Nodes that do not answer have none.
 
     Attributes:
         leaves_s: When it stops serving, where it is being drained; None where it is not.
         is_over: Whether it has stopped since.
+        is_ready: Whether it serves now; one that answers and does not may be starting something.
     """
 
     leaves_s: float | None = None
     is_over: bool = False
+    is_ready: bool = True
+
+    @property
+    def serves(self) -> bool:
+        """Whether it does, if only until it leaves."""
+        return self.is_ready or self.leaves_s is not None
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ class Entry:
         up_s: When its cloud was first seen to have it; None before.
         ready_s: When it first served; None before.
         silent_s: Since when it does not serve any more; None while it does, or never has.
+        heard_s: When it last answered that it does not serve; None if it never has.
         leaves_s: When it is released at the latest; None while it is to stay.
         leaves_why: Why it leaves.
         is_taken: Whether its cloud takes it, rather than we end it.
@@ -108,6 +120,7 @@ class Entry:
     up_s: float | None = None
     ready_s: float | None = None
     silent_s: float | None = None
+    heard_s: float | None = None
     leaves_s: float | None = None
     leaves_why: str = ""
     is_taken: bool = False
@@ -126,12 +139,14 @@ class Patience:
     Attributes:
         grace_s: Until a machine that was asked for is listed.
         start_s: From the launch until it serves; one that takes longer is broken.
-        silence_s: For which a machine that is up may not serve; then it is broken.
+        silence_s: For which a machine that is up may not answer; then it is broken.
+        unready_s: For which one that answers may not serve.
     """
 
     grace_s: float = 60.0
     start_s: float = 3600.0
     silence_s: float = 120.0
+    unready_s: float = 900.0
 
 
 @dataclass(frozen=True)
@@ -206,8 +221,8 @@ def _look(
         return entry
     if machine is None or machine.state in ("refused", "gone"):
         return _miss(entry, machine, now_s)
-    if pulse is not None:
-        entry = replace(entry, ready_s=entry.ready_s or now_s, silent_s=None)
+    if pulse is not None and pulse.serves:
+        entry = replace(entry, ready_s=entry.ready_s or now_s, silent_s=None, heard_s=None)
         if pulse.leaves_s is not None:
             return replace(
                 entry,
@@ -217,7 +232,7 @@ def _look(
                 is_drained=True,
             )
         return entry
-    return _wait(entry, now_s, patience)
+    return _wait(entry, pulse is not None, now_s, patience)
 
 
 def _miss(entry: Entry, machine: Machine | None, now_s: float) -> Entry:
@@ -230,16 +245,20 @@ def _miss(entry: Entry, machine: Machine | None, now_s: float) -> Entry:
     return replace(entry, leaves_s=now_s, leaves_why=text)
 
 
-def _wait(entry: Entry, now_s: float, patience: Patience) -> Entry:
+def _wait(entry: Entry, answers: bool, now_s: float, patience: Patience) -> Entry:
     """Look at an entry whose machine is there and does not serve."""
     if entry.ready_s is None:
         if now_s - entry.asked_s <= patience.start_s:
             return entry
         return replace(entry, leaves_s=now_s, leaves_why="it never served")
     since_s = now_s if entry.silent_s is None else entry.silent_s
-    if now_s - since_s > patience.silence_s:
-        return replace(entry, leaves_s=now_s, leaves_why="it serves no more")
-    return replace(entry, silent_s=since_s)
+    heard_s = now_s if answers else entry.heard_s
+    entry = replace(entry, silent_s=since_s, heard_s=heard_s)
+    if now_s - max(since_s, heard_s or since_s) > patience.silence_s:
+        return replace(entry, leaves_s=now_s, leaves_why="it does not answer any more")
+    if now_s - since_s > patience.unready_s:
+        return replace(entry, leaves_s=now_s, leaves_why="it answers and does not serve any more")
+    return entry
 
 
 def _is_held(entry: Entry) -> bool:
@@ -260,7 +279,7 @@ def _may_go(
     assert entry.leaves_s is not None
     machine, pulse = listed.get(entry.id), pulses.get(entry.id)
     is_up = machine is not None and machine.state == "up"
-    serves = is_up and pulse is not None and not pulse.is_over
+    serves = is_up and pulse is not None and pulse.serves and not pulse.is_over
     return not serves or now_s >= entry.leaves_s
 
 

@@ -8,6 +8,7 @@ as their texts speak of capacity too, and credentials last, as a text may name t
 Invariants:
   1. clouds_words_are_known: the codes that clouds document are of their kind, in any text.
   2. unknown_is_other: a text without such a word is `other`.
+  3. line_tells_the_kind: the line that people are shown has the word that made the kind.
 
 Source: error codes as documented by AWS (EC2 error codes), Google Cloud (Compute Engine,
 troubleshooting VM creation), Azure (allocation failures, quota errors) and Lambda (Cloud API).
@@ -44,9 +45,9 @@ _WORDS: tuple[tuple[Refusal, str], ...] = (
 
 _REMEDIES: dict[Refusal, str] = {
     "stock": "other zones are tried meanwhile",
-    "quota": "ask {cloud} for a higher quota; `sky gpus list --infra {cloud}` lists what there is",
-    "credentials": "`sky check {cloud}` says what is missing",
-    "other": "`sky logs --provision NODE` has all of it",
+    "quota": "ask {cloud} for a higher quota; the region rests meanwhile, others are tried",
+    "credentials": "`.venv-sky/bin/sky check {cloud}` says what is missing; then start this again",
+    "other": "`.venv-sky/bin/sky logs --provision NODE` has all of it",
 }
 
 
@@ -56,6 +57,14 @@ def classify_refusal(text: str) -> Refusal:
         if re.search(words, text, re.IGNORECASE | re.DOTALL):
             return kind
     return "other"
+
+
+def choose_line(text: str) -> str:
+    """Return the line of a text that says most: the one that tells the kind, else the first."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    words = dict(_WORDS).get(classify_refusal(text), "")
+    telling = (line for line in lines if words and re.search(words, line, re.IGNORECASE))
+    return next(telling, lines[0] if lines else "")
 
 
 def remedy_of(refusal: Refusal, cloud: str) -> str:

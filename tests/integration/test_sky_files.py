@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.policy.fleet import NodeId
+from cluster.provisioner import FleetSetupError
+from cluster.sky_provisioner import SkyBridge, SkyProvisioner
 from tests.support.sky_environment import ROOT, ensure_sky, make_home, plan_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -14,9 +17,14 @@ FILES = sorted((ROOT / "sky").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Any]], str]:
+def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return make_home(tmp_path_factory.mktemp("sky-home"))
+
+
+@pytest.fixture(scope="module")
+def planned(environ: dict[str, str]) -> tuple[dict[str, dict[str, Any]], str]:
     ensure_sky()
-    plans, output = plan_files(FILES, make_home(tmp_path_factory.mktemp("sky-home")))
+    plans, output = plan_files(FILES, environ)
     return dict(zip([file.stem for file in FILES], plans, strict=True)), output
 
 
@@ -86,3 +94,24 @@ def test_controller_is_no_spot_machine_and_opens_no_port(
 def test_no_secret_has_a_value_in_a_file(file: Path) -> None:
     secrets = yaml.safe_load(file.read_text()).get("secrets", {})
     assert all(not value for value in secrets.values())
+
+
+@pytest.mark.usefixtures("planned")  # makes three clouds known
+def test_clouds_and_secrets_that_a_fleet_lacks_are_told_before_anything_is_launched(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    bridge = SkyBridge(ensure_sky(), tmp_path / "sky.log", environ)
+    cells = SkyProvisioner("f", ROOT / "sky" / "cell.yaml", {}, bridge)
+    workers = SkyProvisioner("f", ROOT / "sky" / "workers.yaml", {}, bridge)
+    try:
+        offers = cells.list_offers()
+        assert {offer.cloud for offer in offers} == {"aws", "gcp", "lambda"}
+        left_out, unset = cells.remarks()
+        assert "azure, nebius" in left_out
+        assert "RAY_AUTH_TOKEN" in unset
+        with pytest.raises(FleetSetupError, match="asks for the secret RAY_AUTH_TOKEN"):
+            cells.launch(NodeId("f-1"), offers[0].zone, "spot")
+        with pytest.raises(FleetSetupError, match=r"set fleet\.provisioner\.ray_head"):
+            workers.list_offers()
+    finally:
+        bridge.close()

@@ -17,7 +17,7 @@ from cluster.policy.reconcile import (
     reconcile,
 )
 
-_PATIENCE = Patience(grace_s=60.0, start_s=600.0, silence_s=50.0)
+_PATIENCE = Patience(grace_s=60.0, start_s=600.0, silence_s=50.0, unready_s=400.0)
 _ZONES = st.sampled_from([ZoneId("x/east/a"), ZoneId("y/west/a")])
 _MARKETS: st.SearchStrategy[Market] = st.sampled_from(["spot", "on-demand"])
 _STATES: st.SearchStrategy[MachineState] = st.sampled_from(["starting", "up", "refused", "gone"])
@@ -50,7 +50,10 @@ def _entries(draw: st.DrawFn) -> list[Entry]:
     return found
 
 
-_PULSES = st.dictionaries(st.sampled_from(_IDS), st.builds(Pulse, st.none() | _TIMES))
+_PULSES = st.dictionaries(
+    st.sampled_from(_IDS),
+    st.builds(Pulse, st.none() | _TIMES, is_ready=st.booleans()),
+)
 
 
 def _run(
@@ -137,3 +140,27 @@ def test_again_is_the_same(
     second = _run(first.entries, machines, pulses, now_s)
     assert second.entries == first.entries
     assert second.happenings == ()
+
+
+_SIGNS = st.lists(
+    st.tuples(st.sampled_from(["ready", "unready", "silent"]), st.floats(1.0, 120.0)), max_size=15
+)
+
+
+@given(_SIGNS)
+def test_who_answers_is_given_time(signs: list[tuple[str, float]]) -> None:
+    now_s = served_s = heard_s = 1_000.0
+    machine = Machine(_IDS[0], ZoneId("x/east/a"), "spot", "up", 900.0)
+    known = Entry(_IDS[0], machine.zone, "spot", 900.0, up_s=950.0, ready_s=now_s)
+    for sign, wait_s in signs:
+        now_s += wait_s
+        pulses = {} if sign == "silent" else {_IDS[0]: Pulse(is_ready=sign == "ready")}
+        # From the look at which it is first missed.
+        served_s = now_s if sign == "ready" or known.silent_s is None else served_s
+        heard_s = now_s if sign != "silent" or known.silent_s is None else heard_s
+        [known] = _run([known], [machine], pulses, now_s).entries
+        is_given_up = now_s - served_s > _PATIENCE.unready_s
+        is_given_up |= now_s - heard_s > _PATIENCE.silence_s
+        assert (known.leaves_s is not None) == is_given_up
+        if is_given_up:
+            return

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.policy.fleet import Refusal
-from cluster.policy.refusals import classify_refusal, remedy_of
+from cluster.policy.refusals import choose_line, classify_refusal, remedy_of
 
 _KNOWN: tuple[tuple[Refusal, str], ...] = (
     ("stock", "An error occurred (InsufficientInstanceCapacity) when calling RunInstances"),
@@ -24,6 +24,27 @@ _KNOWN: tuple[tuple[Refusal, str], ...] = (
 @given(st.text("abcdefg \n", max_size=40), st.text("abcdefg \n", max_size=40))
 def test_clouds_words_are_known(kind: Refusal, text: str, before: str, after: str) -> None:
     assert classify_refusal(f"{before} {text} {after}") == kind
+
+
+@pytest.mark.parametrize(("kind", "text"), _KNOWN)
+@given(st.text("abcdefg \n", max_size=40), st.text("abcdefg \n", max_size=40))
+def test_line_tells_the_kind(kind: Refusal, text: str, before: str, after: str) -> None:
+    assert choose_line(f"{before}\n{text}\n{after}") == text
+    assert choose_line(before) == next(
+        (line.strip() for line in before.split("\n") if line.strip()), ""
+    )
+
+
+def test_line_names_the_credentials_that_skypilot_misses() -> None:
+    said = "\n".join(
+        [
+            "ResourcesUnavailableError: Failed to provision all possible launchable resources.",
+            "",
+            "  AWS credentials are not set. Run the following commands:",
+            "        $ aws configure",
+        ]
+    )
+    assert choose_line(said) == "AWS credentials are not set. Run the following commands:"
 
 
 @given(st.text("abcdefghij :\n", max_size=200))

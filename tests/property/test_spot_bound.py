@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from bench.spot_bound import bound_clairvoyant, bound_informed, lower
 from bench.spot_flow import cheapest_cover, list_stays
 from bench.spot_rivals import EvenSpread, OnDemandOnly, SpotHedge
-from bench.spot_sim import Placement, Replay, Setting, Trace, list_offers
+from bench.spot_sim import Placement, Replay, Setting, list_offers
+from bench.spot_trace import Trace
 from cluster.policy.fleet import ZoneId
 from cluster.policy.placement import PlacementSettings, SpotPlacement
 

@@ -33,6 +33,7 @@ class FakeCloud:
         ever: Names of all machines that have ever been started, in order.
         wanted: What Ray says of its work.
         before_call: Called before and after each call's effect; raises to kill the caller.
+        said: Remarks on the offers.
     """
 
     now_s: float = 1_000_000.0
@@ -44,11 +45,15 @@ class FakeCloud:
     ever: list[NodeId] = field(default_factory=list)
     wanted: Demand = field(default_factory=Demand)
     before_call: Callable[[], None] = lambda: None
+    said: tuple[str, ...] = ()
 
     # --- Provisioner ------------------------------------------------------------------------
 
     def list_offers(self) -> Sequence[Offer]:
         return OFFERS
+
+    def remarks(self) -> Sequence[str]:
+        return self.said
 
     def describe_kind(self, zone: ZoneId, market: Market) -> str:
         return "one machine"

@@ -15,9 +15,13 @@ class MetadataServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(("127.0.0.1", 0), handler)
+    def __init__(
+        self, handler: type[BaseHTTPRequestHandler], address: tuple[str, int] = ("127.0.0.1", 0)
+    ) -> None:
+        super().__init__(address, handler)
         self.action: dict[str, str] | None = None
+        self.actions: dict[str, dict[str, str]] = {}
+        """By the address of who asks, for a server of several machines."""
         self.hint: dict[str, str] | None = None
         self.tokens = {"first"}
         self.preempted = threading.Event()
@@ -66,6 +70,9 @@ class Aws(_Handler):
             self.server.tokens.add(token)
             self.answer(200, token)
 
+    def action(self) -> dict[str, str] | None:
+        return self.server.actions.get(self.client_address[0], self.server.action)
+
     def do_GET(self) -> None:
         if self.fails():
             return
@@ -73,7 +80,7 @@ class Aws(_Handler):
             self.answer(401)
             return
         found = {
-            "/latest/meta-data/spot/instance-action": self.server.action,
+            "/latest/meta-data/spot/instance-action": self.action(),
             "/latest/meta-data/events/recommendations/rebalance": self.server.hint,
         }.get(self.path)
         self.answer(404 if found is None else 200, found or "")

@@ -84,15 +84,20 @@ class _Again:
         return self.read(size)
 
 
-def make_networks(endpoint: str) -> None:
-    """Makes in each region a network whose addresses are loopback ones, as no VM is outside."""
+def make_networks(endpoint: str, network: str) -> None:
+    """Makes a private network in each region.
+
+    Args:
+        endpoint: Of moto's AWS.
+        network: What all addresses begin with, such as 10.77.
+    """
     for i, region in enumerate(REGIONS):
         ec2 = boto3.client("ec2", region_name=region, endpoint_url=endpoint)
-        vpc = ec2.create_vpc(CidrBlock=f"127.77.{i * 64}.0/18")["Vpc"]["VpcId"]
+        vpc = ec2.create_vpc(CidrBlock=f"{network}.{i * 64}.0/18")["Vpc"]["VpcId"]
         ec2.create_tags(Resources=[vpc], Tags=[{"Key": "Name", "Value": "loopvpc"}])
         zones = ec2.describe_availability_zones()["AvailabilityZones"][:6]
         for j, zone in enumerate(zones):
-            block = f"127.77.{i * 64 + j}.0/24"
+            block = f"{network}.{i * 64 + j}.0/24"
             ec2.create_subnet(VpcId=vpc, AvailabilityZone=zone["ZoneName"], CidrBlock=block)
 
 
@@ -110,7 +115,7 @@ def make_role(endpoint: str) -> None:
 
 
 def list_instances(endpoint: str) -> list[dict[str, str]]:
-    """Returns what runs or starts: id, zone, market and the cluster's name."""
+    """Returns what runs or starts: id, zone, market, address and the cluster's name."""
     found = []
     for region in REGIONS:
         ec2 = boto3.client("ec2", region_name=region, endpoint_url=endpoint)
@@ -123,6 +128,7 @@ def list_instances(endpoint: str) -> list[dict[str, str]]:
                         "id": instance["InstanceId"],
                         "region": region,
                         "zone": instance["Placement"]["AvailabilityZone"],
+                        "address": instance.get("PrivateIpAddress", ""),
                         "market": instance.get("InstanceLifecycle", "on-demand"),
                         "name": tags.get("skypilot-cluster-name", tags.get("Name", "")),
                     }

@@ -7,6 +7,7 @@ python -m tests.support.shown_fleet HEAD_ADDRESS
 
 import sys
 import threading
+from pathlib import Path
 
 from cluster.controller import Step
 from cluster.policy.fleet import Market, NodeId, Plan, Reclaimed, ZoneId
@@ -28,7 +29,7 @@ def main(ray_head: str) -> None:
         Entry(NodeId(f"n{i}"), _ZONE, market, 0.0, 2.1, ready_s=ready_s)
         for i, (market, ready_s) in enumerate(_NODES)
     )
-    with watch_fleet("tried", None, ray_head) as shown:
+    with watch_fleet("tried", None, Path(), ray_head) as shown:
         shown.show(Step(entries, Plan((), (), 0.0, ""), (Reclaimed(_ZONE, 1, 3),), len(_NODES)))
         threading.Event().wait()
 

@@ -54,9 +54,17 @@ class SkyCloud:
         file.touch() if is_short else file.unlink(missing_ok=True)
 
 
+_NOWHERE = "127.77"
+"""Addresses of machines behind which there are none: no VM is outside."""
+
+
 @contextmanager
-def run_sky_cloud() -> Iterator[SkyCloud]:
-    """Starts both, and stops all that they have started."""
+def run_sky_cloud(network: str = _NOWHERE) -> Iterator[SkyCloud]:
+    """Starts both, and stops all that they have started.
+
+    Args:
+        network: What machines' addresses begin with.
+    """
     if shutil.which("rsync") is None or shutil.which("ssh") is None:
         pytest.skip("SkyPilot needs rsync and ssh")
     python = ensure_sky()
@@ -84,7 +92,7 @@ def run_sky_cloud() -> Iterator[SkyCloud]:
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
                 patch.setenv(name, "testing")
             with _run_aws(environ, folder, str(aws_port), endpoint):
-                make_networks(endpoint)
+                make_networks(endpoint, network)
                 make_role(endpoint)
                 yield SkyCloud(python, home, environ, endpoint, folder)
                 stop_processes(mark)

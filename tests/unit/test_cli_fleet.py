@@ -18,7 +18,7 @@ from cluster.provisioner import FleetSetupError
 from serve_app import cli
 from serve_app.config_file import FleetFile, load_fleet_file
 from serve_app.errors import ConfigError
-from tests.support.fake_fleet import FakeCloud
+from tests.support.fake_fleet import OFFERS, FakeCloud
 
 _FLEET: dict[str, Any] = {
     "name": "f",
@@ -69,7 +69,8 @@ def test_plan_shows_where_and_why_and_starts_nothing(
     assert "x/east/a" in shown
     assert "one machine" in shown
     assert "cheapest cover" in shown
-    assert "saved" in shown
+    assert "2 nodes on demand would be $6.00/h" in shown
+    assert "less" in shown
     assert world.cloud.machines == {}
     assert not (world.book.folder / "book.json").exists()
 
@@ -102,6 +103,54 @@ def test_port_for_metrics_that_is_taken_is_said(
     assert "Choose another port" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["up", "--metrics-port", "99999"], "ports are 1 to 65535"),
+        (["up", "--timeout-s", "soon"], "no number of seconds"),
+        (["down", "--within-s", "-1"], "no number of seconds"),
+        (["drain", "f-1", "--within-s", "nan"], "no number of seconds"),
+    ],
+)
+def test_numbers_that_are_none_are_wrong_usage(
+    world: _World, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fleet", *words, world.file])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_plan_and_up_say_what_was_left_out(
+    world: _World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.cloud.said = ("left out: azure",)
+    assert cli.main(["fleet", "plan", world.file]) == 0
+    assert "Note: left out: azure." in capsys.readouterr().out
+    assert cli.main(["fleet", "plan", world.file, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["remarks"] == ["left out: azure"]
+    assert cli.main(["fleet", "up", world.file, "--until-ready"]) == 0
+    assert "left out: azure" in capsys.readouterr().err
+
+
+def test_nodes_can_be_ended_where_no_prices_are_known(
+    world: _World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.main(["fleet", "up", world.file, "--until-ready"])
+    monkeypatch.setattr(world.cloud, "list_offers", _no_cloud)
+    assert cli.main(["fleet", "plan", world.file]) == 1
+    assert "sky check" in capsys.readouterr().err
+    node = min(world.cloud.serving())
+    assert cli.main(["fleet", "drain", node, world.file]) == 0
+    assert node not in world.cloud.machines
+    assert cli.main(["fleet", "down", world.file, "--yes"]) == 0
+    assert world.cloud.paid() == set()
+
+
+def _no_cloud() -> None:
+    raise FleetSetupError("SkyPilot may use no cloud: sky check")
+
+
 def test_plan_as_json_has_a_price_for_each_node(
     world: _World, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +181,33 @@ def test_up_until_ready_then_status_then_down(
     assert "No node is there" in capsys.readouterr().out
 
 
+def test_status_is_shown_again_until_it_is_broken_off(
+    world: _World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.main(["fleet", "up", world.file, "--until-ready"])
+    capsys.readouterr()
+    looks, told = 0, list[str]()
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        world.cloud.now_s += 20.0
+        looks += 1
+        if looks == 1:
+            FleetBook(world.book.folder).order("f-1", 1.0)
+            fleet_parts.build_fleet(load_fleet_file(Path(world.file))).controller(
+                told.append
+            ).step()
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert cli.main(["fleet", "status", world.file, "--every", "1"]) == 130
+    shown = capsys.readouterr().out.split("\n\nNODE ")
+    assert len(shown) == 3
+    assert "leaves" not in shown[0]
+    assert "leaves" in shown[1]
+
+
 def test_down_without_anybody_to_ask_ends_nothing(
     world: _World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +216,35 @@ def test_down_without_anybody_to_ask_ends_nothing(
     assert cli.main(["fleet", "down", world.file]) == 1
     assert "--yes" in capsys.readouterr().err
     assert world.cloud.paid()
+
+
+def _interrupt(seconds: float) -> None:
+    raise KeyboardInterrupt
+
+
+def test_command_that_is_broken_off_says_what_it_leaves(
+    world: _World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.main(["fleet", "up", world.file, "--until-ready"])
+    monkeypatch.setattr("time.sleep", _interrupt)
+    assert cli.main(["fleet", "up", world.file]) == 130
+    assert "Nodes stay" in capsys.readouterr().err
+    with world.book.hold():
+        assert cli.main(["fleet", "drain", "f-1", world.file]) == 130
+    assert "f-1 is to end, and the controller, process" in capsys.readouterr().err
+    assert cli.main(["fleet", "down", world.file, "--yes"]) == 130
+    assert "All nodes are to end, and nobody now sees to it" in capsys.readouterr().err
+
+
+def test_up_says_where_nothing_can_be_asked_for_and_plan_why(
+    world: _World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.cloud.refusal = "stock"
+    world.cloud.room = {offer.zone: 0 for offer in OFFERS}
+    assert cli.main(["fleet", "up", world.file, "--until-ready", "--timeout-s", "0.5"]) == 1
+    assert "nothing can be asked for now" in capsys.readouterr().err
+    assert cli.main(["fleet", "plan", world.file]) == 0
+    assert "refused, so not asked for now" in capsys.readouterr().out
 
 
 def test_drain_ends_one_node_and_knows_only_the_fleets_own(

@@ -1,7 +1,8 @@
 """The controller against a cloud in memory: what it does, and what a death at each call leaves."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import pytest
 
 from cluster.controller import Controller, Step
 from cluster.fleet_book import DOWN, FleetBook
+from cluster.fleet_cells import read_cells
+from cluster.fleet_tables import state_of
 from cluster.policy.demand import Demand
-from cluster.policy.fleet import NodeId, Reclaimed, ZoneId
+from cluster.policy.fleet import Market, NodeId, Reclaimed, Refusal, ZoneId
+from cluster.policy.reconcile import Machine, Pulse
+from cluster.provisioner import FleetError, FleetSetupError
 from serve_app.config_fleet import FleetSettings
 from tests.support.fake_fleet import OFFERS, START_S, FakeCloud, KilledError
 
@@ -136,6 +141,22 @@ def test_node_that_never_serves_is_replaced(tmp_path: Path) -> None:
     assert len(world.cloud.serving()) >= 3
 
 
+def test_node_whose_engine_starts_anew_is_kept(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.settle()
+    node, observe = min(world.cloud.serving()), world.cloud.observe
+    monkeypatch.setattr(
+        world.cloud, "observe", lambda machines: {**observe(machines), node: Pulse(is_ready=False)}
+    )
+    step = world.step(4)
+    assert node in world.cloud.machines
+    assert state_of(next(e for e in step.entries if e.id == node)) == "is not ready"
+    monkeypatch.setattr(world.cloud, "observe", observe)
+    world.step(10)
+    assert node in world.cloud.serving()
+
+
 def test_drained_node_leaves_and_another_comes(world: _World) -> None:
     world.settle()
     node = sorted(world.cloud.serving())[0]
@@ -144,6 +165,51 @@ def test_drained_node_leaves_and_another_comes(world: _World) -> None:
     assert node not in world.cloud.machines
     assert len(world.cloud.serving()) >= 3
     assert FleetBook(world.folder).orders() == {}
+
+
+def test_fronts_are_told_that_a_node_leaves_before_it_ends(world: _World) -> None:
+    step = world.settle()
+    for name, machine in world.cloud.machines.items():
+        world.cloud.machines[name] = replace(machine, address=f"10.0.0.{name[-1]}")
+    world.step()
+    node = step.entries[0].id
+    told = {cell.name: cell for cell in read_cells(world.folder)}
+    assert told.keys() == world.cloud.paid()
+    assert not any(cell.leaves for cell in told.values())
+    assert told[node].address == f"10.0.0.{node[-1]}"
+    seen: list[bool] = []
+
+    def look() -> None:
+        if node in world.cloud.machines:
+            seen.extend(cell.leaves for cell in read_cells(world.folder) if cell.name == node)
+
+    FleetBook(world.folder).order(node, 0.0)
+    world.cloud.before_call = look
+    while node in world.cloud.machines:
+        world.step()
+    assert seen[-1]  # when the cloud was asked to end it
+    world.cloud.before_call = lambda: None
+    world.step()
+    assert node not in {cell.name for cell in read_cells(world.folder)}
+
+
+def test_look_from_beside_does_not_take_an_order_for_a_reclaim(world: _World) -> None:
+    world.settle()
+    node, observe = min(world.cloud.serving()), world.cloud.observe
+    beside = Controller(
+        world.settings, world.cloud, world.cloud, FleetBook(world.folder), world.told.append
+    )
+    FleetBook(world.folder).order(node, 30.0)
+
+    def order_meanwhile(machines: Sequence[Machine]) -> Mapping[NodeId, Pulse]:
+        world.cloud.observe = observe  # type: ignore[method-assign]  # once
+        world.step()
+        return observe(machines)
+
+    world.cloud.observe = order_meanwhile  # type: ignore[method-assign]
+    [seen] = [entry for entry in beside.look().entries if entry.id == node]
+    assert seen.leaves_s is not None
+    assert not seen.is_taken
 
 
 def test_down_ends_everything(world: _World) -> None:
@@ -175,11 +241,120 @@ def test_what_the_policy_learned_outlives_the_controller(world: _World) -> None:
     world.step()
     world.start()
     world.step()
-    policy = world.controller._policy
+    policy = world.controller._keeper._policy
     assert policy is not None
     rates = policy._survival.estimate_rates_per_h(world.cloud.now_s)
     others = [rate for name, rate in rates.items() if name.split("/")[0] != zone.split("/")[0]]
     assert rates[zone] > max(others)
+
+
+def test_prices_of_an_hour_ago_do_where_there_are_none_now(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.settle()
+    monkeypatch.setattr(world.cloud, "list_offers", _raise(FleetSetupError("no cloud")))
+    world.cloud.now_s += 4000.0
+    world.cloud.take(min(world.cloud.serving()))
+    world.settle()
+    assert len(world.cloud.serving()) >= 3
+    assert sum("prices are not known now: no cloud" in line for line in world.told) == 1
+
+
+def test_nodes_end_where_no_prices_are_known(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.settle()
+    monkeypatch.setattr(world.cloud, "list_offers", _raise(FleetSetupError("no cloud")))
+    world.start()
+    with pytest.raises(FleetSetupError):
+        world.step()
+    FleetBook(world.folder).order(DOWN, 30.0)
+    world.settle()
+    assert world.cloud.paid() == set()
+
+
+def test_what_goes_missing_later_does_not_leave_nodes_alone(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, n_tries = world.cloud.launch, 0
+
+    def fail(node: NodeId, zone: ZoneId, market: Market) -> None:
+        nonlocal n_tries
+        n_tries += 1
+        raise FleetSetupError("the zone is sold no more")
+
+    def sleep(seconds: float) -> None:
+        world.cloud.now_s += seconds
+        if n_tries == 0:
+            world.cloud.launch = fail  # type: ignore[method-assign]  # from the second step on
+            world.cloud.take(min(world.cloud.machines))
+        elif n_tries > 1:
+            world.cloud.launch = launch  # type: ignore[method-assign]  # and again as it was
+
+    monkeypatch.setattr("time.sleep", sleep)
+    world.controller.run(lambda step: n_tries > 1 and len(world.cloud.serving()) >= 3)
+    assert any("sold no more" in line for line in world.told)
+
+
+def test_what_is_missing_from_the_start_ends_the_run(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.cloud, "launch", _raise(FleetSetupError("no token")))
+    with pytest.raises(FleetSetupError, match="no token"):
+        world.controller.run()
+    assert FleetBook(world.folder).load().entries == ()  # nothing was asked for
+
+
+@pytest.mark.parametrize("refusal", ["credentials", "quota"])
+def test_what_people_mend_is_asked_for_again_by_the_next_controller(
+    world: _World, refusal: Refusal
+) -> None:
+    world.cloud.refusal = refusal
+    world.cloud.room = {offer.zone: 0 for offer in OFFERS}
+    world.settle()
+    world.cloud.room = {}
+    world.settle()
+    assert world.cloud.paid() == set()
+    world.start()
+    world.settle()
+    assert len(world.cloud.serving()) >= 3
+
+
+def test_full_disk_stops_no_controller_and_nothing_is_done_meanwhile(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_full, n_sleeps = True, 0
+
+    def save(book: FleetBook, content: Any) -> None:
+        if is_full:
+            raise FleetError("no space left")
+        plain(book, content)
+
+    def sleep(seconds: float) -> None:
+        nonlocal is_full, n_sleeps
+        world.cloud.now_s += seconds
+        n_sleeps += 1
+        assert not (is_full and world.cloud.ever)
+        is_full = n_sleeps < 5
+
+    plain = FleetBook.save
+    monkeypatch.setattr(FleetBook, "save", save)
+    monkeypatch.setattr("time.sleep", sleep)
+    world.controller.run(lambda step: len(world.cloud.serving()) >= 3)
+    assert world.told.count("nothing is done now: no space left") == 1
+
+
+def test_remarks_on_offers_are_told_once(world: _World) -> None:
+    world.cloud.said = ("left out: azure",)
+    world.settle()
+    assert world.told.count("left out: azure") == 1
+
+
+def _raise(error: Exception) -> Callable[..., Any]:
+    def fail(*args: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_second_controller_is_told_that_the_fleet_is_held(tmp_path: Path) -> None:

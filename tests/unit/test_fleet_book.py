@@ -29,6 +29,38 @@ def test_broken_book_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
         FleetBook(tmp_path).load()
 
 
+def test_disk_that_takes_nothing_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "full").touch()  # a folder that cannot be made
+    book = FleetBook(tmp_path / "full" / "fleet")
+    with pytest.raises(FleetError, match=r"book\.partial cannot be written"):
+        book.save(Book())
+    with pytest.raises(FleetError, match=r"ended\.jsonl cannot be written"):
+        book.add_ended(Ended(_ENTRY, 30.0))
+
+
+def test_who_only_looks_whether_it_is_held_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = FleetBook(tmp_path).hold()
+    looking.__enter__()
+    monkeypatch.setattr("time.sleep", lambda seconds: looking.__exit__(None, None, None))
+    with FleetBook(tmp_path).hold() as is_mine:
+        assert not is_mine
+    with FleetBook(tmp_path).hold(tries=2) as is_mine:
+        assert is_mine
+
+
+def test_history_is_read_and_trimmed_to_the_last(tmp_path: Path) -> None:
+    book = FleetBook(tmp_path)
+    for i in range(5):
+        book.add_seen(Seen(float(i), (), ()))
+    assert [seen.at_s for seen in book.read_seen(most=2)] == [3.0, 4.0]
+    book.trim_seen(most=3)
+    assert len(book.read_seen()) == 5  # not yet twice as long
+    book.trim_seen(most=2)
+    assert [seen.at_s for seen in book.read_seen()] == [3.0, 4.0]
+
+
 def test_history_survives_a_writer_that_died_in_the_middle_of_a_line(tmp_path: Path) -> None:
     files = FleetBook(tmp_path)
     news = (Launched(_ZONE, "spot"), Refused(_ZONE, "spot", "quota"), Reclaimed(_ZONE, 1, 2))

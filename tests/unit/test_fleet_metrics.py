@@ -29,12 +29,31 @@ def test_nodes_and_cost_are_shown_by_place_and_market() -> None:
     assert metrics.value(FLEET_COST, "gcp", WEST, "on-demand") == 7.0
 
 
+def test_nodes_that_leave_cost_until_they_are_gone() -> None:
+    shown, metrics = make()
+    shown.show([make_node("1", EAST)], [make_node("2", EAST)])
+    assert metrics.value(NODES, "aws", EAST, "spot", "ready") == 1
+    assert metrics.value(NODES, "aws", EAST, "spot", "leaving") == 1
+    assert metrics.value(FLEET_COST, "aws", EAST, "spot") == 4.0
+
+
 def test_a_place_without_nodes_shows_none() -> None:
     shown, metrics = make()
     shown.show([make_node("1", EAST)])
     shown.show([])
     assert metrics.value(NODES, "aws", EAST, "spot", "ready") == 0
     assert metrics.value(FLEET_COST, "aws", EAST, "spot") == 0
+
+
+def test_reclaims_are_counted_from_none() -> None:
+    """A counter that begins with a storm has not grown, for Prometheus."""
+    shown, metrics = make()
+    shown.show([make_node("1", EAST), make_node("2", WEST, "on-demand")])
+    assert f'arriero_fleet_reclaims_total{{cloud="aws",zone="{EAST}"}} 0.0' in metrics.render()
+    assert WEST not in metrics.render().split("arriero_fleet_reclaims_total", 1)[1]
+    shown.lose(Reclaimed(EAST, 1, 1))
+    shown.show([])
+    assert metrics.value(RECLAIMS, "aws", EAST) == 1
 
 
 def test_reclaims_are_counted() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from bench.spot_explain import list_rows, spend_least, sum_tallies
 from bench.spot_rivals import OnDemandOnly, SpotHedge
-from bench.spot_sim import Replay, Setting, Tally, list_offers, load_trace
+from bench.spot_sim import Replay, Setting, Tally, list_offers
+from bench.spot_trace import load_trace
 
 SETTING = Setting(target=2, start_up_s=60.0, window_s=3600.0)
 

@@ -2,22 +2,15 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.spot_rivals import EvenSpread, OnDemandOnly, SpotHedge
-from bench.spot_sim import (
-    Outcome,
-    Placement,
-    Replay,
-    Setting,
-    Trace,
-    choose_offsets,
-    list_offers,
-    load_trace,
-)
-from cluster.policy.fleet import Node, NodeId, Reclaimed, Refused, ZoneId
+from bench.spot_sim import Outcome, Placement, Replay, Setting, choose_offsets, list_offers
+from bench.spot_trace import Trace, load_trace
+from cluster.policy.fleet import End, Node, NodeId, Plan, Reclaimed, Refused, ZoneId
 from cluster.policy.placement import PlacementSettings, SpotPlacement
 
 A, B = ZoneId("us-east-1a"), ZoneId("us-west-2b")
@@ -62,6 +55,22 @@ def test_notice_lets_a_node_serve_until_its_end() -> None:
         return replay(SpotHedge(2, 0, list_offers(made, setting)), made, setting).availability
 
     assert available(0.0) < available(120.0) == 1
+
+
+def test_node_that_is_ended_early_is_charged_for_the_least_that_is_paid() -> None:
+    class Fickle(OnDemandOnly):
+        def plan(self, nodes: Sequence[Node], now_s: float) -> Plan:
+            wanted = super().plan(nodes, now_s) if now_s == 0 else Plan((), (), 0.0, "")
+            return replace(wanted, ends=tuple(End(n.id, "") for n in nodes if now_s > 0))
+
+    made = trace([0] * 6, [0] * 6)
+
+    def cost(paid_s: float) -> float:
+        setting = replace(SETTING, paid_s=paid_s)
+        return replay(Fickle(2, list_offers(made, setting)), made, setting).cost
+
+    assert cost(0.0) == pytest.approx(30 / 3600)
+    assert cost(300.0) == pytest.approx(300 / 3600)
 
 
 def test_policy_never_hears_of_zones_where_it_has_asked_for_nothing() -> None:
@@ -119,6 +128,22 @@ def test_trace_is_read_from_a_folder(tmp_path: Path) -> None:
     assert (made.room(A, 0.0), made.room(A, 300.0), made.duration_s) == (1, 0, 600.0)
     with pytest.raises(SystemExit, match="no traces"):
         load_trace(tmp_path / "none")
+
+
+def test_what_was_before_the_window_is_known_and_not_counted() -> None:
+    made = trace([2] * 6 + [0] + [2] * 7, [2] * 14)
+    setting = replace(SETTING, history_s=7_200.0)
+
+    def run(offset_s: float) -> Outcome:
+        policy = EvenSpread(2, list_offers(made, setting))
+        return Replay(made, policy, setting, offset_s).run()
+
+    late, early = run(4_800.0), run(0.0)
+    # Nodes are there when the window begins, and who was taken before it is not in it.
+    assert (late.availability, late.availability_all) == (1, 1)
+    assert (late.reclaims, late.launches) == (0, 0)
+    assert late.cost == pytest.approx(1 / 3)
+    assert early.availability_all < 1
 
 
 def test_cost_is_told_by_use() -> None:
