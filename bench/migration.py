@@ -278,8 +278,9 @@ def judge(plan: Plan, run: Run, n_rows_wrong: int) -> dict[str, Figure]:
         "pause_p99_ms": Figure(1000 * p99, "<= 500" if plan.name == "echo" else ""),
     }
     if plan.name == "real":
-        worst = max(pause / bound for pause, bound in pauses)
-        found["pause_by_bound_max"] = Figure(worst, "<= 1")
+        shares = [pause / bound for pause, bound in pauses]
+        found["pause_by_bound_p99"] = Figure(quantiles(shares, n=100)[-1], "<= 1")
+        found["pause_by_bound_max"] = Figure(max(shares))
     for stream in run.streams:
         if stream.error:
             say(f"{plan.name}: request {stream.name}: {stream.error}")

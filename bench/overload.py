@@ -19,15 +19,14 @@ import contextlib
 import random
 import re
 import sys
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 
 import psutil
 
+from bench.arriero_system import ARRIERO_ROLES, arriero_application, describe_model
 from bench.load import (
     Answer,
     Percentiles,
@@ -38,15 +37,11 @@ from bench.load import (
     run_load,
 )
 from bench.open_load import OpenLoad, Shot, run_open
+from bench.processes import Role
+from bench.ray_served import RayServed
 from bench.report import Figure, describe_run, print_figures, print_table, say
-from bench.systems import (
-    ARRIERO_ROLES,
-    MODEL_NAME,
-    RayServed,
-    arriero_application,
-    describe_model,
-    wait_ready,
-)
+from bench.sampler import Sampler
+from bench.systems import MODEL_NAME, wait_ready
 
 _SEATS = 16
 _STEP_S = 0.025
@@ -65,40 +60,9 @@ _NORMAL = 2.0
 """Times the calm median at which latency is normal again."""
 _WINDOW_S = 5.0
 _WATCHED = ("gateway", "router", "ledger", "HAProxy", "engine")
+Resident = tuple[float, dict[Role, float]]
+"""Seconds of the monotonic clock, and MiB by role."""
 _WAIT_TOLD = re.compile(r"would come in ([0-9.]+) s")
-
-
-@dataclass
-class MemoryWatch:
-    """Resident memory of the platform's processes by time, in MiB."""
-
-    served: RayServed
-    samples: list[tuple[float, dict[str, float]]] = field(default_factory=list)
-    _stopping: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Takes no more samples."""
-        self._stopping.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        processes = [pair for pair in self.served.processes.with_roles() if pair[1] in _WATCHED]
-        while not self._stopping.wait(1.0):
-            found: dict[str, float] = defaultdict(float)
-            for process, role in processes:
-                with contextlib.suppress(psutil.Error):
-                    found[role] += process.memory_info().rss / 2**20
-            self.samples.append((time.monotonic(), dict(found)))
-
-    def growth(self, role: str, since_s: float, until_s: float) -> tuple[float, float]:
-        """Returns a role's medians of the first and the last fifth of some time."""
-        known = [mib[role] for at_s, mib in self.samples if since_s <= at_s <= until_s]
-        part = max(1, len(known) // 5)
-        return median(known[:part]), median(known[-part:])
 
 
 def main() -> int:
@@ -145,10 +109,19 @@ async def _measure(served: RayServed, seconds: float) -> dict[str, Figure]:
         (ends_s, ends_s + _AFTER_S, _CALM * capacity),
     ]
     shots = [shot for phase in phases for shot in _draw(served.base_url, *phase, rng)]
-    watch = MemoryWatch(served)
-    load = await run_open(shots, ends_s + _AFTER_S + _DEADLINE_S + 5.0)
-    watch.stop()
-    return _judge(load, watch, capacity, seconds)
+    watched = [pair for pair in served.processes.with_roles() if pair[1] in _WATCHED]
+    with Sampler(partial(_resident_mib, watched), 1.0) as memory:
+        load = await run_open(shots, ends_s + _AFTER_S + _DEADLINE_S + 5.0)
+    return _judge(load, memory.samples, capacity, seconds)
+
+
+def _resident_mib(processes: Sequence[tuple[psutil.Process, Role]]) -> dict[Role, float]:
+    """Resident memory of these processes, by role."""
+    found: dict[Role, float] = defaultdict(float)
+    for process, role in processes:
+        with contextlib.suppress(psutil.Error):
+            found[role] += process.memory_info().rss / 2**20
+    return found
 
 
 def _draw(
@@ -163,7 +136,7 @@ def _draw(
 
 
 def _judge(
-    load: OpenLoad, watch: MemoryWatch, capacity: float, seconds: float
+    load: OpenLoad, memory: Sequence[Resident], capacity: float, seconds: float
 ) -> dict[str, Figure]:
     begins_s = load.started_s + _CALM_S
     ends_s = begins_s + seconds
@@ -191,7 +164,7 @@ def _judge(
         "late_clients": Figure(load.n_late),
     }
     for role in _WATCHED:
-        first, last = watch.growth(role, begins_s + min(30.0, seconds / 4), ends_s)
+        first, last = _growth(memory, role, begins_s + min(30.0, seconds / 4), ends_s)
         figures[f"rss_{role.lower()}_mib"] = Figure(last)
         figures[f"rss_{role.lower()}_growth"] = Figure(last / first, "<= 1.05")
     for error in sorted({a.error[:200] for a in load.answers if a.error and not _is_refused(a)})[
@@ -199,6 +172,15 @@ def _judge(
     ]:
         say(f"error: {error}")
     return figures
+
+
+def _growth(
+    memory: Sequence[Resident], role: Role, since_s: float, until_s: float
+) -> tuple[float, float]:
+    """Returns a role's medians of the first and the last fifth of some time."""
+    known = [mib[role] for at_s, mib in memory if since_s <= at_s <= until_s]
+    part = max(1, len(known) // 5)
+    return median(known[:part]), median(known[-part:])
 
 
 def _is_refused(answer: Answer) -> bool:

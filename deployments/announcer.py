@@ -29,7 +29,8 @@ class Announcer:
         autoscaler: Says how many engines there are to be.
         send: Sends a gateway a status.
         arrivals: Returns how near adapters were when requests for a model came.
-        slack: Service that locality lets counters differ by.
+        notes: What was done about deployments that failed.
+        slack: Service that locality and other cells let counters differ by.
         preempts: Whether engines take requests beyond their room.
         metrics: Shows the same to operators.
     """
@@ -43,6 +44,7 @@ class Announcer:
         autoscaler: Autoscaler,
         send: Callable[[bytes, ModelStatus], None],
         arrivals: Callable[[ModelName], AdapterArrivals],
+        notes: Mapping[ModelName, str],
         *,
         slack: float,
         preempts: bool,
@@ -55,12 +57,15 @@ class Announcer:
         self._autoscaler = autoscaler
         self._send = send
         self._arrivals = arrivals
+        self._notes = notes
         self._slack = slack
         self._preempts = preempts
         self._metrics = metrics
         self._fairness = FairnessStatus()
         self.log_level = ""
         """What an operator has set; empty where nobody has."""
+        self.is_settling = True
+        """Whether engines may be there that the router, being new, has not heard yet."""
 
     def measure_fairness(self) -> None:
         """Takes the figures of this moment. Linear in the tenants that wait."""
@@ -121,4 +126,6 @@ class Announcer:
             adapters=self._arrivals(model),
             log_level=self.log_level,
             scaling=self._autoscaler.status(model),
+            note=self._notes.get(model, ""),
+            is_settling=self.is_settling,
         )

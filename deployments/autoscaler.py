@@ -15,6 +15,7 @@ from typing import Protocol
 from deployments.demand import DemandMeter
 from deployments.fleet import Fleet
 from deployments.known_engine import KnownEngine
+from deployments.mender import Staff
 from deployments.ticket import Ticket
 from deployments.ticket_book import TicketBook
 from serve_app.config_model import ModelSettings
@@ -206,6 +207,13 @@ class Autoscaler:
     def wanted(self) -> dict[ModelName, int]:
         """Returns how many engines each model is to have, those with a fixed number included."""
         return self._fixed | {name: m.wanted.engines for name, m in self._models.items()}
+
+    def count_staff(self) -> dict[ModelName, Staff]:
+        """Returns how many engines each model has and is to have."""
+        return {
+            name: Staff(sum(1 for _ in self._ready(name)), n_wanted)
+            for name, n_wanted in self.wanted().items()
+        }
 
     def find_overdue(self, ticket: Ticket, now_s: float, max_wait_s: float) -> str | None:
         """Returns why a waiting request has waited too long; None if it has not."""

@@ -243,6 +243,7 @@ class EngineServer:
         self._note_progress(client, outputs.outputs)
         times = write_times(self._begin_times.read(outputs))
         for output in outputs.outputs:
+            output.trace_headers = None  # The gateway, whose it is, knows it.
             if output.finished:
                 client.requests.pop(output.request_id, None)
         frames = self._encoder.encode(outputs)

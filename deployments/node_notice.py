@@ -1,8 +1,9 @@
-"""Hears from Ray that this node is to go, and how soon.
+"""Hears from Ray that a node is to go, and how soon.
 
 `ray drain-node` says so, by an operator or by `cluster.reclaim_agent` at a cloud's notice. Serve
 then starts replacements elsewhere and gives an old replica the time that its deployment always
-has, which may be longer than the node lives. So each engine asks Ray itself.
+has, which may be longer than the node lives. So each engine asks Ray itself about its own node, and
+each gateway about the head's, with which a cell ends.
 """
 
 import asyncio
@@ -17,6 +18,8 @@ ObserveDraining = Callable[[], Mapping[str, int]]
 """Returns nodes that drain, by id in hexadecimal digits, and when each is gone: milliseconds of
 Unix time, 0 where nothing was said. Blocks; may raise whatever Ray does while its head is away."""
 
+HEAD = "head"
+"""In place of an id, where the head's node is meant, whichever it is."""
 _LOOK_EVERY_S = 1.0
 _ASK_TIMEOUT_S = 5.0
 
@@ -35,7 +38,7 @@ async def wait_for_notice(
         if node_id in draining:
             ends_s = draining[node_id] / 1000.0
             left_s = max(0.0, ends_s - clock()) if ends_s else math.inf
-            logger.warning("This node drains; %.0f s are left.", left_s)
+            logger.warning("Node %s drains; %.0f s are left.", node_id, left_s)
             return left_s
 
 
@@ -49,5 +52,24 @@ def observe_by_ray() -> ObserveDraining:
     def observe() -> Mapping[str, int]:
         found: dict[str, int] = client.get_draining_nodes(timeout=_ASK_TIMEOUT_S)
         return found
+
+    return observe
+
+
+def observe_head_by_ray() -> ObserveDraining:
+    """Returns how to ask about the head of the cluster that this process belongs to: as `HEAD`."""
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Serve takes it from there, too
+
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+
+    def observe() -> Mapping[str, int]:
+        draining: dict[str, int] = client.get_draining_nodes(timeout=_ASK_TIMEOUT_S)
+        if not draining:
+            return {}
+        nodes = client.get_all_node_info(timeout=_ASK_TIMEOUT_S).items()
+        heads = {node_id.hex() for node_id, info in nodes if info.is_head_node}
+        ends_ms = [ends for node_id, ends in draining.items() if node_id in heads]
+        return {HEAD: ends_ms[0]} if ends_ms else {}
 
     return observe

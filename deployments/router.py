@@ -18,19 +18,22 @@ import msgspec
 from deployments.adapter_farewell import AdapterFarewell
 from deployments.announcer import Announcer
 from deployments.autoscaler import Autoscaler, Board
+from deployments.bank_link import BankLink
 from deployments.dispatcher import Dispatcher
+from deployments.door import Door
 from deployments.fleet import SLEPT_S, Fleet
-from deployments.known_engine import KnownEngine
+from deployments.known_engine import SILENT_ENGINE_S, KnownEngine
 from deployments.load_charges import LoadCharges
+from deployments.mender import Control, Mender
 from deployments.placer import Placer
-from deployments.punctuality import Punctuality
-from deployments.router_metrics import RefusalKind, RouterMetrics
+from deployments.router_metrics import RouterMetrics
 from deployments.router_state import (
     Keeper,
     RouterState,
     read_state,
     save_regularly,
 )
+from deployments.service_exchange import ServiceExchange
 from deployments.start_ups import StartUps
 from deployments.ticket_book import TicketBook
 from deployments.turn_order import cost_of, make_audit_log, make_turn_order
@@ -59,25 +62,21 @@ from serve_app.messages import (
     Leave,
     LogLevel,
     Progress,
-    Refuse,
     Requeue,
     Resume,
     RouterMail,
     SetLogLevel,
-    TicketId,
     Wake,
 )
 from serve_app.metrics import Metrics
 from serve_app.names import ModelName
-from serve_app.policy.admission import Refusal, admit
+from serve_app.policy.fairness import Vtc
 from serve_app.wire import Mailbox
 
 logger = logging.getLogger(__name__)
 
 _STATUS_EVERY_S = 1.0
 _SILENT_GATEWAY_S = 10.0
-_SETTLED_S = 5.0
-"""A router that is new hears of engines and requests in any order."""
 
 
 class Router:
@@ -93,6 +92,7 @@ class Router:
         keeper: Keeps the counters for the next router; None leaves that with nothing to go on from.
         metrics: Of this process.
         board: Where it is written how many engines are wanted; None leaves as many as there are.
+        control: Serve, to have it start engines that it has given up; None leaves those.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Router:
         keeper: Keeper | None = None,
         metrics: Metrics | None = None,
         board: Board | None = None,
+        control: Control | None = None,
     ) -> None:
         self._domain = domain
         self._limits = settings.limits
@@ -136,7 +137,8 @@ class Router:
         )
         models = self._follow_models(settings)
         self._autoscaler = Autoscaler(models, self._cost, self._fleet, self._tickets, board)
-        self._punctuality = Punctuality(self._tickets, settings, self._autoscaler.waited_s)
+        self._door = Door(self._tickets, self._autoscaler, settings, self._metrics, self._send)
+        self._mender = None if control is None else Mender(control, self._autoscaler.count_staff)
         self._announcer = Announcer(
             self._queue,
             self._cost,
@@ -145,10 +147,12 @@ class Router:
             self._autoscaler,
             self._send,
             placer.arrivals,
-            slack=settings.fairness.locality_quantum,
+            {} if self._mender is None else self._mender.notes,
+            slack=settings.fairness.locality_quantum + _most_ahead(settings),
             preempts=preempts,
             metrics=self._metrics,
         )
+        self._elsewhere = _make_exchange(domain, settings, self._queue)
         self._start_ups = StartUps(self._metrics.metrics)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(RouterMail)
@@ -168,7 +172,7 @@ class Router:
         Costs and prediction are fixed when a router starts: a counter means nothing in other units.
         """
         self._limits = settings.limits
-        self._punctuality.configure(settings)
+        self._door.configure(settings)
         self._announcer.log_level = ""  # The settings have just been applied.
         self._autoscaler.configure(self._follow_models(settings))
         self._dispatcher.dispatch(self._now_s)
@@ -185,8 +189,12 @@ class Router:
             tasks.create_task(self._look_around_regularly())
             tasks.create_task(self._metrics.watch())
             tasks.create_task(self._autoscaler.publish_regularly())
+            if self._mender is not None:
+                tasks.create_task(self._mender.run())
             if self._keeper is not None:
                 tasks.create_task(save_regularly(self._keeper, self.state))
+            if self._elsewhere is not None:
+                tasks.create_task(self._elsewhere.run())
             if self._audit is not None:
                 tasks.create_task(self._audit.run(self._queue.tell_all))
 
@@ -236,11 +244,12 @@ class Router:
         if not has_slept:
             self._drop_silent()
         self._dispatcher.dispatch(self._now_s)
-        self._refuse_overdue()
-        self._refuse_outdated()
+        self._door.refuse_overdue(self._now_s)
+        self._door.refuse_outdated(self._now_s)
         self._autoscaler.look(self._now_s)
         self._announcer.measure_fairness()
         self._announcer.show(self._limits.max_waiting)
+        self._announcer.is_settling = self._now_s - self._started_s < SILENT_ENGINE_S
         self._announcer.publish()
         if self._announcer.log_level:
             self._tell_log_level()
@@ -282,7 +291,7 @@ class Router:
             case Leave():
                 self._autoscaler.note_end(mail)
                 self._tickets.leave(mail)
-                self._refuse_late()
+                self._door.refuse_late(self._now_s)
                 self._dispatcher.dispatch(self._now_s)
             case Resume():
                 self._tickets.resume(sender, mail, self._now_s)
@@ -316,40 +325,7 @@ class Router:
         self._dispatcher.dispatch_newcomer(mail.ticket, self._now_s)
         if self._tickets[mail.ticket].engine_id is not None:
             return
-        queue = self._tickets.view_queue(mail.tenant, self._now_s)
-        self._punctuality.note_turns(self._dispatcher.n_turns, queue.n_waiting, self._now_s)
-        refusal = admit(queue, self._limits)
-        if refusal is None:
-            refusal = self._punctuality.judge(self._tickets[mail.ticket].model, mail.tenant)
-        if refusal is not None:
-            self._refuse(mail.ticket, "crowded", refusal)
-
-    def _refuse_overdue(self) -> None:
-        """Nobody waits for ever."""
-        most_s = self._limits.max_wait_s
-        shortest_s = self._autoscaler.shortest_patience_s(most_s)
-        for ticket, known, _ in self._tickets.waiting_longer_than(shortest_s, self._now_s):
-            overdue = self._autoscaler.find_overdue(known, self._now_s, most_s)
-            if overdue is not None:
-                self._refuse(ticket, "overdue", Refusal(overdue, self._limits.retry_after_s))
-        self._refuse_late()
-
-    def _refuse_late(self) -> None:
-        """Called before places are given, lest one goes to somebody who is too late for it."""
-        for ticket, refusal in self._punctuality.find_late(self._now_s):
-            self._refuse(ticket, "overdue", refusal)
-
-    def _refuse_outdated(self) -> None:
-        """What was read for a model that has been replaced by another has nowhere to go."""
-        reason = "The model was replaced by another version while the request waited. Try again."
-        for ticket, _ in self._tickets.waiting_left_behind(self._now_s - _SETTLED_S):
-            self._refuse(ticket, "outdated", Refusal(reason, self._limits.retry_after_s))
-
-    def _refuse(self, ticket: TicketId, kind: RefusalKind, refusal: Refusal) -> None:
-        known = self._tickets[ticket]
-        self._tickets.leave(Leave(ticket))
-        self._metrics.refuse(known.model, kind)
-        self._send(known.gateway, Refuse(ticket, kind, refusal.reason, refusal.retry_after_s))
+        self._door.admit(mail.ticket, self._dispatcher.n_turns, self._now_s)
 
     def _charge(self, engine_id: EngineId, progress: Progress) -> None:
         self._autoscaler.note_progress(engine_id, progress, self._now_s)
@@ -425,3 +401,17 @@ class Router:
         payload = self._fleet.front_end(config_id)
         if payload is not None:
             self._send(gateway, FrontEndPayload(config_id, payload))
+
+
+def _make_exchange(domain: ModelName, settings: Settings, queue: Vtc) -> ServiceExchange | None:
+    """Returns what makes turns count over cells, where the settings want that."""
+    cell, most_ahead = settings.cell, _most_ahead(settings)
+    if cell is None or not most_ahead:
+        return None
+    return ServiceExchange(BankLink(cell), domain, queue, most_ahead)
+
+
+def _most_ahead(settings: Settings) -> float:
+    """Returns by how much counters may differ for what other cells serve."""
+    cell = settings.cell
+    return 0.0 if cell is None or settings.fairness.policy != "vtc" else cell.most_ahead

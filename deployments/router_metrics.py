@@ -1,12 +1,12 @@
 """What a router counts and shows: who waits and runs, how fair it is, which engines there are."""
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Literal
 
 from serve_app.loop_watch import watch_loop
 from serve_app.messages import EngineState
-from serve_app.metrics import Counter, Metrics
+from serve_app.metrics import Counter, Histogram, Metrics
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.fairness_figures import Figures
 from serve_app.telemetry import (
@@ -47,6 +47,7 @@ class RouterMetrics:
         self._models: set[ModelName] = set()
         self._wanted: set[ModelName] = set()
         self._counters: dict[tuple[Metric, str, str], Counter] = {}
+        self._waits: dict[tuple[str, ModelName], Histogram] = {}
 
     async def watch(self) -> None:
         """Watches the event loop until cancelled."""
@@ -54,7 +55,11 @@ class RouterMetrics:
 
     def grant(self, tenant: TenantId, model: ModelName, waited_s: float, *, express: bool) -> None:
         """A request goes to an engine."""
-        self.metrics.histogram(QUEUE_WAIT, tenant, model).observe(waited_s)
+        key = (self.metrics.bound("tenant", tenant), model)
+        known = self._waits.get(key)
+        if known is None:
+            known = self._waits[key] = self.metrics.histogram(QUEUE_WAIT, *key)
+        known.observe(waited_s)
         self._count(GRANTS, model, "express" if express else "room")
 
     def refuse(self, model: ModelName, reason: RefusalKind) -> None:
@@ -105,28 +110,34 @@ class RouterMetrics:
     def show_engines(self, engines: Iterable[tuple[ModelName, EngineState]]) -> None:
         """Replaces what was shown."""
         counts = Tally(engines)
-        for model in {model for model, _ in counts} - self._models:
-            self._begin_to_count(model)
+        self._begin_to_count({model for model, _ in counts})
         for model in self._models:
             for state in _STATES:
                 self.metrics.gauge(ENGINES, model, state).set(counts[model, state])
 
     def show_wanted(self, engines: Mapping[ModelName, int]) -> None:
-        """Replaces how many engines models are to have: none, where they are served no more."""
+        """Replaces how many engines models are to have: none, where they are served no more.
+
+        One that never had any is shown with none, so that they can be missed.
+        """
         self._wanted |= engines.keys()
+        self._begin_to_count(engines.keys())
         for model in self._wanted:
             self.metrics.gauge(WANTED_ENGINES, model).set(engines.get(model, 0))
 
-    def _begin_to_count(self, model: ModelName) -> None:
+    def _begin_to_count(self, models: Set[ModelName]) -> None:
         """From 0: Prometheus takes a counter's first value for where it began."""
-        self._models.add(model)
-        self.metrics.gauge(FAILED_STARTS, model)
-        for cause in _CAUSES:
-            self.metrics.counter(ENGINES_LOST, model, cause)
-        for reason in _REFUSALS:
-            self.metrics.counter(REFUSALS, model, reason)
-        for kind in ("room", "express"):
-            self.metrics.counter(GRANTS, model, kind)
+        for model in models - self._models:
+            self._models.add(model)
+            self.metrics.gauge(FAILED_STARTS, model)
+            for state in _STATES:
+                self.metrics.gauge(ENGINES, model, state)
+            for cause in _CAUSES:
+                self.metrics.counter(ENGINES_LOST, model, cause)
+            for reason in _REFUSALS:
+                self.metrics.counter(REFUSALS, model, reason)
+            for kind in ("room", "express"):
+                self.metrics.counter(GRANTS, model, kind)
 
     def _tally(self, counts: Iterable[Mapping[TenantId, int]]) -> dict[str, float]:
         by_label: dict[str, float] = {}

@@ -30,6 +30,8 @@ from serve_app.policy.objective import Waiters
 from serve_app.policy.queueing import Waiting
 
 _DEFAULT_SHARE = Share()
+_MOST_SHARES = 20_000
+"""Beyond that those are forgotten who have nothing here; their next request says it again."""
 
 
 class TicketBook:
@@ -49,7 +51,7 @@ class TicketBook:
         self.gateways: dict[bytes, Gateway] = {}
         """By the identity of their connection."""
         self.shares: dict[TenantId, Share] = {}
-        """What tenants are entitled to, of all that have sent something."""
+        """What tenants are entitled to, where it is not what all others are."""
         self.longest = Longest()
         """The most that was asked so far."""
         self._n_waiting: Counter[TenantId] = Counter()
@@ -279,9 +281,20 @@ class TicketBook:
         """Gateways know tenants; a change reaches the queue with the tenant's next request."""
         # The queue serves its tier 0 first, and tenants' higher tiers go first.
         share = Share(mail.weight, -mail.tier)
-        if self.shares.get(mail.tenant) != share:
-            self.shares[mail.tenant] = share
-            self._queue.set_shares(self.shares)
+        if self.share_of(mail.tenant) == share:
+            return
+        if len(self.shares) >= _MOST_SHARES:
+            here = {known.tenant for known in self._tickets.values()}
+            for tenant in self.shares.keys() - here:
+                self._set_share(tenant, _DEFAULT_SHARE)
+        self._set_share(mail.tenant, share)
+
+    def _set_share(self, tenant: TenantId, share: Share) -> None:
+        self._queue.set_share(tenant, share)
+        if share == _DEFAULT_SHARE:
+            del self.shares[tenant]
+        else:
+            self.shares[tenant] = share
 
     def _begin_to_wait(self, known: Ticket) -> None:
         self._n_waiting[known.tenant] += 1

@@ -5,6 +5,7 @@ Constructors take plain data and handles; `reconfigure` takes what may change wi
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ _SIGTERM_S = 8.0
 _CALM_S = 2.0
 """Without requests, before an engine that drains is done: what gateways have read for it alone, as
 its successors have another tokenizer, may still be on its way."""
+_NO_DEADLINE_S = 600.0
+"""That a cell has left, where its head drains and nobody says until when."""
 
 
 def _replica_name() -> str:
@@ -80,6 +83,7 @@ class RouterReplica:
         from deployments.router import Router
         from deployments.router_state import StateFile
         from serve_app.engine_scaler import RayBoard
+        from serve_app.serve_control import RayServe
 
         settings = Settings.model_validate(user_config)
         set_up_logging(settings.logging)
@@ -92,6 +96,7 @@ class RouterReplica:
                 keeper=StateFile(state_dir_of(settings.store) / "router", self._domain),
                 metrics=metrics,
                 board=RayBoard(),
+                control=RayServe(serve.get_replica_context().app_name),
             )
             self._task = asyncio.get_running_loop().create_task(self._router.run(), name="router")
             self._shown = _show_metrics(metrics, "router")
@@ -219,6 +224,7 @@ class GatewayReplica:
         keep_replica_on_loopback()
         with serve_log_kept():
             from serve_app.gateway.app import build_gateway_app
+            from serve_app.gateway.behind_serve import OneRequestId
             from serve_app.gateway.gateway import Gateway
             from serve_app.gateway.gateway_metrics import GatewayMetrics
 
@@ -231,7 +237,8 @@ class GatewayReplica:
             self._find_ledger,
             GatewayMetrics(self._metrics, RayBook()),
         )
-        self._build: Callable[[], ASGIApp] = lambda: build_gateway_app(self._gateway)
+        self._build: Callable[[], ASGIApp] = lambda: OneRequestId(build_gateway_app(self._gateway))
+        self._watch: asyncio.Task[None] | None = None
 
     def _find_router_of(self, domain: ModelName) -> FindRouter:
         from serve_app.deployment_names import router_of
@@ -255,6 +262,15 @@ class GatewayReplica:
         self._gateway.configure(settings)
         if self._shown is None:
             self._shown = _show_metrics(self._metrics, "gateway")
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._leave_with_head(), name="node-notice")
+
+    async def _leave_with_head(self) -> None:
+        """At a notice for the head's node the cell is not ready any more, and says until when."""
+        from deployments.node_notice import HEAD, observe_head_by_ray, wait_for_notice
+
+        left_s = await wait_for_notice(HEAD, observe_head_by_ray())
+        self._gateway.leaves_s = time.time() + min(left_s, _NO_DEADLINE_S)
 
     async def check_health(self) -> None:
         """Raises when this gateway can no longer serve, so that Serve replaces it."""

@@ -12,7 +12,7 @@ that the attributes set here are those which AsyncLLM's own constructor sets.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -22,9 +22,8 @@ from vllm.pooling_params import PoolingParams
 from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams
 from vllm.tasks import SupportedTask
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
 
 from serve_app.gateway.deadline import Deadline, check_in_time
 from serve_app.gateway.generation_book import GenerationBook
@@ -32,6 +31,7 @@ from serve_app.gateway.identity import seal_renderer, seal_request
 from serve_app.gateway.input_bounds import BoundedInputProcessor
 from serve_app.gateway.meter import Generation, current_meter
 from serve_app.gateway.model_client import ModelClient
+from serve_app.gateway.output_processors import CountingOutputProcessor, TracingOutputProcessor
 
 Output = TypeVar("Output")
 _TRACED = "as the gateway's"
@@ -105,43 +105,6 @@ def _tokenize_short_prompts_at_once(renderer: Any) -> None:
     renderer._tokenize_prompt_async = tokenize
 
 
-class _CountingOutputProcessor(OutputProcessor):
-    """VLLM's, whose book has counted a step's tokens before anyone hears of them.
-
-    Only then is known which ones count: what follows a stop string in the same step is dropped from
-    the output, and what comes for a request that has ended is ignored.
-    """
-
-    book: GenerationBook
-
-    def process_outputs(
-        self, engine_core_outputs: list[EngineCoreOutput], *rest: Any, **options: Any
-    ) -> OutputProcessorOutput:
-        wanted = [o for o in engine_core_outputs if self.has_request(o.request_id)]
-        processed = super().process_outputs(engine_core_outputs, *rest, **options)
-        self.book.count(wanted)
-        return processed
-
-    # Below, what vLLM measures for its span: for who is not sampled it would be thrown away, and it
-    # is measured with each token.
-
-    def do_tracing(self, engine_core_output: EngineCoreOutput, *rest: Any) -> None:
-        if _is_sampled(engine_core_output.trace_headers):
-            super().do_tracing(engine_core_output, *rest)
-
-    def _update_stats_from_output(
-        self, req_state: Any, engine_core_output: EngineCoreOutput, *rest: Any
-    ) -> None:
-        if _is_sampled(engine_core_output.trace_headers):
-            super()._update_stats_from_output(req_state, engine_core_output, *rest)
-
-
-def _is_sampled(trace_headers: Mapping[str, str] | None) -> bool:
-    """Whether a trace is wanted, by the last bit of W3C's `traceparent`."""
-    flags = (trace_headers or {}).get("traceparent", "").rpartition("-")[2]
-    return bool(flags) and flags[-1] in "13579bdf"
-
-
 class RemoteEngineClient(AsyncLLM):
     """AsyncLLM without an engine of its own. Must be made on the event loop that uses it."""
 
@@ -162,7 +125,7 @@ class RemoteEngineClient(AsyncLLM):
         # Here it only says whether there are spans; where they go `gateway.tracing` has set.
         self.observability_config.otlp_traces_endpoint = _TRACED if is_traced else None
         self.log_requests = False
-        self.log_stats = is_traced
+        self.log_stats = False
         self.logger_manager = None
         self.admission_stats = None
         self.renderer = renderer_from_config(config)
@@ -170,9 +133,10 @@ class RemoteEngineClient(AsyncLLM):
         _tokenize_short_prompts_at_once(self.renderer)
         self.input_processor = BoundedInputProcessor(config, self.renderer)
         self.book = GenerationBook()
-        self.output_processor = _CountingOutputProcessor(
+        processor = TracingOutputProcessor if is_traced else CountingOutputProcessor
+        self.output_processor = processor(
             self.renderer.tokenizer,
-            log_stats=is_traced,
+            log_stats=False,
             stream_interval=config.scheduler_config.stream_interval,
             tracing_enabled=is_traced,
         )

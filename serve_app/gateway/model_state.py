@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from serve_app.config_model import ModelSettings
 from serve_app.messages import EngineState, ModelStatus
 
@@ -32,7 +34,7 @@ def describe(model: ModelSettings, status: ModelStatus, *, has_front_end: bool) 
         has_front_end: Whether this gateway can read requests for it.
     """
     may_sleep = model.replicas.min == 0 and status.scaling is not None
-    if any(engine.state == "ready" for engine in status.engines):
+    if _serves(status):
         if has_front_end:
             return ModelState("ready", _describe_failed(status))
         return ModelState("waking" if may_sleep else "loading", "building its front end")
@@ -49,8 +51,26 @@ def describe(model: ModelSettings, status: ModelStatus, *, has_front_end: bool) 
     return ModelState("loading", "no engine has reported yet")
 
 
+def follow(before: ModelStatus, status: ModelStatus) -> ModelStatus:
+    """Return what to believe now that a router has said something.
+
+    A router that has just replaced a dead one has not heard of all engines yet. If what it knows
+    serves nobody, a model that was served still counts as served: requests wait at the router for
+    the engines that are about to report, rather than be sent away.
+    """
+    if not status.is_settling or _serves(status) or not _serves(before):
+        return status
+    return msgspec.structs.replace(status, config_id=before.config_id, engines=before.engines)
+
+
+def _serves(status: ModelStatus) -> bool:
+    return any(engine.state == "ready" for engine in status.engines)
+
+
 def _describe_failed(status: ModelStatus) -> str:
-    """Return why another engine failed: a change of settings may have been given up for it."""
+    """Return what was done about a change that failed, else why another engine failed."""
+    if status.note:
+        return status.note
     failed = [engine.detail for engine in status.engines if engine.state == "failed"]
     return f"an engine failed: {failed[-1]}" if failed else ""
 

@@ -4,6 +4,8 @@ Invariants (each a property test of that name):
 
 1. mean_stays_within: a mean is never beyond the least and the greatest of what it was given.
 2. rate_of_a_steady_flow: of what comes evenly the rate is known after the first look, exactly.
+3. steady_flow_has_no_spread: what comes evenly leaves nothing to chance.
+4. longer_windows_err_less: the longer a rate is taken over, the less chance does to it.
 """
 
 import math
@@ -44,3 +46,20 @@ class MovingRate:
     def value(self) -> float:
         """Amount a second; 0 before anything is known."""
         return self._mean.value
+
+
+class MovingSpread:
+    """What chance does to a rate, as seen over about the last `window_s`."""
+
+    def __init__(self, window_s: float) -> None:
+        self._variance = MovingMean(window_s)
+        """Of the amount of a second."""
+
+    def add(self, amount: float, passed_s: float, rate: float) -> None:
+        """Takes what has come in the last `passed_s`, where so much a second was to be expected."""
+        if passed_s > 0:
+            self._variance.add((amount / passed_s - rate) ** 2 * passed_s, passed_s)
+
+    def deviation(self, window_s: float) -> float:
+        """Returns the standard deviation of a `MovingRate` over this window."""
+        return math.sqrt(self._variance.value / (2 * window_s))

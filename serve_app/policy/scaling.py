@@ -6,9 +6,10 @@ of it is of requests that were let in: who is over a limit is refused before it 
 engines.
 
 The rule, in engines: what arrives, at the pace that was seen of a full engine, or what they hold,
-if that is more; divided by the load that is aimed at; and what waits on top, so that it is gone in
-the time that a new engine takes to help. More are wanted at once. Fewer are wanted when fewer would
-have done for some time. The load that is aimed at gives way when first tokens come late.
+if that is more; room for what chance brings, which grows with the root of it; and what waits, or
+will have come to wait when an engine that starts now serves, so that it is gone soon after. More
+are wanted at once. Fewer are wanted when fewer would have done for some time. The load that is
+aimed at gives way when first tokens come late.
 
 Invariants (each a property test of that name):
 
@@ -19,9 +20,12 @@ Invariants (each a property test of that name):
 5. sleeps_only_when_idle: none is wanted only after `sleep_after_s` without any request.
 6. steady_load_settles: under a load that stays as it is, the number changes no more.
 7. more_work_never_fewer: with more work waiting, no fewer engines are wanted.
+8. load_is_of_one_engine: work that fills one engine to the load aimed at takes one engine.
+9. many_are_fuller: the more work, the less room is kept for each part of it.
 
-Source: for what engines hold, J. D. C. Little, "A Proof for the Queuing Formula L = λW", Operations
-Research 9, 1961. The rest is ours.
+Sources: for what engines hold, J. D. C. Little, "A Proof for the Queuing Formula L = λW",
+Operations Research 9, 1961; for room by the root, S. Halfin and W. Whitt, "Heavy-Traffic Limits for
+Queues with Many Exponential Servers", Operations Research 29, 1981. The rest is ours.
 """
 
 import math
@@ -29,16 +33,23 @@ from collections import deque
 from dataclasses import dataclass
 
 from serve_app.config_scaling import ScalingSettings
-from serve_app.policy.moving import MovingMean, MovingRate
+from serve_app.policy.moving import MovingMean, MovingRate, MovingSpread
 
 _FAST_S, _SLOW_S, _TREND_S = 10.0, 60.0, 300.0
 """Windows of the rates at which work comes: what is new, what is not chance, where it goes."""
+_SURE = 1.0
+"""Standard deviations of the newest rate that are put down to chance where engines seem too few."""
 _PACE_S = 30.0
+_HELD_S = 10.0
+_CLEAR_S = 15.0
+"""In which what waits is to be gone, once engines for it serve."""
+_KEEP = 0.75
+"""Part of the time that an engine takes to start, for which it is kept at least."""
 _TELLING_FILL = 0.4
 """An engine emptier than this says little about its pace when full."""
 _LATE_S = 60.0
 _EASE, _EASE_EVERY_S = 0.9, 30.0
-_LEAST_LOAD = 0.3
+_LEAST_LOAD = 0.2
 _REGAIN_S = 3600.0
 _SLACK = 0.05
 """Part of an engine that is not worth one more."""
@@ -92,7 +103,9 @@ class Scaler:
         self._engines = engines
         self._fast, self._slow = MovingRate(_FAST_S), MovingRate(_SLOW_S)
         self._trend = MovingRate(_TREND_S)
+        self._spread = MovingSpread(_TREND_S)
         self._done, self._fill = MovingRate(_PACE_S), MovingMean(_PACE_S)
+        self._held = MovingMean(_HELD_S)
         self._late, self._first = MovingRate(_LATE_S), MovingRate(_LATE_S)
         self._pace: float | None = None
         self._load = settings.load
@@ -130,18 +143,30 @@ class Scaler:
     # --- what is needed ---------------------------------------------------------------------
 
     def _need(self, look: Look) -> tuple[float, str]:
-        held = look.fill
+        held = self._held.value
         if self._pace is None:
             # The first engine that fills teaches what one can do.
-            return held / self._load + (look.waiting > 0), "work waits, and no pace is known yet"
+            need = add_room(held, self._load) + (look.waiting > 0)
+            return need, "work waits, and no pace is known yet"
         flow = self._forecast(look) / self._pace
-        patience_s = max(self.settings.ttft_target_s, look.start_s)
-        backlog = look.waiting / (self._pace * patience_s)
+        backlog = self._backlog(look, self._pace)
         # A pace next to none would ask for engines without end.
-        need = min(max(flow, held) / self._load + backlog, self.most + 1.0)
+        busy = min(max(flow, held), self.most + 1.0)
+        need = min(add_room(busy, self._load) + backlog, self.most + 1.0)
         return need, (
             f"work for {flow:.2f} comes, {held:.2f} are full, and what waits takes {backlog:.2f}"
         )
+
+    def _backlog(self, look: Look, pace: float) -> float:
+        """Engines for what waits, or will wait when one that starts now serves, if that is more.
+
+        That is only foreseen where what comes is more than ready engines do for sure: else every
+        whim of chance, times the seconds of a start, would bring engines.
+        """
+        sure = self._fast.value - _SURE * self._spread.deviation(_FAST_S)
+        missing = min(max(sure / pace - look.n_ready, 0.0), self.most) * look.start_s
+        clear_s = max(self.settings.ttft_target_s, min(look.start_s, _CLEAR_S))
+        return max(look.waiting / pace, missing) / clear_s
 
     def _forecast(self, look: Look) -> float:
         """Work a second that will come when an engine that starts now is ready."""
@@ -169,10 +194,12 @@ class Scaler:
             self._busy_s = look.now_s if self._engines else -math.inf
         if look.n_requests or look.arrived:
             self._busy_s = look.now_s
+        self._spread.add(look.arrived, passed_s, self._slow.value)
         for rate in (self._fast, self._slow, self._trend):
             rate.add(look.arrived, passed_s)
         self._done.add(look.done, passed_s)
         self._fill.add(look.fill, passed_s)
+        self._held.add(look.fill, passed_s)
         self._late.add(look.n_late, passed_s)
         self._first.add(look.n_first_tokens, passed_s)
         if self._fill.value >= _TELLING_FILL * max(look.n_ready, 1) and self._done.value > 0:
@@ -191,7 +218,7 @@ class Scaler:
 
     def _hold_s(self, look: Look) -> float:
         """An engine that takes long to come back is kept longer."""
-        return max(self.settings.scale_down_after_s, look.start_s)
+        return max(self.settings.scale_down_after_s, _KEEP * look.start_s)
 
     def _remember(self, look: Look, need: float) -> None:
         while self._needs and self._needs[-1][1] <= need:
@@ -199,6 +226,16 @@ class Scaler:
         self._needs.append((look.now_s, need))
         while self._needs[0][0] < look.now_s - self._hold_s(look):
             self._needs.popleft()
+
+
+def add_room(busy: float, load: float) -> float:
+    """Returns the engines in which work that fills so many leaves room for what chance brings.
+
+    Args:
+        busy: Engines that the work would fill.
+        load: How full one engine is to be, from 0 to 1.
+    """
+    return busy + (1 - load) / math.sqrt(load) * math.sqrt(busy)
 
 
 def _round_up(need: float) -> int:

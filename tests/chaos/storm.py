@@ -60,7 +60,8 @@ class Storm:
         self._platform.add_engine(_MODEL)
 
     def kill_all_engines(self) -> None:
-        """SIGKILL to all of them at once."""
+        """SIGKILL to all of them at once; requests are refused until one is back."""
+        self._load.may_be_refused = True
         for engine_id in list(self._platform.engine_processes):
             self._platform.kill_engine(engine_id)
         for _ in range(_N_ENGINES):
@@ -72,6 +73,14 @@ class Storm:
         engine.signal(signal.SIGSTOP)
         time.sleep(self._rng.uniform(0.5, 9.0))
         engine.signal(signal.SIGCONT)
+
+    def hang_engine(self) -> None:
+        """One engine's core makes no step any more; its process ends itself for that."""
+        engine_id = self._draw_engine()
+        engine = self._platform.engine_processes.pop(engine_id)
+        engine.signal(signal.SIGUSR1)
+        self._platform.wait_until(lambda: not engine.is_alive(), _SERVES_AGAIN_S, "ended")
+        self._platform.add_engine(_MODEL)
 
     def drain_engine(self) -> None:
         """SIGTERM to one engine, which leaves within its `drain_timeout_s`."""
@@ -104,6 +113,7 @@ class Storm:
             AssertionError: Something does not hold.
         """
         self._platform.wait_until(self._is_whole, _SERVES_AGAIN_S, "whole again")
+        self._load.may_be_refused = False
         answer = post(
             self._platform.url, "/v1/completions", make_request(_MODEL, "x y", 2, stream=False)
         )
@@ -112,8 +122,10 @@ class Storm:
         assert self._load.is_alive
 
     def _is_whole(self) -> bool:
-        states = [engine["state"] for engine in self._platform.list_engines()]
-        return states.count("ready") == _N_ENGINES
+        engines = self._platform.list_engines()
+        ready = {engine["id"] for engine in engines if engine["state"] == "ready"}
+        # The platform may not know yet that an engine is dead.
+        return ready == self._platform.engine_processes.keys()
 
     def check_end(self) -> None:
         """Lets all streams end and sees that nothing is left."""
@@ -135,6 +147,7 @@ def storm_over(folder: Path, seed: int) -> Iterator[Storm]:
         source={"kind": "local", "path": str(make_tiny_model(folder / "model"))},
         engine={"kind": "echo", "tokens_per_s": 50.0, "max_model_len": 1024},
         drain_timeout_s=2.0,
+        hang_timeout_s=3.0,
     )
     with LocalPlatform(
         parse_settings(write_args(model)),
@@ -154,6 +167,7 @@ def ride_out(storm: Storm, events: Sequence[Callable[[], None]], between_s: floa
     """Lets events happen one after the other, and checks the promises after each."""
     for event in events:
         time.sleep(between_s)
+        print(f"{time.strftime('%X')} {event.__name__}", flush=True)
         event()
         storm.check()
 
@@ -175,6 +189,7 @@ def main(argv: Sequence[str]) -> None:
             storm.kill_engine,
             storm.kill_all_engines,
             storm.stop_engine_for_a_while,
+            storm.hang_engine,
             storm.drain_engine,
             storm.kill_router,
             storm.leave_a_stream,

@@ -23,6 +23,6 @@ def test_promises_hold_after_each_event_of_a_fixed_storm(tmp_path: Path) -> None
             storm.kill_engine,
             storm.kill_all_engines,
             storm.stop_engine_for_a_while,
-            storm.kill_engine,
+            storm.hang_engine,
         ]
         ride_out(storm, events, between_s=1.0)

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ TINY, SLEEPY = ModelName("tiny"), ModelName("sleepy")
 CANARY = ModelName(f"{TINY}/canary")
 CPU = {"kind": "cpu", "cpus": 0.1}
 AUTOSCALING = {
+    "load": 0.8,
     "ttft_target_s": 1.0,
     "scale_down_after_s": 4.0,
     "sleep_after_s": 4.0,
@@ -64,6 +66,9 @@ def broken(
     changed = without_canary(args)
     nowhere = tmp_path_factory.mktemp("models") / "nowhere"
     changed["models"][0]["source"] = {"kind": "local", "path": str(nowhere)}
+    # What runs is looked at every two seconds.
+    platform.wait_until(lambda: platform.status() == "RUNNING", 60.0, "running")
+    time.sleep(3.0)
     with load(platform, TINY, n_clients=2, n_tokens=8) as answers:
         platform.deploy(changed)
         yield answers
@@ -204,12 +209,11 @@ def test_load_brings_engines_and_its_end_takes_them_away_without_a_cut(
         platform.wait_until(
             lambda: states(platform, SLEEPY) == ["ready", "ready"], 90.0, "two engines"
         )
-        # As many as one engine can have at the `load` that is aimed at.
-        streams = [stream(platform, SLEEPY, 480) for _ in range(3)]
-        for one in streams:
-            one.wait_for_first_token()
     check(answers, "One two" * 4)
-    # Both engines have some of them, and one is to go.
+    # As many as one engine can have at the `load` that is aimed at; now both have some.
+    streams = [stream(platform, SLEEPY, 480) for _ in range(3)]
+    for one in streams:
+        one.wait_for_first_token()
     platform.wait_until(lambda: "draining" in states(platform, SLEEPY), 90.0, "one less")
     assert all(engine["running"] for engine in state(platform, SLEEPY)["engines"])
     assert state(platform, SLEEPY)["scaling"]["wanted"] == 1
@@ -232,3 +236,20 @@ def test_version_that_cannot_start_is_given_up_and_the_old_one_goes_on(
     assert "nowhere" in found["detail"], "why it was given up"
     message = platform.application()["deployments"][engine_of(TINY)]["message"]
     assert "nowhere" in message
+
+
+def test_engine_that_dies_after_a_failed_update_is_replaced_as_it_ran(
+    platform: RayPlatform, args: dict[str, Any], broken: list[httpx.Response]
+) -> None:
+    killed = platform.kill_replica(engine_of(TINY))
+    platform.wait_until(
+        lambda: platform.pids(engine_of(TINY)) not in (set(), {killed}), 120.0, "replaced"
+    )
+    platform.wait_until(lambda: states(platform, TINY) == ["ready"], 60.0, "ready")
+    n_answers = len(broken)
+    platform.wait_until(lambda: len(broken) > n_answers + 4, 30.0, "answering")
+    check(list(broken), "One two" * 4)
+    assert "it went back to those before" in state(platform, TINY)["detail"]
+    deployed = platform.application()["deployed_app_config"]["args"]["models"][0]
+    assert deployed == without_canary(args)["models"][0]
+    platform.wait_until(lambda: platform.status() == "RUNNING", 60.0, "whole")

@@ -240,6 +240,21 @@ def test_requests_of_a_stopped_process_move_and_its_late_words_are_ignored(
         assert stream.longest_gap_s() < 10.0
 
 
+def test_engine_whose_core_hangs_ends_and_its_requests_move(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    with platform_of(tiny_model, tmp_path, model={"hang_timeout_s": 1.5}) as platform:
+        stream = Stream(platform.url, body())
+        stream.wait_for_lines(10)
+        engine = platform.engine_processes[find_busy(platform)]
+        # Its process goes on to answer and to report: only that no step ends tells.
+        engine.signal(signal.SIGUSR1)
+        assert stream.finish_text() == "One two" * 30
+        assert 1.0 < stream.longest_gap_s() < 8.0
+        platform.wait_until(lambda: not engine.is_alive(), 10.0, "ended")
+        assert count_ready(platform) == 1
+
+
 def test_engine_that_leaves_moves_what_cannot_end_in_time(tiny_model: Path, tmp_path: Path) -> None:
     model = {"drain_timeout_s": 3.0}
     with platform_of(tiny_model, tmp_path, in_processes=False, model=model) as platform:

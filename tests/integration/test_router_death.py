@@ -5,6 +5,7 @@ looked at. The router's process is killed in the middle and another one is start
 """
 
 import asyncio
+import signal
 import time
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,6 +22,7 @@ from serve_app.policy.fairness_options import Cost
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.clients import ask, connect_async
 from tests.support.platform import LocalPlatform
+from tests.support.streams import Stream
 
 TINY = ModelName("tiny")
 SEATS, SPARE = 4, 4
@@ -86,6 +88,27 @@ async def test_killed_router_loses_no_request_and_keeps_the_bound(
     assert len(before) + len(after) == sum(SENT.values())
     check_fairness(before + after, killed_s)
     check_logs(tmp_path / "audit" / "tiny")
+
+
+def test_request_waits_for_engines_that_a_new_router_has_not_heard_yet(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = make_settings(write_echo(tiny_model))
+    with LocalPlatform(
+        settings, tmp_path, engines_in_processes=True, routers_in_processes=True
+    ) as platform:
+        [engine] = platform.engine_processes.values()
+        platform.kill_router(TINY)
+        engine.signal(signal.SIGSTOP)
+        platform.start_router(TINY)
+        request = {"model": TINY, "prompt": "a b", "max_tokens": 2}
+        # The new router has spoken for longer than the gateway takes to reach it.
+        time.sleep(AWAY_S)
+        stream = Stream(platform.url, request | {"stream": True})
+        time.sleep(0.5)
+        assert stream.is_running, stream.lines
+        engine.signal(signal.SIGCONT)
+        stream.finish_text()
 
 
 def check_logs(folder: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.config_scaling import ScalingSettings
-from serve_app.policy.scaling import Look, Scaler, Wanted
+from serve_app.policy.scaling import Look, Scaler, Wanted, add_room
 
 _SETTINGS = st.builds(
     ScalingSettings,
@@ -101,3 +101,13 @@ def test_more_work_never_fewer(
     less = play(Scaler(chosen, 0, 50, 1), [*history, last])[-1]
     rest = replace(last, waiting=last.waiting + more)
     assert play(Scaler(chosen, 0, 50, 1), [*history, rest])[-1].engines >= less.engines
+
+
+@given(st.floats(0.05, 1.0))
+def test_load_is_of_one_engine(load: float) -> None:
+    assert math.isclose(add_room(load, load), 1.0)
+
+
+@given(st.floats(0.05, 1.0), st.floats(0.01, 100.0), st.floats(1.0, 10.0))
+def test_many_are_fuller(load: float, busy: float, times: float) -> None:
+    assert add_room(busy * times, load) <= times * add_room(busy, load) + 1e-9

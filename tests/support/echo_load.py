@@ -42,6 +42,8 @@ class EchoLoad:
         """Whole, right answers."""
         self.longest_pause_s = 0.0
         """Between two tokens of one of those, or from request to first token; may be reset."""
+        self.may_be_refused = False
+        """Whether nobody is there to serve new requests: 503 is a right answer then."""
         self._url, self._model, self._lengths = url, model, lengths
         self._headers = dict(headers or {})
         self._stopping = threading.Event()
@@ -75,14 +77,19 @@ class EchoLoad:
             try:
                 self._ask(words, n_tokens, 0.02 if is_slow else 0.0)
             except (AssertionError, httpx.HTTPError) as error:
-                self.errors.append(f"{words!r}, {n_tokens} tokens: {error!r}")
+                at = f"{time.strftime('%X')} {words!r}, {n_tokens} tokens"
+                self.errors.append(f"{at}: {error!r}")
                 time.sleep(_AGAIN_S)
 
     def _ask(self, words: str, n_tokens: int, pause_s: float) -> None:
         request = make_request(self._model, words, n_tokens) | {"return_token_ids": True}
-        asked_s = time.monotonic()
+        asked_s, may_be_refused = time.monotonic(), self.may_be_refused
         stream = Stream(self._url, request, pause_s=pause_s, **self._headers)
         events = stream.finish(_ANSWER_S)
+        if stream.status == 503 and (may_be_refused or self.may_be_refused):
+            assert "model_not_ready" in "".join(stream.lines), stream.lines
+            time.sleep(_AGAIN_S)
+            return
         assert events[-1:] == ["[DONE]"], f"{stream.status}: {''.join(stream.lines)[-300:]}"
         errors = [event for event in events if '"error"' in event]
         assert not errors, errors

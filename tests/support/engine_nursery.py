@@ -31,7 +31,7 @@ class ForkedEngine:
         return Path(f"/proc/{self.pid}").exists()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal, such as the one that stops a process for a while."""
+        """Sends a signal, as to an `EngineProcess`."""
         os.kill(self.pid, number)
 
     def kill(self) -> None:

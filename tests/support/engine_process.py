@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,6 +20,9 @@ from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_model import ModelSettings
 from serve_app.messages import Endpoint, EngineId
 from serve_app.policy.placement import plan_placement
+
+if TYPE_CHECKING:
+    from deployments.engine import Engine
 
 _HOST = "127.0.0.1"
 _ROOT = Path(__file__).parents[2]
@@ -65,7 +70,7 @@ class EngineProcess:
         return self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal, such as the one that stops a process for a while."""
+        """Sends a signal: SIGSTOP, SIGCONT, SIGTERM to leave, SIGUSR1 for its core to hang."""
         self._process.send_signal(number)
 
     def kill(self) -> None:
@@ -86,6 +91,12 @@ def read_endpoint(file: Path) -> Endpoint:
     return msgspec.msgpack.decode(file.read_bytes(), type=Endpoint)
 
 
+def hang(engine: "Engine") -> None:
+    """Has the next step of an engine's core never end, as a device or a collective does."""
+    step = "_end_step" if hasattr(engine._core, "_end_step") else "_process_engine_step"
+    setattr(engine._core, step, threading.Event().wait)
+
+
 async def run_engine(
     engine_id: EngineId, endpoint_file: Path, model: ModelSettings, adapters: AdapterCacheSettings
 ) -> None:
@@ -97,7 +108,9 @@ async def run_engine(
 
     engine = Engine(model, engine_id, find_router, _HOST, adapters)
     leaving = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leaving.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, leaving.set)
+    loop.add_signal_handler(signal.SIGUSR1, hang, engine)
     await engine.start()
     parent = os.getppid()
     while os.getppid() == parent:  # A test run that was killed leaves nobody behind.

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from serve_app.gateway.engine_client import RemoteEngineClient, _is_sampled
+from serve_app.gateway.engine_client import RemoteEngineClient
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -27,14 +27,3 @@ def list_attributes(kind: type) -> set[str]:
 
 def test_remote_client_sets_every_attribute_that_async_llm_sets() -> None:
     assert list_attributes(AsyncLLM) <= list_attributes(RemoteEngineClient)
-
-
-@pytest.mark.parametrize(("flags", "is_sampled"), [("00", False), ("01", True), ("03", True)])
-def test_vllms_span_is_for_who_is_sampled(flags: str, is_sampled: bool) -> None:
-    headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-{flags}"}
-    assert _is_sampled(headers) == is_sampled
-
-
-def test_who_says_nothing_of_a_trace_is_not_sampled() -> None:
-    assert not _is_sampled(None)
-    assert not _is_sampled({})

@@ -1,7 +1,8 @@
+import msgspec
 import pytest
 
 from serve_app.config_model import ModelSettings
-from serve_app.gateway.model_state import describe
+from serve_app.gateway.model_state import describe, follow
 from serve_app.messages import (
     EngineId,
     EngineLoad,
@@ -70,3 +71,27 @@ def test_waking_model_says_who_waits_how_long_at_most_and_how_long_it_took() -> 
 def test_ready_model_says_why_another_engine_failed() -> None:
     found = describe(model(1), status("ready", "failed"), has_front_end=True)
     assert found.detail == "an engine failed: it is failed"
+
+
+def test_ready_model_says_what_became_of_a_change_that_failed() -> None:
+    went_back = msgspec.structs.replace(status("ready", "failed"), note="it went back")
+    assert describe(model(1), went_back, has_front_end=True).detail == "it went back"
+
+
+def test_router_that_is_new_does_not_take_a_served_model_away() -> None:
+    served = status("loading", "ready")
+    for heard in (status(), status("loading")):
+        new = msgspec.structs.replace(heard, config_id="", waiting=7, is_settling=True)
+        found = follow(served, new)
+        assert (found.engines, found.config_id, found.waiting) == (served.engines, "c", 7)
+        assert describe(model(1), found, has_front_end=True).takes_requests
+
+
+def test_what_a_router_says_is_believed_once_it_serves_or_has_heard_all() -> None:
+    served, other = status("ready", "ready"), status("failed", "ready")
+    settling = msgspec.structs.replace(other, is_settling=True)
+    assert follow(served, settling) is settling
+    lost = status("loading")
+    assert follow(served, lost) is lost
+    unheard = msgspec.structs.replace(lost, is_settling=True)
+    assert follow(status(), unheard) is unheard, "nobody was served before"

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from deployments.known_engine import SILENT_ENGINE_S
 from deployments.router import Router
 from deployments.router_state import StateFile
 from serve_app.config import parse_settings
@@ -15,6 +16,7 @@ from serve_app.messages import (
     Enqueue,
     Grant,
     Leave,
+    ModelStatus,
     Progress,
     Resume,
     RunningTicket,
@@ -204,3 +206,14 @@ def test_engine_id_of_a_running_ticket_survives() -> None:
     routers.connect()
     routers.send("t1", "a", prompt_tokens=7)
     assert routers.router.state().running[TicketId("t1")].engine_id == EngineId("e1")
+
+
+def test_new_router_says_so_until_it_must_have_heard_every_engine() -> None:
+    routers = Succession()
+    routers.router.handle(A, Resume([], []))
+    [first] = [mail for mail in routers.post.take(A) if isinstance(mail, ModelStatus)]
+    assert first.is_settling
+    routers.clock.pass_s(SILENT_ENGINE_S + 0.1)
+    routers.router.look_around()
+    *_, last = [mail for mail in routers.post.take(A) if isinstance(mail, ModelStatus)]
+    assert not last.is_settling

@@ -17,7 +17,7 @@ from serve_app.messages import (
     TicketId,
 )
 from serve_app.metrics import Metrics
-from serve_app.names import ModelName
+from serve_app.names import ModelName, TenantId
 from serve_app.telemetry import (
     COUNTER_LAG,
     ENGINES,
@@ -30,6 +30,7 @@ from serve_app.telemetry import (
     SERVICE_GAP_BOUND,
     WAITING,
     WAITING_LIMIT,
+    WANTED_ENGINES,
 )
 from tests.support.router_post import FakeClock, FakeMailbox, enqueue, report
 from tests.support.settings import write_args
@@ -69,6 +70,18 @@ def test_router_tells_gap_bound_and_lags_of_those_who_wait() -> None:
     assert metrics.value(SERVICE_GAP_BOUND, "tiny") == 480.0
     assert metrics.value(COUNTER_LAG, "tiny", "a") == 0.0
     assert metrics.value(COUNTER_LAG, "tiny", "b") == 30.0
+
+
+def test_bound_counts_what_is_charged_for_other_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it is called a defect that tenants are charged so."""
+    monkeypatch.setenv("ARRIERO_CELLS_KEY", "k" * 16)
+    cell = {"name": "east", "bank": "http://127.0.0.1:1", "most_ahead": 1000.0}
+    router, _, metrics = make_router(cell=cell)
+    let_one_get_ahead(router)
+    router._queue.charge_elsewhere(TenantId("a"), 1e6, 1000.0)
+    router.look_around()
+    assert metrics.value(SERVICE_GAP, "tiny") > 480.0
+    assert metrics.value(SERVICE_GAP_BOUND, "tiny") == 480.0 + 2 * 1000.0
 
 
 def test_lag_of_a_tenant_that_waits_no_longer_is_zero() -> None:
@@ -111,3 +124,12 @@ def test_engine_is_told_the_counters_of_whom_it_serves() -> None:
     assert told.counters == {"a": 16_000_000, "b": 20_000_000}
     router.handle(b"unknown", Progress({TicketId("1"): 1}))
     assert post.take(EngineId("unknown").encode()) == []
+
+
+def test_engines_of_a_model_that_never_had_any_can_be_missed() -> None:
+    """An alert compares two series: it needs both."""
+    post, metrics = FakeMailbox(), Metrics()
+    router = Router(TINY, parse_settings(write_args()), post, FakeClock(), metrics=metrics)
+    router.look_around()
+    assert metrics.value(WANTED_ENGINES, "tiny") == 1
+    assert 'arriero_engines{model="tiny",state="ready"} 0.0' in metrics.render()
