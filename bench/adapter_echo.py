@@ -116,40 +116,46 @@ class _Balance:
         return max(self.sums.values()) * len(self.sums) / sum(self.sums.values())
 
 
-def report_routing(n_requests: int, engines: Sequence[int] = (1, 2, 4)) -> Figures:
+def report_routing(n_requests: int, engines: Sequence[int], figures: Figures) -> None:
     """Serves the same traces by each way of routing.
 
     Args:
         n_requests: For each engine.
         engines: How many there are.
+        figures: Are added to, one case after the other.
     """
-    rows, figures = [], Figures()
+    rows: list[list[str]] = []
     with _family() as (family, names):
-        for n_engines in engines:
-            loads: dict[str, float] = {}
-            for name in ROUTINGS if n_engines > 1 else [OURS]:
-                run, n_loads, balance = _route(name, family, names, n_engines, n_requests)
-                loads[name] = 1000 * n_loads / len(run.draws)
-                ttft = percentiles([answer.ttft_s for answer in run.answers])
-                case = f"{n_engines} engines, {name}"
-                say(f"{case}: {loads[name]:.0f} loads per 1,000, balance {balance:.2f}")
-                rows.append(
-                    [
-                        case,
-                        f"{loads[name]:.0f}",
-                        f"{balance:.2f}",
-                        f"{run.tokens_per_s:.0f}",
-                        f"{1000 * ttft['p50']:.0f}, {1000 * ttft['p99']:.0f}",
-                    ]
-                )
-                if name == OURS:
-                    figures[f"balance, {n_engines} engines"] = Figure(balance, "<= 1.3")
-            for other in loads.keys() - {OURS}:
-                ratio = loads[OURS] / loads[other]
-                figures[f"loads beside {other}, {n_engines} engines"] = Figure(ratio, "< 1")
-    head = ["routing", "loads per 1,000", "busiest / mean", "tokens/s", "TTFT p50, p99, ms"]
-    print_table(f"{_ADAPTERS} adapters on echo engines, live", head, rows)
-    return figures
+        try:
+            for n_engines in engines:
+                _compare_routings(family, names, n_engines, n_requests, rows, figures)
+        finally:
+            head = ["routing", "loads per 1,000", "busiest / mean", "tokens/s", "TTFT p50, p99, ms"]
+            print_table(f"{_ADAPTERS} adapters on echo engines, live", head, rows)
+
+
+def _compare_routings(
+    family: Path,
+    names: Sequence[str],
+    n_engines: int,
+    n_requests: int,
+    rows: list[list[str]],
+    figures: Figures,
+) -> None:
+    loads: dict[str, float] = {}
+    for name in ROUTINGS if n_engines > 1 else [OURS]:
+        run, n_loads, balance = _route(name, family, names, n_engines, n_requests)
+        loads[name] = 1000 * n_loads / len(run.draws)
+        ttft = percentiles([answer.ttft_s for answer in run.answers])
+        times = f"{1000 * ttft['p50']:.0f}, {1000 * ttft['p99']:.0f}"
+        row = [f"{n_engines} engines, {name}", f"{loads[name]:.0f}", f"{balance:.2f}"]
+        rows.append([*row, f"{run.tokens_per_s:.0f}", times])
+        say(" | ".join(rows[-1]))
+        if name == OURS:
+            figures[f"balance, {n_engines} engines"] = Figure(balance, "<= 1.3")
+        else:
+            ratio = loads[OURS] / loads[name]
+            figures[f"loads beside {name}, {n_engines} engines"] = Figure(ratio, "< 1")
 
 
 def _route(

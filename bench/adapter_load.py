@@ -72,8 +72,9 @@ class Run:
 
     @property
     def tokens_per_s(self) -> float:
-        """Output tokens a second, all clients together."""
-        return sum(answer.completion_tokens for answer in self.answers) / self.wall_s
+        """Output tokens a second of right answers, all clients together."""
+        good = (answer for answer in self.answers if not answer.error)
+        return sum(answer.completion_tokens for answer in good) / self.wall_s
 
     @property
     def n_distinct(self) -> int:
@@ -102,7 +103,8 @@ class Run:
 
     def _by_time(self) -> Iterator[tuple[Draw, Answer]]:
         pairs = zip(self.draws, self.answers, strict=True)
-        return iter(sorted(pairs, key=lambda pair: pair[1].sent_s))
+        good = (pair for pair in pairs if not pair[1].error)
+        return iter(sorted(good, key=lambda pair: pair[1].sent_s))
 
 
 def run_trace(

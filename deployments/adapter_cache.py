@@ -4,7 +4,8 @@
     <folder>/ready/<key>/      whole adapters; their size is in each one's import.json
     <folder>/staging/<name>/   half-made ones, each locked by the process that makes it
 
-A folder under `ready` came there by a rename, so it is whole. Whoever uses one holds a shared lock
+A folder under `ready` came there by a rename, so it is whole, unless the machine itself went down:
+nothing waits for the disk here, as readers compare checksums. Whoever uses one holds a shared lock
 (flock) on it, which the kernel lifts when the process dies; only what nobody holds is removed,
 the longest unused first. Staging folders that nobody holds are leftovers and are removed.
 """
@@ -108,13 +109,11 @@ class AdapterCache:
             _write(path / "adapter_model.safetensors", weights, n_bytes)
             for name, content in small.items():
                 _write(path / name, [content], len(content))
-            _sync(path)
             with self._lock():
                 (path / _RESERVED).unlink()
                 release()
                 if not (self._ready / key).exists():  # Another process may have been faster.
                     path.rename(self._ready / key)
-            _sync(self._ready)
 
     def discard(self, key: str) -> bool:
         """Removes an adapter whose files are damaged; returns whether nobody used it."""
@@ -122,13 +121,15 @@ class AdapterCache:
             return self._remove(key)
 
     @contextlib.contextmanager
-    def scratch(self) -> Iterator[Callable[[], Path]]:
-        """Makes empty folders for what is no adapter yet; they are removed at the end."""
+    def scratch(self) -> Iterator[Callable[[int], Path]]:
+        """Makes folders for so many bytes of what is no adapter yet; they are removed at the end.
+
+        Each may raise as `publish`.
+        """
         made: list[tuple[Path, int]] = []
 
-        def make() -> Path:
-            with self._lock():
-                made.append(self._make_staging())
+        def make(n_bytes: int) -> Path:
+            made.append(self._reserve(n_bytes))
             return made[-1][0]
 
         try:
@@ -159,18 +160,22 @@ class AdapterCache:
     @contextlib.contextmanager
     def _stage(self, n_bytes: int) -> Iterator[tuple[Path, Callable[[], None]]]:
         """A folder to write in, for which there is room; and what lifts its lock."""
-        with self._lock():
-            self._sweep()
-            self._make_room(n_bytes)
-            path, opened = self._make_staging()
-            # Whoever makes room next counts this one already.
-            (path / _RESERVED).write_text(str(n_bytes))
+        path, opened = self._reserve(n_bytes)
         hold = Hold(path, opened)
         try:
             yield path, hold.release
         finally:
             shutil.rmtree(path, ignore_errors=True)
             hold.release()
+
+    def _reserve(self, n_bytes: int) -> tuple[Path, int]:
+        with self._lock():
+            self._sweep()
+            self._make_room(n_bytes)
+            path, opened = self._make_staging()
+            # Whoever makes room next counts this one already.
+            (path / _RESERVED).write_text(str(n_bytes))
+        return path, opened
 
     def _make_staging(self) -> tuple[Path, int]:
         path = self._staging / f"{os.getpid()}-{secrets.token_hex(6)}"
@@ -263,16 +268,6 @@ def _write(path: Path, parts: Iterable[bytes], n_bytes: int) -> None:
         os.posix_fallocate(file.fileno(), 0, n_bytes)  # No room is noticed before the work.
         for part in parts:
             file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 @contextlib.contextmanager

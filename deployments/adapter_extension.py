@@ -153,9 +153,9 @@ def tensor_of(memory: memoryview, span: Span, begin: int) -> torch.Tensor:
 
 def _check_names(adapters: LRUCacheLoRAModelManager, modules: Iterable[str]) -> None:
     """Refuses what vLLM would not use: it would be an answer without it."""
-    supported = adapters.supported_lora_modules
-    packed = adapters.packed_modules_mapping
-    known = {part for name in supported for part in packed.get(name, [name])}
+    packed = adapters.packed_modules
+    parts = (part for name in adapters.modules for part in packed.get(name, [name]))
+    known = {part.rpartition(".")[2] for part in parts}
     for module in modules:
         if module.rpartition(".")[2] not in known:
             raise ValueError(f"{module} is not among the modules that this engine adapts")
@@ -174,19 +174,32 @@ def _copy_to_slot(adapters: LRUCacheLoRAModelManager, adapter_id: int) -> Iterat
     adapters._active_adapters[adapter_id] = None
     adapters.lora_index_to_id[slot] = adapter_id
     lora = adapters._registered_adapters[adapter_id]
+    is_told = _is_told_ranks(adapters)
     for name, module in adapters.modules.items():
         weights = adapters._get_lora_layer_weights(lora, name)
         if weights:
             module.set_lora(slot, weights.lora_a, weights.lora_b)
+        elif is_told:
+            continue  # It will hear of rank 0 here, and read nothing of what another has left.
         else:
             module.reset_lora(slot)
         yield
         if adapters.lora_index_to_id[slot] != adapter_id:
             return  # A step has given the slot to another; it will do this itself when it must.
-    if adapters.device.type == "cpu":
+    if is_told:
         from deployments.cpu_lora_ops import note_slot  # Only CPUs have these operations.
 
         note_slot(adapters, adapter_id)
+
+
+def _is_told_ranks(adapters: LoRAModelManager) -> bool:
+    """Whether products are computed by `cpu_lora_ops`, at the ranks that `note_slot` tells."""
+    if adapters.device.type != "cpu":
+        return False
+    from deployments.cpu_lora_ops import CpuPunica
+
+    wrappers = adapters.punica_wrapper_mapping.values()
+    return all(isinstance(wrapper, CpuPunica) for wrapper in wrappers)
 
 
 def _check_sizes(adapters: LoRAModelManager, lora: LoRAModel) -> None:

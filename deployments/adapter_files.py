@@ -41,12 +41,12 @@ class AdapterFolder(Protocol):
 
 
 @contextmanager
-def open_folder(source: str, scratch: Callable[[], Path]) -> Iterator[AdapterFolder]:
+def open_folder(source: str, scratch: Callable[[int], Path]) -> Iterator[AdapterFolder]:
     """The folder of a source (`serve_app.adapter_source`).
 
     Args:
         source: In its one form.
-        scratch: Makes an empty folder on this node for what has to be put down first.
+        scratch: Makes a folder on this node for so many bytes that have to be put down first.
 
     Raises:
         AdapterRefusedError: There is no such place, or it leads out of where it should be.
@@ -139,6 +139,12 @@ class BucketFolder:
             return None
         if found.get("type") != "file":
             return None
+        encoding = found.get("contentEncoding") or found.get("ContentEncoding")
+        if encoding:  # Google's client unpacks it, however long it becomes.
+            raise AdapterRefusedError(
+                f"{name} is stored with the content encoding {str(encoding)[:80]!r}; put the file "
+                "itself there, not a compressed one."
+            )
         tag = found.get("ETag") or found.get("etag") or found.get("LastModified")
         return Stamp(int(found["size"]), f"{tag}.{found['size']}")
 
@@ -146,7 +152,9 @@ class BucketFolder:
         """A file's content, which has this size. Long files come in parts at the same time."""
         starts = list(range(0, n_bytes, _RANGE_BYTES))
         ends = [min(start + _RANGE_BYTES, n_bytes) for start in starts]
-        parts = self._files.cat_ranges([f"{self._uri}/{name}"] * len(starts), starts, ends)
+        paths = [f"{self._uri}/{name}"] * len(starts)
+        # What goes wrong with one part would stand among the others, and not be raised.
+        parts = self._files.cat_ranges(paths, starts, ends, on_error="raise")
         content = b"".join(parts)
         if len(content) != n_bytes:
             raise AdapterAwayError(
@@ -158,7 +166,7 @@ class BucketFolder:
 class HubFolder:
     """A repository of the Hugging Face hub, put down on this node by the hub's own client."""
 
-    def __init__(self, address: str, scratch: Callable[[], Path]) -> None:
+    def __init__(self, address: str, scratch: Callable[[int], Path]) -> None:
         from huggingface_hub import HfApi
 
         self._id, _, self._revision = address.rpartition("@")
@@ -177,7 +185,7 @@ class HubFolder:
         """A file's content, which has this size."""
         from huggingface_hub import snapshot_download
 
-        folder = self._scratch()
+        folder = self._scratch(n_bytes)
         snapshot_download(
             self._id, revision=self._commit, allow_patterns=[name], local_dir=folder, max_workers=1
         )

@@ -197,7 +197,10 @@ def check_adapter(raw: RawAdapter, shape: ModelShape, max_rank: int) -> CheckedA
 def _convert(content: bytes, entry: Entry, factor: float, dtype: str) -> bytes:
     values = _READ[entry.dtype](content[entry.begin : entry.end])
     if not np.isfinite(values).all():
-        raise AdapterRefusedError(f"{entry.name!r} holds numbers that are not finite.")
+        raise AdapterRefusedError(
+            f"{entry.name!r} holds numbers that are not finite (NaN or infinity): its training "
+            "went wrong, or the file was damaged. Save it from a checkpoint before that."
+        )
     with np.errstate(over="ignore"):
         scaled = values if factor == 1.0 else values * np.float32(factor)
         written, is_finite = _WRITE[dtype](scaled)

@@ -27,7 +27,7 @@ class AdapterFacts(msgspec.Struct, frozen=True):
     source_bytes: int
     """Of its weights as its author made them."""
     sha256: str
-    """Of the weights in the form that engines load."""
+    """Of weights and config in the form that engines load, in this order."""
 
 
 class Bring(msgspec.Struct, frozen=True, tag=True):
@@ -38,12 +38,6 @@ class Bring(msgspec.Struct, frozen=True, tag=True):
     """What it must be; empty takes what there is."""
     shape: ModelShape
     max_rank: int
-
-
-class Verify(msgspec.Struct, frozen=True, tag=True):
-    """Read an adapter that should be here and compare checksums. Answered as `Bring`."""
-
-    key: str
 
 
 class Look(msgspec.Struct, frozen=True, tag=True):
@@ -79,10 +73,10 @@ class Away(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: float
 
 
-Job = Bring | Verify | Look
+Job = Bring | Look
 Outcome = Brought | Seen | Refused | Away
 
 
 def key_of(version: str, shape: ModelShape) -> str:
     """Return what an adapter's folder in the cache is called: other files or form, another name."""
-    return hashlib.sha256(f"1\n{version}\n{shape.fingerprint}".encode()).hexdigest()
+    return hashlib.sha256(f"2\n{version}\n{shape.fingerprint}".encode()).hexdigest()

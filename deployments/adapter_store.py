@@ -3,6 +3,8 @@
     path = await store.ensure(ref)     the adapter's files, checked, in the form that engines load
     store.release(ref)                 they are not needed any more
 
+Checksums of what is on disk already are compared by who reads it (`deployments.adapter_reading`).
+
 All of one process who want the same wait for one fetch. Failures are remembered for a while
 (`serve_app.policy.adapter_retry`), so that a bad adapter is never tried for ever.
 """
@@ -14,20 +16,21 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from deployments.adapter_cache import AdapterCache, Hold
 from deployments.adapter_jobs import (
     AdapterFacts,
     Away,
     Bring,
     Brought,
-    Job,
     Look,
     Outcome,
     Refused,
     Seen,
-    Verify,
     key_of,
 )
+from deployments.adapter_reading import read_facts
 from deployments.adapter_workers import AdapterWorkers, cache_folder_of
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.errors import AdapterAwayError, AdapterRefusedError
@@ -38,6 +41,8 @@ from serve_app.policy.adapter_shapes import ModelShape
 logger = logging.getLogger(__name__)
 
 _TRIES = 3
+_LOOK_S = 10.0
+"""For a look at a source: others wait for theirs meanwhile, and a store may not answer at all."""
 T = TypeVar("T")
 
 
@@ -81,15 +86,11 @@ class AdapterStore:
         """
         for _ in range(_TRIES):
             key = key_of(ref.version, self._shape) if ref.version else ""
-            if key in self._holds:
-                return self._hold_again(key)
+            if key and (path := self._take_hold(key)) is not None:
+                return path
             brought = await self._share(ref.place, lambda: self._bring(ref.source, ref.version))
-            if brought.key in self._holds:
-                return self._hold_again(brought.key)
-            hold = self._cache.hold(brought.key)
-            if hold is not None:
-                self._holds[brought.key] = (hold, 1)
-                return hold.path
+            if (path := self._take_hold(brought.key)) is not None:
+                return path
         raise AdapterAwayError("The node's cache of adapters is too small for those in use.", 5.0)
 
     def release(self, ref: AdapterRef) -> None:
@@ -127,7 +128,7 @@ class AdapterStore:
             AdapterRefusedError: There is no such adapter.
             AdapterAwayError: The source does not answer.
         """
-        outcome = await self._workers.do(Look(source))
+        outcome = await self._workers.do(Look(source), _LOOK_S)
         if isinstance(outcome, Seen):
             return outcome.mark
         raise _failure_of(outcome)
@@ -147,20 +148,32 @@ class AdapterStore:
         if self._has_own_workers:
             await self._workers.close()
 
-    def _hold_again(self, key: str) -> Path:
-        hold, count = self._holds[key]
-        self._holds[key] = (hold, count + 1)
-        return hold.path
+    def _take_hold(self, key: str) -> Path | None:
+        """Returns the folder of an adapter that is on this node's disk; None where it is not."""
+        if key in self._holds:
+            hold, count = self._holds[key]
+            self._holds[key] = (hold, count + 1)
+            return hold.path
+        if (found := self._cache.hold(key)) is None:
+            return None
+        try:
+            self._check_rank(read_facts(found.path))
+        except (OSError, msgspec.MsgspecError):
+            found.release()
+            return None  # A worker finds it damaged, too, and brings it anew.
+        except AdapterRefusedError:
+            found.release()
+            raise
+        self._holds[key] = (found, 1)
+        return found.path
 
-    def _check_rank(self, brought: Brought) -> Brought:
+    def _check_rank(self, facts: AdapterFacts) -> None:
         """An engine with a higher bound may have brought it to this node."""
-        rank = brought.facts.rank
-        if rank > self._max_rank:
+        if facts.rank > self._max_rank:
             raise AdapterRefusedError(
-                f"Its rank is {rank} while the engine takes at most {self._max_rank}; "
+                f"Its rank is {facts.rank} while the engine takes at most {self._max_rank}; "
                 "train it with a lower rank, or raise the model's adapters.max_rank."
             )
-        return brought
 
     async def _share(self, what: str, work: Callable[[], Awaitable[Brought]]) -> Brought:
         """One fetch for all who wait. One that stops waiting does not end it for the others."""
@@ -190,16 +203,10 @@ class AdapterStore:
         return brought
 
     async def _bring(self, source: str, version: str) -> Brought:
-        key = key_of(version, self._shape) if version else ""
-        if key and (hold := self._cache.hold(key)) is not None:
-            hold.release()
-            outcome = await self._workers.do(Verify(key))
-            if isinstance(outcome, Brought):
-                return self._check_rank(outcome)
-        job: Job = Bring(source, version, self._shape, self._max_rank)
-        outcome = await self._workers.do(job)
+        outcome = await self._workers.do(Bring(source, version, self._shape, self._max_rank))
         if isinstance(outcome, Brought):
-            return self._check_rank(outcome)
+            self._check_rank(outcome.facts)
+            return outcome
         raise _failure_of(outcome)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from deployments.adapter_reading import discard, read_ahead
+from deployments.adapter_reading import DamagedCopyError, discard, read_ahead
 from deployments.engine_metrics import AdapterSeries
 from deployments.engine_server import Core
 from deployments.tier_entry import Adapter
@@ -150,15 +150,16 @@ class AdapterTier:
 
     async def _load(self, adapter: Adapter) -> None:
         began_s = time.monotonic()
-        adapter.folder = folder = await self._files.ensure(adapter.ref)
+        adapter.folder = await self._files.ensure(adapter.ref)
         fetch_s = time.monotonic() - began_s
+        # Not one at a time: who may push out nothing now must not hold up those who may.
+        await self._make_room(adapter.tenant)
+        adapter.takes_room = True
         try:
             async with self._one_at_a_time:
-                await self._make_room(adapter.tenant)
-                adapter.takes_room = True
-                read_s = await asyncio.to_thread(_read, adapter.ref.id, folder)
+                read_s = await self._read(adapter)
                 # The core does things in order: neither needs to wait for the other, or for room.
-                hold = self._core.hold_adapter(adapter.ref.id, str(folder))
+                hold = self._core.hold_adapter(adapter.ref.id, str(adapter.folder))
                 activation = self._core.activate_adapter(adapter.ref.id)
             stall_s = await asyncio.wrap_future(hold)
         finally:
@@ -170,6 +171,24 @@ class AdapterTier:
         took_s = time.monotonic() - began_s
         self._series.load(took_s)
         self._count(loads=1, fetch_s=fetch_s, hold_s=took_s - fetch_s, stall_s=stall_s)
+
+    async def _read(self, adapter: Adapter) -> float:
+        """Brings the weights into memory, so that the step loop waits for no disk; says how long.
+
+        A copy that turns out to be damaged is brought anew, once.
+        """
+        began_s = time.monotonic()
+        assert adapter.folder is not None
+        try:
+            await asyncio.to_thread(read_ahead, adapter.ref.id, adapter.folder)
+        except (DamagedCopyError, msgspec.MsgspecError) as error:
+            logger.warning("Adapter %s: %s", adapter.ref.name, error)
+            self._files.release(adapter.ref)
+            adapter.folder = None
+            await self._files.forget(adapter.ref)
+            adapter.folder = await self._files.ensure(adapter.ref)
+            await asyncio.to_thread(read_ahead, adapter.ref.id, adapter.folder)
+        return time.monotonic() - began_s
 
     async def _wait_for_slot(self, adapter: Adapter, activation: Future[float]) -> float:
         """Returns for how long steps waited."""
@@ -236,15 +255,9 @@ class AdapterTier:
         # Forgotten first: who asks for it while it goes, brings it again.
         adapter.is_held = adapter.takes_room = False
         del self._adapters[adapter.ref.id]
+        self._unused.set()
         return self._core.drop_adapter(adapter.ref.id)
 
     async def _wait_until_gone(self, adapter: Adapter, drop: Future[float]) -> None:
         await asyncio.wrap_future(drop)
         self._files.release(adapter.ref)
-
-
-def _read(adapter_id: int, folder: Path) -> float:
-    """Brings the weights into memory, so that the step loop waits for no disk; says how long."""
-    began_s = time.monotonic()
-    read_ahead(adapter_id, folder)
-    return time.monotonic() - began_s

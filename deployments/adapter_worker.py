@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -37,9 +38,9 @@ from deployments.adapter_jobs import (
     Outcome,
     Refused,
     Seen,
-    Verify,
     key_of,
 )
+from deployments.adapter_reading import WEIGHTS_FILE, checksum_of, is_whole, read_facts
 from serve_app.errors import AdapterAwayError, AdapterRefusedError
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,10 @@ _NICE = 10
 _STRIPES = 4096
 _CHUNK_BYTES = 1 << 20
 _SLACK_S = 2.0
+_COPIES = 3
+"""Of an adapter, in memory: the files, what is made of them, and what is in between."""
+_BESIDE_BYTES = 1 << 30
+"""For Python and stores' libraries."""
 
 
 class AdapterWorker:
@@ -71,8 +76,6 @@ class AdapterWorker:
             match job:
                 case Bring():
                     return self._bring(job)
-                case Verify():
-                    return self._verify(job.key)
                 case Look():
                     return self._look(job.source)
         except AdapterRefusedError as error:
@@ -92,7 +95,7 @@ class AdapterWorker:
             if job.version and (hold := self._cache.hold(known)) is not None:
                 hold.release()
                 found = self._verify(known)
-                if isinstance(found, Brought):
+                if found is not None:
                     return found
             return self._fetch(job)
 
@@ -107,17 +110,14 @@ class AdapterWorker:
             )
         key = key_of(raw.version, job.shape)
         known = self._verify(key)  # Perhaps from another source, or brought by another process.
-        if isinstance(known, Brought):
+        if known is not None:
             return Brought(key, msgspec.structs.replace(known.facts, mark=raw.mark))
         adapter = check_adapter(raw, job.shape, job.max_rank)
         return Brought(key, self._publish(key, adapter))
 
     def _publish(self, key: str, adapter: CheckedAdapter) -> AdapterFacts:
         # Converted before a byte is written: what is refused never takes room from others.
-        weights = list(adapter.weights())
-        digest = hashlib.sha256()
-        for part in weights:
-            digest.update(part)
+        weights, config = list(adapter.weights()), adapter.config()
         raw = adapter.raw
         facts = AdapterFacts(
             raw.version,
@@ -126,28 +126,27 @@ class AdapterWorker:
             adapter.modules,
             adapter.n_bytes,
             len(raw.weights),
-            digest.hexdigest(),
+            checksum_of(weights, config),
         )
         found = msgspec.json.encode(facts)
-        self._cache.publish(key, adapter.config(), found, adapter.n_bytes, weights)
+        self._cache.publish(key, config, found, adapter.n_bytes, weights)
         return facts
 
-    def _verify(self, key: str) -> Outcome:
-        """Reads the whole file, after which it is also in the kernel's page cache."""
+    def _verify(self, key: str) -> Brought | None:
+        """Compares checksums of an adapter that should be here; removes one that is damaged."""
         hold = self._cache.hold(key)
         if hold is None:
-            return Away("It is not on this node's disk any more.", 0.0)
+            return None
         try:
-            facts = msgspec.json.decode((hold.path / "import.json").read_bytes(), type=AdapterFacts)
-            if _hash_file(hold.path / "adapter_model.safetensors") == facts.sha256:
-                return Brought(key, facts)
+            if is_whole(hold.path, _read_parts(hold.path / WEIGHTS_FILE)):
+                return Brought(key, read_facts(hold.path))
         except (OSError, msgspec.MsgspecError):
             logger.warning("The cached adapter %s cannot be read.", key)
         finally:
             hold.release()
         logger.warning("The cached adapter %s is damaged.", key)
         self._cache.discard(key)
-        return Away("Its copy on this node's disk was damaged.", 0.0)
+        return None
 
     def _look(self, source: str) -> Seen:
         with self._cache.scratch() as scratch, open_folder(source, scratch) as folder:
@@ -165,18 +164,25 @@ class AdapterWorker:
             os.close(opened)
 
 
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
+def _read_parts(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+            yield chunk
+
+
+def bound_memory(max_adapter_bytes: int) -> None:
+    """Has this process run out of memory before the node does, whatever a store sends it."""
+    most_bytes = _COPIES * max_adapter_bytes + _BESIDE_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or most_bytes < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
 
 
 def main(argv: list[str], answer: Callable[[bytes], object]) -> None:
     """Does jobs until the input ends."""
     folder, max_bytes, max_adapter_bytes, timeout_s = argv
     os.nice(_NICE)
+    bound_memory(int(max_adapter_bytes))
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     worker = AdapterWorker(Path(folder), int(max_bytes), int(max_adapter_bytes))
     decoder: msgspec.json.Decoder[Job] = msgspec.json.Decoder(Job)

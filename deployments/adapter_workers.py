@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -38,20 +39,26 @@ class AdapterWorkers:
         self._idle: list[asyncio.subprocess.Process] = []
         self._all: set[asyncio.subprocess.Process] = set()
         self._places = asyncio.Semaphore(settings.workers)
+        self._is_closed = False
         self._decoder: msgspec.json.Decoder[Outcome] = msgspec.json.Decoder(Outcome)
 
     async def warm_up(self) -> None:
         """Starts one, unless there is one: that takes half a second or more."""
-        if self._all:
+        if self._all or self._is_closed:
             return
         try:
             self._idle.append(await self._take())
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             logger.warning("No import worker could be started ahead: %r", error)
 
-    async def do(self, job: Job) -> Outcome:
-        """Has a job done; a worker that dies or takes too long is replaced."""
-        timeout_s = self._settings.fetch_timeout_s
+    async def do(self, job: Job, most_s: float = math.inf) -> Outcome:
+        """Has a job done; a worker that dies or takes too long is replaced.
+
+        Args:
+            job: What to do.
+            most_s: Seconds that it may take, where that is less than what the settings let it.
+        """
+        timeout_s = min(most_s, self._settings.fetch_timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._places.acquire()
@@ -65,6 +72,8 @@ class AdapterWorkers:
             self._places.release()
 
     async def _do(self, job: Job, timeout_s: float) -> Outcome | None:
+        if self._is_closed:
+            return Away("What brings it here is being set up anew.", 1.0)
         try:
             worker = await self._take()
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
@@ -87,7 +96,8 @@ class AdapterWorkers:
         return outcome
 
     async def close(self) -> None:
-        """Ends every worker."""
+        """Ends every worker; none is started any more."""
+        self._is_closed = True
         for worker in list(self._all):
             self._kill(worker)
             await worker.wait()

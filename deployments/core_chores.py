@@ -1,6 +1,6 @@
 """What an engine's core does between steps, in parts where that takes long.
 
-A chore goes on for a part of a step's time after each step, so that nobody who waits for tokens
+A chore goes on for a part of a step's time before each step, so that nobody who waits for tokens
 feels more than that of it; when nothing runs, it is done in one go. Belongs to the core's thread.
 """
 
@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
-_SHARE = 0.15
-"""Of a step, for what is done after it."""
+_SHARE = 0.2
+"""Of a step, for what is done before the next."""
 _LEAST_S = 0.002
 
 

@@ -37,7 +37,12 @@ _PACKED_VALUES_PER_SLOT = 1024
 Packing multiplies every row with every adapter; grouping costs tens of microseconds an adapter.
 """
 _WASTE = 2
-"""A packed layer stays in use while it is at most so many times as wide as the batch needs."""
+"""A packed layer is at most so many times as wide as the batch needs.
+
+So each value is copied about twice, however often the adapters of a batch change.
+"""
+_NOBODY = -2
+"""Owner of columns whose adapter has left its slot."""
 
 
 class Batch:
@@ -63,25 +68,56 @@ class Batch:
             self._rows[slot] = slice(first, last + 1) if together else rows
         return self._rows[slot]
 
-    def mask_of(self, owners: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Returns 1 where a row's slot owns a column, else 0, of shape [rows, columns]."""
+    def others_of(self, owners: tuple[int, ...]) -> Tensor:
+        """Returns where a column is not of a row's slot, of shape [rows, columns]."""
         if owners not in self._masks:
             columns = torch.tensor(owners)
-            self._masks[owners] = (self._indices[:, None] == columns[None, :]).to(dtype)
+            self._masks[owners] = self._indices[:, None] != columns[None, :]
         return self._masks[owners]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Packed:
-    """Several slots of one slice of a layer side by side."""
+    """Several slots of one slice of a layer side by side, with room for more.
 
-    slots: frozenset[int]
-    owners: tuple[int, ...]
-    """The slot of each column."""
+    Attributes:
+        a: Of shape [room, inputs].
+        b: Of shape [outputs, room].
+        owners: The slot of each column that is in use.
+        slots: All of these.
+    """
+
     a: Tensor
-    """Of shape [columns, inputs]."""
     b: Tensor
-    """Of shape [outputs, columns]."""
+    owners: tuple[int, ...] = ()
+    slots: set[int] = field(default_factory=set)
+
+    @property
+    def room(self) -> int:
+        """Columns that can be."""
+        return int(self.a.shape[0])
+
+    def add(self, slot: int, a: Tensor, b: Tensor) -> None:
+        """Puts a slot's weights, [rank, inputs] and [outputs, rank], behind the others."""
+        first = len(self.owners)
+        self.slots.add(slot)
+        self.owners += (slot,) * a.shape[0]
+        self.a[first : len(self.owners)] = a
+        self.b[:, first : len(self.owners)] = b
+
+    def forget(self, slot: int) -> None:
+        """Takes note that a slot holds another adapter now."""
+        if slot in self.slots:
+            self.slots.remove(slot)
+            self.owners = tuple(_NOBODY if owner == slot else owner for owner in self.owners)
+
+    def product(self, x: Tensor, batch: Batch) -> Tensor:
+        """Returns what each row's own columns make of it, of shape [rows, outputs]."""
+        width = len(self.owners)
+        shrunk = linear(x, self.a[:width])
+        # Not a product with 0: what overflows in one adapter would be NaN in others' rows.
+        shrunk.masked_fill_(batch.others_of(self.owners), 0.0)
+        return linear(shrunk, self.b[:, :width])
 
 
 @dataclass
@@ -108,29 +144,26 @@ class _Slice:
 
     def forget(self, slot: int) -> None:
         """Takes note that another adapter is in a slot now."""
-        if self._packed is not None and slot in self._packed.slots:
-            self._packed = None
+        if self._packed is not None:
+            self._packed.forget(slot)
 
     def pack(self, slots: Sequence[int]) -> _Packed:
         """Returns these slots side by side, and perhaps others that were there before."""
-        width = sum(self.rank_of(slot) for slot in slots)
+        needed = sum(self.rank_of(slot) for slot in slots)
         packed = self._packed
-        if (
-            packed is None
-            or not packed.slots.issuperset(slots)
-            or len(packed.owners) > _WASTE * width
-        ):
-            packed = self._packed = self._make_packed(slots)
+        missing = slots if packed is None else [s for s in slots if s not in packed.slots]
+        width = sum(self.rank_of(slot) for slot in missing)
+        if packed is not None:
+            width += len(packed.owners)
+        if packed is None or width > min(packed.room, _WASTE * needed):
+            room = _WASTE * needed
+            inputs, outputs = self.a.shape[3], self.b.shape[2]
+            packed = _Packed(self.a.new_empty(room, inputs), self.b.new_empty(outputs, room))
+            self._packed, missing = packed, slots
+        for slot in missing:
+            rank = self.rank_of(slot)
+            packed.add(slot, self.a[slot, 0, :rank], self.b[slot, 0, :, :rank])
         return packed
-
-    def _make_packed(self, slots: Sequence[int]) -> _Packed:
-        ranks = [(slot, self.rank_of(slot)) for slot in slots]
-        return _Packed(
-            frozenset(slots),
-            tuple(slot for slot, rank in ranks for _ in range(rank)),
-            torch.cat([self.a[slot, 0, :rank] for slot, rank in ranks]),
-            torch.cat([self.b[slot, 0, :, :rank] for slot, rank in ranks], dim=1),
-        )
 
     def add_to(self, y: Tensor, x: Tensor, batch: Batch, scale: float) -> None:
         """Adds the adapters' products to `y`, of shape [rows, outputs]."""
@@ -143,10 +176,7 @@ class _Slice:
             for slot in slots:
                 self._add_group(y, x, slot, batch.rows_of(slot), scale)
         else:
-            packed = self.pack(slots)
-            shrunk = linear(x, packed.a)
-            shrunk *= batch.mask_of(packed.owners, shrunk.dtype)
-            y += _scaled(linear(shrunk, packed.b), scale)
+            y += _scaled(self.pack(slots).product(x, batch), scale)
 
     def _add_group(
         self, y: Tensor, x: Tensor, slot: int, rows: slice | Tensor, scale: float

@@ -19,7 +19,7 @@ from deployments.vllm_core import Emit, VllmCore, vllm_config_of
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.config_model import EchoEngine, HuggingFaceSource, ModelSettings
 from serve_app.errors import EngineStartError
-from serve_app.lora_room import measure_room
+from serve_app.lora_room import measure_room, read_shape
 from serve_app.policy.adapter_shapes import Dtype, shape_of
 from serve_app.policy.placement import plan_placement
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def resolve_config(model: ModelSettings, path: str) -> VllmConfig:
     """Returns vLLM's configuration of a model whose files are in a local folder."""
-    args = _engine_args(model) | _adapter_args(model, path)
+    args = _adapter_args(model, path) | _engine_args(model)
     return vllm_config_of(args, path, model.name, on_cpu=model.accelerator.kind == "cpu")
 
 
@@ -65,13 +65,13 @@ def build_store(settings: AdapterCacheSettings, config: VllmConfig) -> AdapterFi
     """
     dtype = str(config.model_config.dtype).removeprefix("torch.")
     hf_config = config.model_config.hf_text_config.to_dict()
-    shape = shape_of(hf_config, cast("Dtype", dtype))
+    assert config.lora_config is not None
+    shape = shape_of(hf_config, cast("Dtype", dtype), config.lora_config.target_modules)
     if shape is None:
         raise EngineStartError(
             f"adapters are not supported for models of type {hf_config.get('model_type')!r}; "
             "set the model's adapters to null"
         )
-    assert config.lora_config is not None
     return AdapterStore(settings, shape, config.lora_config.max_lora_rank)
 
 
@@ -100,14 +100,21 @@ def _echo_args(engine: EchoEngine) -> dict[str, Any]:
 def _adapter_args(model: ModelSettings, folder: str) -> dict[str, Any]:
     if model.adapters is None:
         return {}
-    room = measure_room(model, model.adapters, Path(folder))
-    logger.info("Model %s: %s.", model.name, room.describe())
-    return {
+    shape = read_shape(model, Path(folder), may_fetch=True)
+    room = measure_room(model, model.adapters, shape)
+    logger.info("Adapters of %s: %s.", model.name, room.describe())
+    args: dict[str, Any] = {
         "enable_lora": True,
         "max_lora_rank": model.adapters.max_rank,
         "max_loras": room.slots,
         "max_cpu_loras": room.in_memory,
     }
+    if shape is not None:
+        # Else vLLM also keeps slots for the vocabulary's layers, which no adapter here changes.
+        # They take memory, a product in every step, and time when an adapter comes to a slot.
+        names = {path.rpartition(".")[2] for path in shape.modules}
+        args["lora_target_modules"] = sorted(names)
+    return args
 
 
 def _engine_args(model: ModelSettings) -> dict[str, Any]:

@@ -139,6 +139,8 @@ class VllmCore(EngineCoreProc):
         self.enable_fault_tolerance = False
         self.last_step_s = time.monotonic()
         self._chores = Chores()
+        self._step_s = 0.0
+        """What the last step took."""
         _take_fair_turns(config)
         _extend_workers(config)
         EngineCore.__init__(
@@ -281,10 +283,14 @@ class VllmCore(EngineCoreProc):
         return running, waiting, float(self.scheduler.get_kv_cache_usage())
 
     def _process_engine_step(self) -> bool:
+        # Before the step and not after it: what has just come need not wait for one more.
+        self._chores.go_on(self._step_s, is_busy=True)
         began_s = time.monotonic()
         has_executed: bool = super()._process_engine_step()
         self.last_step_s = time.monotonic()
-        self._chores.go_on(self.last_step_s - began_s, is_busy=self.has_work())
+        self._step_s = self.last_step_s - began_s
+        if not self.has_work():
+            self._chores.go_on(self._step_s, is_busy=False)
         return has_executed
 
     def _executor_failed(self) -> None:

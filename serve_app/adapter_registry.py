@@ -67,7 +67,7 @@ class AdapterVersion:
         name: The adapter's.
         source: Where it was found.
         content: SHA-256 of its files.
-        mark: Another one when a file at the source is another.
+        mark: Another one when a file at the source is another; empty if this version has ended.
         rank: Its greatest.
         modules: Last names of the modules that it changes.
         n_bytes: Of its weights as engines load them.
@@ -114,7 +114,7 @@ class AdapterRegistry:
         self._families: tuple[AdapterFamily, ...] = ()
         self._aliases: dict[str, str] = {}
         self._current: dict[tuple[str, str], AdapterVersion] = {}
-        """The newest version of each (name, source)."""
+        """The newest version of each (name, source), those that have ended included."""
         self._known: list[str] | None = None
         """Names that may be listed, in order; None where that is to be worked out anew."""
         self._members: dict[str, Adapter] = {}
@@ -125,16 +125,21 @@ class AdapterRegistry:
     def declare(self, settings: AdaptersSettings) -> None:
         """Replaces what the config file says."""
         fresh = {entry.full_name: Adapter(entry) for entry in settings.declared}
-        with self._parting({*self._declared, *fresh, *self._members}):
+        families = tuple(sorted(settings.families, key=lambda f: (-len(f.prefix), f.source)))
+        # Any that was ever found may have been of a family: thousands, so only if these change.
+        of_families = {name for name, _ in self._current if families != self._families}
+        with self._parting({*self._declared, *fresh, *of_families}):
             self._declared = fresh
-            by_prefix = sorted(settings.families, key=lambda f: (-len(f.prefix), f.source))
-            self._families = tuple(by_prefix)
+            if families != self._families:
+                self._families = families
+                self._members.clear()
             self._index()
 
     def clear_stored(self) -> None:
         """Forgets what the store said; all of it comes again."""
         self._stored.clear()
         self._current.clear()
+        self._members.clear()
         self._index()
 
     def apply(self, changes: AdapterChanges) -> None:
@@ -184,15 +189,17 @@ class AdapterRegistry:
         return self._declared.get(name) or self._stored.get(name) or self._member(name)
 
     def current(self, adapter: Adapter) -> AdapterVersion | None:
-        """Returns the newest version of an adapter; None until it was first looked at."""
-        return self._current.get((adapter.name, adapter.source))
+        """Returns the newest version; None until the adapter was looked at, or if it ended."""
+        version = self._current.get((adapter.name, adapter.source))
+        return version if version is not None and version.mark else None
 
     def known(self, after: str = "") -> Iterator[Adapter]:
         """Every adapter that is declared, registered or was found in a family, by name.
 
         Args:
-            after: Only those with a name behind this one.
+            after: Only those with a name behind this one's; an alias stands for its adapter.
         """
+        after = self._aliases.get(after, after)
         if self._known is None:
             found = {name for name, _ in self._current}
             self._known = sorted(found | self._stored.keys() | self._declared.keys())
@@ -232,7 +239,6 @@ class AdapterRegistry:
 
     def _index(self) -> None:
         self._known = None
-        self._members.clear()
         merged = self._stored | self._declared
         self._aliases = {
             alias: adapter.name

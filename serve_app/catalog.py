@@ -244,6 +244,11 @@ class Catalog:
         name = TenantId(tenant_id)
         return self._declared.get(name) or self._stored.get(name)
 
+    def keeps_texts(self, tenant_id: str) -> bool:
+        """Whether a tenant wants its prompts and answers kept; one that is gone does not."""
+        tenant = self.tenant(tenant_id)
+        return tenant is not None and tenant.settings.keeps_texts
+
     def limits_of_key(self, key_id: KeyId) -> Limits:
         """Bounds on one key; none where it does not work any more."""
         return self._declared_limits.get(key_id) or self._stored_limits.get(key_id, NO_LIMITS)

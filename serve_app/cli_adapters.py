@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve_app.cli_parts import (
@@ -27,6 +28,8 @@ examples:
   arriero adapters list --base llama
   arriero adapters show llama:sql
   arriero adapters refresh llama:sql         take what is at its source now
+  arriero adapters refresh llama:team-blue   check one of a family before anybody uses it,
+                                             or end it when its folder is gone
   arriero adapters remove llama:sql
 
 `add` fetches the adapter and checks it: format, base model's shapes, rank, size, finite numbers.
@@ -70,6 +73,7 @@ def _add(client: "AdminClient", options: argparse.Namespace) -> int:
         raise CommandError(f"{options.name!r} names another base model than --base {options.base}.")
     if not (base or options.base):
         raise CommandError("Say which base model it is for: --base MODEL.")
+    _check_source(options.source)
     body = {
         "name": name,
         "base": base or options.base,
@@ -78,6 +82,16 @@ def _add(client: "AdminClient", options: argparse.Namespace) -> int:
         "aliases": options.alias,
     }
     return _print(options, client.call("POST", "/admin/adapters", body))
+
+
+def _check_source(source: str) -> None:
+    """A path that is not absolute reads like a hub's id, and would be looked up there."""
+    if not source.startswith("/") and "://" not in source and Path(source).is_dir():
+        raise CommandError(
+            f"--source {source} is a folder here, but paths must be absolute, and the same on "
+            f"every machine of the platform: {Path(source).resolve()}. For the hub's repository of "
+            f"that name write hf://{source}."
+        )
 
 
 def _list(client: "AdminClient", options: argparse.Namespace) -> int:

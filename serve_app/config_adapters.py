@@ -59,7 +59,8 @@ class AdapterCacheSettings(Section):
     max_gib: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 50.0
     """Most that it may take, in GiB. The longest unused is removed first."""
     max_adapter_bytes: Annotated[int, Field(ge=1024, le=1 << 40)] = 2 << 30
-    """Size of an adapter's weights above which it is refused. Reading one takes as much memory."""
+    """Size of an adapter's weights above which it is refused. Importing one takes up to
+    three times as much memory."""
     fetch_timeout_s: Seconds = 120.0
     """Seconds that fetching and checking one adapter may take."""
     workers: Annotated[int, Field(ge=1, le=64)] = 4

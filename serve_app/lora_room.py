@@ -22,10 +22,16 @@ _MAX_NUM_SEQS = 256
 """vLLM's own, where the settings say nothing."""
 
 
-def read_shape(model: ModelSettings, folder: Path) -> ModelShape | None:
-    """Returns the sizes of a model's linear layers; None where they are not known."""
+def read_shape(model: ModelSettings, folder: Path, *, may_fetch: bool = False) -> ModelShape | None:
+    """Returns the sizes of a model's linear layers; None where they are not known.
+
+    Args:
+        model: Which.
+        folder: Its files. One of the hub has its configuration in the hub's own cache.
+        may_fetch: Whether that is fetched if it is not there.
+    """
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads(_find_config(model, folder, may_fetch=may_fetch).read_text())
         asked = model.engine.args.get("dtype") if model.engine.kind == "vllm" else None
         named = config.get("dtype") or config.get("torch_dtype")
         dtype = _DTYPES.get(str(asked)) or _DTYPES.get(str(named)) or "bfloat16"
@@ -34,14 +40,29 @@ def read_shape(model: ModelSettings, folder: Path) -> ModelShape | None:
         return None
 
 
-def measure_room(model: ModelSettings, settings: LoraSettings, folder: Path) -> AdapterRoom:
+def _find_config(model: ModelSettings, folder: Path, *, may_fetch: bool) -> Path:
+    if model.source.kind != "huggingface":
+        return folder / "config.json"
+    from huggingface_hub import hf_hub_download
+
+    found = hf_hub_download(
+        model.source.id,
+        "config.json",
+        revision=model.source.revision,
+        local_files_only=not may_fetch,
+    )
+    return Path(found)
+
+
+def measure_room(
+    model: ModelSettings, settings: LoraSettings, shape: ModelShape | None
+) -> AdapterRoom:
     """Returns how many adapters an engine on this machine has room for."""
     host_bytes = psutil.virtual_memory().total
     accelerator = model.accelerator
     device_bytes = (
         host_bytes if accelerator.kind == "cpu" else _measure_gpus(model, accelerator.share)
     )
-    shape = read_shape(model, folder)
     return plan_room(settings, shape, _max_num_seqs(model), device_bytes, host_bytes)
 
 
@@ -51,11 +72,11 @@ def describe_room(model: ModelSettings) -> str | None:
         return None
     folder = _find_folder(model)
     shape = None if folder is None else read_shape(model, folder)
-    if shape is None and model.adapters.slots is None:
-        return f"up to rank {model.adapters.max_rank}; how many is decided when an engine starts"
     total = psutil.virtual_memory().total if model.accelerator.kind == "cpu" else None
     room = plan_room(model.adapters, shape, _max_num_seqs(model), total, total)
-    return f"up to rank {model.adapters.max_rank}; {room.describe()}"
+    is_decided = model.adapters.slots is not None or (shape is not None and total is not None)
+    words = room.describe() if is_decided else room.describe_each()
+    return f"up to rank {model.adapters.max_rank}; {words}"
 
 
 def _find_folder(model: ModelSettings) -> Path | None:
@@ -64,6 +85,8 @@ def _find_folder(model: ModelSettings) -> Path | None:
             return Path(model.source.path)
         case "embedded":
             return default_model_folder()
+        case "huggingface":
+            return Path()
         case _:
             return None
 

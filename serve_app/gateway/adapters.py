@@ -7,6 +7,7 @@ then one has the source looked at again beside it.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from serve_app.policy.adapter_shapes import ModelShape
 from serve_app.store.adapters import AdapterRepository
 
 logger = logging.getLogger(__name__)
+
+_DOUBT_EVERY_S = 1.0
+"""Looks at one source, however many requests fail."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,21 @@ class GatewayAdapters:
         return await wait_shared(task)
 
     async def learn_anew(self, adapter: Adapter) -> AdapterVersion:
-        """As `learn`, though it may have failed a moment ago: somebody says that it was mended."""
+        """As `learn`, though it may have failed a moment ago: somebody says that it was mended.
+
+        Of a family, one whose folder is gone ends. Nobody else ends it: a disk that is not
+        mounted looks the same.
+        """
         self._store_of(adapter).forget_failure(adapter.source)
-        return await self.learn(adapter)
+        try:
+            return await self.learn(adapter)
+        except AdapterRefusedError as error:
+            version = self.registry.current(adapter)
+            if version is None or adapter.origin != "family" or not error.is_missing:
+                raise
+            async with self._accounts.change() as session:
+                await AdapterRepository(session).end_version(version)
+            raise AdapterRefusedError(f"{error} Requests get it no more.", True) from None
 
     async def examine(self, adapter: Adapter) -> dict[str, Any]:
         """Fetches and checks an adapter that is to be registered; returns what was found.
@@ -139,6 +155,19 @@ class GatewayAdapters:
         """
         self._store_of(adapter).forget_failure(adapter.source)
         return await self._examine(adapter)
+
+    def doubt(self, ref: AdapterRef) -> None:
+        """Has a source looked at soon, as an engine could not have what was known of it.
+
+        It may have another version by now, while no copy of this one is left.
+        """
+        adapter = self.registry.find(ref.name)
+        version = None if adapter is None else self.registry.current(adapter)
+        if adapter is None or version is None or version.id != ref.id:
+            return
+        if time.monotonic() >= self._looked_s.get(ref.id, -math.inf) + _DOUBT_EVERY_S:
+            self._looked_s[ref.id] = -math.inf
+            self._look_again(adapter, version)
 
     async def close(self) -> None:
         """Ends what is under way."""
@@ -212,6 +241,7 @@ class GatewayAdapters:
         self._on_gone(refs)
         for ref in refs:
             logger.info("Adapter %s: version %d is gone.", ref.name, ref.id)
+            self._looked_s.pop(ref.id, None)
             store = self._stores.get(ref.base)
             if store is not None:
                 self._spawn(store.forget(ref))

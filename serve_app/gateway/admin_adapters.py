@@ -5,8 +5,9 @@ reason and not registered. Adapters that the config file declares are shown here
 """
 
 import time
+from dataclasses import replace
 from itertools import islice
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Query
 from pydantic import ValidationError
@@ -30,6 +31,7 @@ from serve_app.store.adapters import AdapterRepository
 
 LORA_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 """vLLM's. Whoever may change what others use needs the scope `admin`."""
+_Param = TypeVar("_Param")
 
 
 def add_adapter_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -84,12 +86,15 @@ class _Routes:
         return self._view(await self._find(name))
 
     async def refresh(self, name: str) -> AdapterView:
-        """Fetches an adapter again: requests from now on get what is at its source now."""
-        adapter = await self._find(name)
+        """Fetches an adapter again, or one of a family that nobody has used yet.
+
+        Requests from now on get what is at its source now. One of a family ends if nothing is.
+        """
+        adapter = await self._find(name, is_known=False)
         try:
             await self._adapters.learn_anew(adapter)
         except (AdapterRefusedError, AdapterAwayError) as error:
-            _answer(error)
+            _answer(adapter, error)
         return self._view(adapter)
 
     async def remove(self, name: str) -> Deleted:
@@ -101,12 +106,18 @@ class _Routes:
         return Deleted(id=adapter.name)
 
     async def load(self, form: LoadForm) -> PlainTextResponse:
-        """As vLLM's: registers an adapter for every tenant that `allowed_models` lets."""
+        """As vLLM's: registers an adapter for every tenant that `allowed_models` lets.
+
+        In the place of another one it is the same tenant's alone, and has its aliases, too.
+        """
+        await self._accounts.refresh()
         try:
-            settings = self._read_load(form)
+            await self._register(self._read_load(form), replaces=form.load_inplace)
         except ValidationError as error:
-            raise from_validation(error.errors()) from None
-        await self._register(settings, replaces=form.load_inplace)
+            problems = [p | {"loc": tuple(map(_name_for_vllm, p["loc"]))} for p in error.errors()]
+            raise from_validation(problems) from None
+        except ApiError as error:
+            raise replace(error, param=_name_for_vllm(error.param)) from None
         text = f"Success: LoRA adapter '{form.lora_name}' added successfully."
         return PlainTextResponse(text)
 
@@ -126,7 +137,7 @@ class _Routes:
         try:
             found = await self._adapters.examine(adapter)
         except (AdapterRefusedError, AdapterAwayError) as error:
-            _answer(error)
+            _answer(adapter, error)
         async with self._accounts.change() as session:
             repository = AdapterRepository(session)
             if replaces:
@@ -187,61 +198,91 @@ class _Routes:
                     param="lora_name",
                 )
             base = able[0]
-        aliases = () if separator else (name,)
-        return AdapterSettings.model_validate(
-            {"name": name, "base": base, "source": form.lora_path, "aliases": aliases}
-        )
+        known = self._adapters.registry.find(f"{base}:{name}") if form.load_inplace else None
+        aliases = set() if separator else {name}
+        aliases.update(known.settings.aliases if known is not None else ())
+        fields = {"name": name, "base": base, "source": form.lora_path, "aliases": sorted(aliases)}
+        tenant = known.owner if known is not None else None
+        return AdapterSettings.model_validate(fields | {"tenant": tenant})
 
     # --- what is known ----------------------------------------------------------------------
 
-    async def _find(self, name: str) -> Adapter:
+    async def _find(self, name: str, *, is_known: bool = True) -> Adapter:
+        """Returns an adapter; of families those in use, or whatever may be one."""
         await self._accounts.refresh()
-        adapter = self._adapters.registry.find(name)
-        if adapter is not None and (
-            adapter.origin != "family" or self._adapters.registry.current(adapter)
-        ):
-            return adapter
-        raise ApiError(
-            404,
-            f"There is no adapter {name[:200]!r}. GET /admin/adapters lists those there are.",
-            code="adapter_not_found",
-        )
+        registry = self._adapters.registry
+        adapter = registry.find(name)
+        if adapter is None:
+            text = f"There is no adapter {name[:200]!r}. GET /admin/adapters lists those there are."
+            raise ApiError(404, text, code="adapter_not_found")
+        if is_known and adapter.origin == "family" and registry.current(adapter) is None:
+            raise ApiError(
+                404,
+                f"Nobody has used {adapter.name!r} yet, so nothing is known of it. Its family "
+                f"looks for it at {adapter.source!r}; `arriero adapters refresh {adapter.name}` or "
+                "a request has it fetched and checked.",
+                code="adapter_not_found",
+            )
+        return adapter
 
     def _view(self, adapter: Adapter) -> AdapterView:
         return view_adapter(adapter, self._adapters.registry.current(adapter))
 
 
-def _answer(error: AdapterRefusedError | AdapterAwayError) -> NoReturn:
+def _answer(adapter: Adapter, error: AdapterRefusedError | AdapterAwayError) -> NoReturn:
     """An administrator hears all of it, where the source is and what it said included."""
     if isinstance(error, AdapterRefusedError):
+        where = f" It was looked for at {adapter.source!r}{_reach_of(adapter)}."
         raise ApiError(
             404 if error.is_missing else 400,
-            f"The adapter cannot be served. {error}",
+            f"The adapter cannot be served. {error}{where if error.is_missing else ''}",
             param="source",
             code="adapter_not_found" if error.is_missing else "invalid_adapter",
         ) from None
     raise ApiError(
         503,
-        f"The adapter cannot be fetched at present. {error}",
+        f"The adapter cannot be fetched from {adapter.source!r} at present. {error}",
         param="source",
         code="adapter_unavailable",
         retry_after_s=error.retry_after_s,
     ) from None
 
 
+def _reach_of(adapter: Adapter) -> str:
+    is_local = adapter.source.startswith("file://")
+    return ", which every machine with a gateway or an engine must be able to read" * is_local
+
+
+def _name_for_vllm(param: _Param) -> _Param | str:
+    """What clients of vLLM's routes call a field."""
+    known = {
+        "source": "lora_path",
+        "name": "lora_name",
+        "base": "lora_name",
+        "aliases": "lora_name",
+    }
+    return known.get(param, param) if isinstance(param, str) else param
+
+
 def _check_registered(adapter: Adapter) -> None:
     if adapter.origin == "admin":
         return
-    where = "declared in the config file" if adapter.origin == "declared" else "found in a family"
+    where, remedy = "declared in the config file", "Change that file and deploy it."
+    if adapter.origin == "family":
+        where = "found in a family"
+        remedy = f"Remove its folder, then `arriero adapters refresh {adapter.name}` ends it."
     raise ApiError(
         409,
-        f"The adapter {adapter.name!r} is {where}, so it is not changed here. Change the config "
-        "file and deploy it, or what is at its source.",
+        f"The adapter {adapter.name!r} is {where}, so it is not changed here. {remedy}",
         code="adapter_is_declared",
     )
 
 
 def _exists(name: str) -> ApiError:
     return ApiError(
-        409, f"There is an adapter {name!r} already.", param="name", code="adapter_exists"
+        409,
+        f"There is an adapter {name!r} already. Refresh it if its files are new, remove it first "
+        "if its source or tenant is another one, or take another name.",
+        param="name",
+        code="adapter_exists",
     )

@@ -47,11 +47,19 @@ class AdapterRoom:
     def describe(self) -> str:
         """Says what they take, for people."""
         if self.slot_bytes is None:
-            return f"{self.slots} adapters in a batch, {self.in_memory} in memory, of unknown size"
+            return (
+                f"{self.slots} adapters in a batch, {self.in_memory} in memory, of unknown size, "
+                "as the model's config.json is not on this machine"
+            )
         return (
             f"{self.slots} adapters in a batch take {_show(self.slots * self.slot_bytes)}, "
             f"{self.in_memory} in memory up to {_show(self.in_memory * self.slot_bytes)}"
         )
+
+    def describe_each(self) -> str:
+        """Says what one takes, where the memory of the machine decides how many there are."""
+        size = "" if self.slot_bytes is None else f"{_show(self.slot_bytes)} each; "
+        return f"{size}how many is decided when an engine starts"
 
 
 def count_bytes(shape: ModelShape, rank: int) -> int:

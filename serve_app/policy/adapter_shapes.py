@@ -1,16 +1,18 @@
 """What an adapter has to fit: the linear layers of its base model, by name and size.
 
-Inputs: a base model's `config.json`.
+Inputs: a base model's `config.json`; which parts the engine was told to adapt.
 Rule: a model of a known kind has `n_layers` equal layers, whose linear parts have the sizes that
-its configuration says. Of an unknown kind nothing is guessed; its adapters are refused.
+its configuration says. Of an unknown kind nothing is guessed; its adapters are refused. What an
+engine does not adapt is left out, so that adapters which change it are refused before one is asked.
 
 Invariants (tests/property/test_adapter_checks.py):
 1. sizes_are_those_of_the_weights: they are what a real model of that configuration has.
+2. targets_are_what_is_left: what the engine adapts, and what it computes in one with that.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -37,6 +39,11 @@ _SPLIT = frozenset(
 """Kinds with one matrix each for query, key, value, gate and up."""
 _FUSED = frozenset({"phi3"})
 """Kinds with one matrix for query, key and value, and one for gate and up."""
+_IN_ONE = (
+    frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj"}),
+    frozenset({"gate_proj", "up_proj", "gate_up_proj"}),
+)
+"""What engines compute as one part, and adapt if told to adapt any of it."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,15 @@ class ModelShape:
         return self.modules.get(rest)
 
 
-def shape_of(config: Mapping[str, Any], dtype: Dtype) -> ModelShape | None:
+def shape_of(
+    config: Mapping[str, Any], dtype: Dtype, targets: Collection[str] | None = None
+) -> ModelShape | None:
     """Return what adapters of a model must fit; None for a kind of model that is not known.
 
     Args:
         config: The content of its `config.json`.
         dtype: What its engine computes with.
+        targets: Parts that the engine adapts, vLLM's `lora_target_modules`; None is all.
     """
     kind = config.get("model_type")
     if kind not in _SPLIT | _FUSED:
@@ -90,4 +100,12 @@ def shape_of(config: Mapping[str, Any], dtype: Dtype) -> ModelShape | None:
         modules["self_attn.q_proj"] = (hidden, queries)
         modules["self_attn.k_proj"] = modules["self_attn.v_proj"] = (hidden, keys)
         modules["mlp.gate_proj"] = modules["mlp.up_proj"] = (hidden, inner)
+    if targets is not None:
+        names = {target.rpartition(".")[2] for target in targets}
+        modules = {path: size for path, size in modules.items() if names & _in_one_with(path)}
     return ModelShape(dtype, int(config["num_hidden_layers"]), modules)
+
+
+def _in_one_with(path: str) -> frozenset[str]:
+    name = path.rpartition(".")[2]
+    return next((group for group in _IN_ONE if name in group), frozenset({name}))

@@ -74,6 +74,24 @@ class AdapterRepository:
         await self._session.flush()
         return as_adapter_version(row)
 
+    async def end_version(self, version: AdapterVersion) -> None:
+        """Ends the current version of an adapter, of which its source has nothing any more.
+
+        The same content keeps its id if it comes back. Another one that was noted meanwhile stays.
+        """
+        changed = await raise_version(self._session)
+        query = (
+            select(AdapterVersionRow)
+            .where(
+                AdapterVersionRow.name == version.name, AdapterVersionRow.source == version.source
+            )
+            .order_by(AdapterVersionRow.version.desc())
+            .limit(1)
+        )
+        row = (await self._session.scalars(query)).one_or_none()
+        if row is not None and row.id == version.id:
+            row.mark, row.version = "", changed
+
 
 def as_adapter(row: AdapterRow) -> Adapter:
     """Return what a row says."""

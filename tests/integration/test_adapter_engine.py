@@ -104,6 +104,32 @@ def check_read_ahead_says_the_same(run: CoreRun, folder: Path) -> None:
     assert run.tokens["ahead"] == run.tokens["by vLLM"] != run.tokens["base"]
 
 
+def check_slot_keeps_nothing_of_another(run: CoreRun, folder: Path, model: Path) -> None:
+    """What another adapter has left in a slot changes nothing for one that has less."""
+    for adapter in (41, 42):
+        wide = make_adapter(
+            folder / str(adapter), model, modules=["v_proj", "o_proj"], seed=adapter
+        )
+        run.hold(adapter, wide)
+        run.core.activate_adapter(adapter).result(60.0)
+    run.hold(43, folder / "2")
+    run.core.activate_adapter(43).result(60.0)
+    run.send("after others", [5, 6, 7], 12, 43)
+    run.read_until("after others")
+    run.send("by vLLM alone", [5, 6, 7], 12, 2)
+    run.read_until("by vLLM alone")
+    assert run.tokens["after others"] == run.tokens["by vLLM alone"] != run.tokens["base"]
+
+
+def check_adapter_for_other_modules_is_refused(run: CoreRun, folder: Path, model: Path) -> None:
+    """What this engine was told not to adapt would be an answer without the adapter."""
+    other = make_adapter(folder / "other", model, modules=["down_proj"])
+    with pytest.raises(
+        ValueError, match="down_proj is not among the modules that this engine adapts"
+    ):
+        run.hold(31, other)
+
+
 def main(model: Path) -> None:
     run = CoreRun(
         model,
@@ -113,8 +139,9 @@ def main(model: Path) -> None:
         dtype="float32",
         enable_lora=True,
         max_loras=_SLOTS,
-        max_cpu_loras=6,
+        max_cpu_loras=8,
         max_lora_rank=8,
+        lora_target_modules=["q_proj", "v_proj", "o_proj"],
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -123,6 +150,8 @@ def main(model: Path) -> None:
         check_third_adapter_is_served(run)
         check_misfit_harms_nobody(run, folder, model)
         check_read_ahead_says_the_same(run, folder / "1")
+        check_adapter_for_other_modules_is_refused(run, folder, model)
+        check_slot_keeps_nothing_of_another(run, folder, model)
     run.stop()
 
 

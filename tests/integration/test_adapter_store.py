@@ -9,14 +9,16 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from deployments.adapter_jobs import key_of
+from deployments.adapter_jobs import Away, Look, key_of
 from deployments.adapter_store import AdapterStore
+from deployments.adapter_workers import AdapterWorkers
 from serve_app.config_adapters import AdapterCacheSettings
 from serve_app.errors import AdapterAwayError, AdapterRefusedError
 from serve_app.messages import AdapterRef
@@ -65,6 +67,21 @@ async def test_adapter_is_on_disk_for_whoever_asks_and_fetched_once(
     for _ in range(20):
         store.release(wanted)
     assert store._holds == {}
+
+
+async def test_what_is_on_disk_is_had_without_a_worker_unless_its_notes_are_damaged(
+    tmp_path: Path, tiny_model: Path, base: ModelShape, store: AdapterStore
+) -> None:
+    source = f"file://{make_adapter(tmp_path / 'a', tiny_model)}"
+    wanted = ref(source, (await store.examine(source)).version)
+    other = AdapterStore(settings(tmp_path), base, 64)
+    path = await other.ensure(wanted)
+    assert not other._workers._all
+    other.release(wanted)
+    (path / "import.json").write_bytes(b"")
+    assert await other.ensure(wanted) == path
+    assert json.loads((path / "import.json").read_bytes())["version"] == wanted.version
+    await other.close()
 
 
 async def test_bad_adapter_is_refused_and_not_tried_again_at_once(
@@ -134,9 +151,10 @@ async def test_worker_killed_at_any_point_leaves_nothing_half_made(
     tmp_path: Path, tiny_model: Path, base: ModelShape
 ) -> None:
     store = AdapterStore(settings(tmp_path, workers=1), base, 512)
-    make_adapter(tmp_path / "warm", tiny_model)
-    await store.examine(f"file://{tmp_path / 'warm'}")
+    warm = f"file://{make_adapter(tmp_path / 'warm', tiny_model)}"
+    await store.examine(warm)
     for i in range(12):
+        await store.look(warm)  # Replaces a worker that was killed when its work was done.
         folder = make_adapter(tmp_path / f"a{i}", tiny_model, rank=512, seed=i)
         (worker,) = store._workers._all
         asking = asyncio.create_task(store.examine(f"file://{folder}"))
@@ -164,6 +182,9 @@ async def test_store_that_hangs_is_given_up_at_the_deadline_and_holds_up_nobody(
         assert not slow.done()
         with pytest.raises(AdapterAwayError, match="within 3 s"):
             await slow
+        monkeypatch.setattr("deployments.adapter_store._LOOK_S", 0.2)
+        with pytest.raises(AdapterAwayError, match=r"within 0\.2 s"):
+            await store.look("s3://models/slow")
         await store.close()
 
 
@@ -265,16 +286,17 @@ async def test_adapter_comes_out_of_a_bucket_and_its_new_version_is_noticed(
 
 
 async def test_store_that_cuts_off_or_cannot_be_reached_is_told_apart_from_a_bad_adapter(
-    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+    store: AdapterStore, tmp_path: Path, base: ModelShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Server(CutOffStore) as url:
         set_s3(monkeypatch, url)
-        with pytest.raises(AdapterAwayError):
+        with pytest.raises(AdapterAwayError, match="Not enough data"):
             await store.examine("s3://models/cut")
     set_s3(monkeypatch, "http://127.0.0.1:9")
-    await store._workers.close()  # Their environment is that of their start.
+    other = AdapterStore(settings(tmp_path), base, 64)  # Workers' environment is of their start.
     with pytest.raises(AdapterAwayError, match="cannot be read"):
-        await store.examine("s3://models/away")
+        await other.examine("s3://models/away")
+    await other.close()
 
 
 async def test_store_that_lies_about_the_content_is_refused(
@@ -286,6 +308,55 @@ async def test_store_that_lies_about_the_content_is_refused(
     shutil.rmtree(tmp_path / "cache/ready" / key_of(facts.version, base))
     with pytest.raises(AdapterAwayError, match="not those of version"):
         await store.ensure(ref("s3://models/sql", facts.version))
+
+
+def make_cloud_storage(folder: Path) -> Any:
+    """Google's store with the bucket `models`, as far as its client asks for `sql` in it."""
+
+    class CloudStorage(Quiet):
+        protocol_version = "HTTP/1.1"
+        more: ClassVar[dict[str, str]] = {}
+
+        def do_GET(self) -> None:
+            place = urlsplit(self.path)
+            name = unquote(place.path).rpartition("/o/sql/")[2]
+            if name not in os.listdir(folder):
+                is_listing = place.path.endswith("/b/models/o")
+                return self._send(200 if is_listing else 404, b"{}")
+            content = (folder / name).read_bytes()
+            if "alt=media" in place.query:
+                first, _, last = self.headers["Range"].partition("=")[2].partition("-")
+                return self._send(206, content[int(first) : int(last) + 1])
+            about = {"name": f"sql/{name}", "bucket": "models", "size": str(len(content))}
+            about |= self.more
+            return self._send(200, json.dumps(about | {"etag": hash(content)}).encode())
+
+        def _send(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    return CloudStorage
+
+
+async def test_adapter_comes_out_of_googles_store(
+    store: AdapterStore, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_adapter(tmp_path / "a", tiny_model)
+    cloud = make_cloud_storage(folder)
+    with Server(cloud) as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        facts = await store.examine("gs://models/sql")
+        assert facts.version == (await store.examine(f"file://{folder}")).version
+        assert await store.look("gs://models/sql") == facts.mark
+        with pytest.raises(AdapterRefusedError) as caught:
+            await store.examine("gs://models/none")
+        assert caught.value.is_missing
+        cloud.more = {"contentEncoding": "gzip"}  # It would be unpacked without a bound.
+        with pytest.raises(AdapterRefusedError, match="content encoding 'gzip'"):
+            await store.examine("gs://models/sql")
 
 
 # --- the hub ------------------------------------------------------------------------------------
@@ -350,6 +421,20 @@ async def test_adapter_comes_from_the_hub_by_its_own_client(
         assert caught.value.is_missing
         await store.close()
     assert os.listdir(tmp_path / "cache/staging") == []
+
+
+async def test_workers_that_are_closed_start_no_other_for_what_they_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(HangingStore) as url:
+        set_s3(monkeypatch, url)
+        workers = AdapterWorkers(settings(tmp_path))
+        await workers.warm_up()
+        looking = asyncio.create_task(workers.do(Look("s3://models/slow")))
+        await asyncio.sleep(0.2)
+        await workers.close()
+        assert await looking == Away("What brings it here is being set up anew.", 1.0)
+        assert workers._all == set()
 
 
 async def test_who_waits_for_a_store_that_is_closed_hears_of_it(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from serve_app.keys import make_key
 from tests.integration.conftest import make_settings, write_echo
@@ -49,6 +51,7 @@ def platform(
             "declared": [
                 {"name": "fixed", "base": "tiny", "source": str(adapters / "declared")},
             ],
+            "families": [{"base": "tiny", "source": str(adapters), "prefix": "of-"}],
             "cache": {"path": str(folder / "cache")},
         },
         store={"state_dir": str(folder / "state")},
@@ -276,8 +279,28 @@ def test_clients_of_vllms_routes_are_served(
     missing = {"lora_name": "x", "lora_path": "/none"}
     assert refused(admin.post("/v1/load_lora_adapter", json=missing)) == (404, "adapter_not_found")
     assert admin.post("/v1/load_lora_adapter", json={"lora_name": "x"}).status_code == 400
-    wrong = {"lora_name": "a b", "lora_path": "/none"}
-    assert admin.post("/v1/load_lora_adapter", json=wrong).status_code == 400
+    for wrong in ({"lora_name": "a b", "lora_path": "/none"}, form | {"lora_path": "http://x"}):
+        answer = admin.post("/v1/load_lora_adapter", json=wrong)
+        assert answer.status_code == 400
+        param = "lora_path" if "http" in wrong["lora_path"] else "lora_name"
+        assert answer.json()["error"]["param"] == param
+        assert answer.json()["error"]["message"].startswith(f"{param}: ")
+
+
+def test_adapter_in_the_place_of_a_private_one_is_private_too(
+    platform: LocalPlatform, admin: httpx.Client, adapters: Path
+) -> None:
+    source = str(adapters / "sql")
+    body = {"name": "own", "base": "tiny", "source": source, "tenant": "acme", "aliases": ["o"]}
+    assert admin.post("/admin/adapters", json=body).status_code == 201
+    form = {"lora_name": "own", "lora_path": str(adapters / "chat"), "load_inplace": True}
+    assert admin.post("/v1/load_lora_adapter", json=form).status_code == 200
+    shown = admin.get("/admin/adapters/tiny:own").json()
+    assert (shown["tenant"], shown["aliases"]) == ("acme", ["o", "own"])
+    assert shown["source"].endswith("/chat")
+    assert ask(platform, "own").status_code == 200
+    assert ask(platform, "tiny:own", OTHER.text).status_code == 404
+    admin.delete("/admin/adapters/tiny:own")
 
 
 def test_operator_adds_shows_and_removes_an_adapter_by_command(
@@ -310,4 +333,89 @@ def test_operator_adds_shows_and_removes_an_adapter_by_command(
     assert "another base model" in err
     status, _, err = run("adapters", "add", "tiny:x", "--source", "/none")
     assert status == 1
+    assert "There is no such folder. It was looked for at 'file:///none'" in err
+    assert "every machine" in err
+
+
+def test_relative_source_is_not_taken_for_a_hubs_id_where_a_folder_is_meant(
+    run: Run, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adapters.parent)
+    source = f"{adapters.name}/sql"
+    status, _, err = run("adapters", "add", "tiny:x", "--source", source)
+    assert status == 1
+    assert f"must be absolute, and the same on every machine of the platform: {adapters}/sql" in err
+    assert f"hf://{source}" in err
+
+
+def test_member_of_a_family_is_checked_by_refresh_before_anybody_uses_it(
+    run: Run, adapters: Path, tiny_model: Path
+) -> None:
+    status, _, err = run("adapters", "show", "tiny:of-chat")
+    assert status == 1
+    assert "Nobody has used 'tiny:of-chat' yet" in err
+    assert "arriero adapters refresh tiny:of-chat" in err
+    status, out, err = run("adapters", "refresh", "tiny:of-chat")
+    assert status == 0, err
+    assert "q_proj, v_proj" in out
+    assert run("adapters", "show", "tiny:of-chat")[0] == 0
+    status, _, err = run("adapters", "refresh", "tiny:of-nobody")
+    assert status == 1
     assert "There is no such folder" in err
+    status, _, err = run("adapters", "remove", "tiny:of-chat")
+    assert "found in a family" in err
+    assert "Remove its folder, then `arriero adapters refresh tiny:of-chat` ends it" in err
+
+
+def test_member_of_a_family_ends_when_its_folder_is_gone_and_it_is_refreshed(
+    run: Run, platform: LocalPlatform, adapters: Path, tiny_model: Path
+) -> None:
+    folder = make_adapter(adapters / "brief", tiny_model, seed=55)
+    assert ask(platform, "tiny:of-brief").status_code == 200
+    _, before, _ = run("adapters", "show", "tiny:of-brief", "--json")
+    shutil.rmtree(folder)
+    assert ask(platform, "tiny:of-brief").status_code == 200
+    status, _, err = run("adapters", "refresh", "tiny:of-brief")
+    assert status == 1
+    assert "There is no such folder. Requests get it no more." in err
+    assert ask(platform, "tiny:of-brief").status_code == 404
+    number = json.loads(before)["version"]["id"]
+    wait_until(lambda: number not in held(platform), 5.0, "out of memory")
+    make_adapter(folder, tiny_model, seed=55)
+    assert run("adapters", "refresh", "tiny:of-brief")[0] == 0
+    assert run("adapters", "show", "tiny:of-brief", "--json")[1] == before
+    assert ask(platform, "tiny:of-brief").status_code == 200
+
+
+def test_version_of_which_no_copy_is_left_gives_way_to_what_is_at_the_source(
+    platform: LocalPlatform, admin: httpx.Client, adapters: Path, tiny_model: Path
+) -> None:
+    folder = make_adapter(adapters / "new", tiny_model, seed=56)
+    first = admin.post("/admin/adapters/tiny:of-new/refresh").json()["version"]
+    make_adapter(folder, tiny_model, seed=57)
+    for copy in (platform._folder / "cache/ready").iterdir():
+        if json.loads((copy / "import.json").read_bytes())["version"] == first["sha256"]:
+            shutil.rmtree(copy)
+    answer = ask(platform, "tiny:of-new")
+    assert answer.status_code == 503
+    assert "not the request's fault" in answer.json()["error"]["message"]
+    # Nobody waits for `recheck_s`, here a minute, to have it noticed.
+    wait_until(lambda: ask(platform, "tiny:of-new").status_code == 200, 5.0, "another version")
+    assert admin.get("/admin/adapters/tiny:of-new").json()["version"]["id"] > first["id"]
+
+
+def test_refusals_say_what_to_do(
+    run: Run, adapters: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = make_adapter(tmp_path / "nan", tiny_model)
+    weights = load_file(folder / WEIGHTS)
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, folder / WEIGHTS)
+    _, _, err = run("adapters", "add", "tiny:nan", "--source", str(folder))
+    assert "not finite (NaN or infinity)" in err
+    assert "Save it from a checkpoint before that" in err
+    source = str(adapters / "sql")
+    assert run("adapters", "add", "tiny:twice", "--source", source)[0] == 0
+    _, _, err = run("adapters", "add", "tiny:twice", "--source", source)
+    assert "Refresh it if its files are new, remove it first" in err
+    assert run("adapters", "remove", "tiny:twice")[0] == 0

@@ -56,6 +56,35 @@ def test_sizes_are_those_of_the_weights(tiny_model: Path) -> None:
     assert shape.size_of("model.layers.00.mlp.up_proj") is None
 
 
+@pytest.mark.parametrize(
+    ("targets", "left"),
+    [
+        (None, "q k v o gate up down"),
+        (["q_proj", "v_proj"], "q k v"),
+        (["gate_up_proj", "model.layers.0.self_attn.o_proj"], "o gate up"),
+        (["embed_tokens"], ""),
+    ],
+)
+def test_targets_are_what_is_left(tiny_model: Path, targets: list[str] | None, left: str) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    shape, whole = shape_of(config, "float32", targets), shape_of(config, "float32")
+    assert shape is not None
+    assert whole is not None
+    names = {path.rpartition(".")[2] for path in shape.modules}
+    assert names == {f"{name}_proj" for name in left.split()}
+    assert shape.modules.items() <= whole.modules.items()
+    assert (shape.fingerprint == whole.fingerprint) == (targets is None)
+
+
+def test_what_an_engine_adapts_by_default_is_all_of_the_shape(tiny_model: Path) -> None:
+    # Else copies on disk would be made anew, under another name.
+    config = json.loads((tiny_model / "config.json").read_text())
+    whole = shape_of(config, "float32")
+    assert whole is not None
+    names = [path.rpartition(".")[2] for path in whole.modules]
+    assert shape_of(config, "float32", names) == whole
+
+
 @given(st.binary(max_size=60) | st.dictionaries(fields, values).map(_dump))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     try:

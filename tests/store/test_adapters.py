@@ -113,6 +113,21 @@ async def test_member_of_a_family_is_listed_once_it_was_found(database: Database
     assert [adapter.name for adapter in catalog.adapters.known()] == ["tiny:sql", "tiny:t-x"]
 
 
+async def test_version_that_has_ended_comes_back_under_its_id(database: Database) -> None:
+    adapter = Adapter(settings())
+    first = await note(database, adapter, "a" * 64)
+    second = await note(database, adapter, "b" * 64)
+    catalog = await refreshed(database, Catalog())
+    for ended, left in ((first, second), (second, None)):  # The first is not the current one.
+        async with database.write() as session:
+            await AdapterRepository(session).end_version(ended)
+        for each in (catalog, Catalog()):
+            assert (await refreshed(database, each)).adapters.current(adapter) == left
+    again = await note(database, adapter, "b" * 64)
+    assert again.id == second.id
+    assert (await refreshed(database, catalog)).adapters.current(adapter) == again
+
+
 @pytest.mark.parametrize(
     "name", ["tiny:x", "tiny:t-", "tiny:t-../x", "tiny:t-a/b", "tiny:t-.x", "other:t-x", "t-x", ""]
 )

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors.torch import save_file
 
+from deployments.adapter_jobs import AdapterFacts
+from deployments.adapter_reading import FACTS_FILE, checksum_of
 from serve_app.policy.adapter_shapes import ModelShape, shape_of
 
 ATTENTION = ("q_proj", "v_proj")
@@ -98,6 +101,14 @@ def make_family(
         if are_different:
             _revise(folder / name / CONFIG, f"r{i}")
     return names
+
+
+def write_facts(folder: Path) -> None:
+    """Notes in a folder what an import worker would, so that readers compare checksums."""
+    config = (folder / CONFIG).read_bytes()
+    checksum = checksum_of([(folder / WEIGHTS).read_bytes()], config)
+    facts = AdapterFacts("v", "m", 8, ATTENTION, 0, 0, checksum)
+    (folder / FACTS_FILE).write_bytes(msgspec.json.encode(facts))
 
 
 def _revise(config: Path, revision: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from serve_app.messages import AdapterRef, Standing
 from serve_app.metrics import Metrics
 from serve_app.names import ModelName, TenantId
 from serve_app.policy.adapter_tier import Held, choose_victim
+from tests.support.adapters import CONFIG, WEIGHTS, write_facts
 
 STALL_S = 0.25
 """What the fake core says that steps waited for each errand."""
@@ -35,11 +36,14 @@ class FakeFiles:
         self.refused: set[int] = set()
         self.holds: dict[int, int] = {}
         self.n_ensured = 0
+        self.on_ensure: dict[int, Callable[[], object]] = {}
+        """What happens before so many have been ensured."""
         self.forgotten: list[int] = []
         self.is_closed = False
 
     async def ensure(self, ref: AdapterRef) -> Path:
         self.n_ensured += 1
+        self.on_ensure.get(self.n_ensured, lambda: None)()
         if ref.id in self.is_there:
             await self.is_there[ref.id].wait()
         if ref.id in self.refused:
@@ -125,14 +129,16 @@ class FakeCore(EchoCore):
 class Stand:
     """A gate between a fake store and a fake core."""
 
-    def __init__(self, folder: Path, capacity: int = 2, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, folder: Path, capacity: int = 2, timeout_s: float = 5.0, floor: int = 0
+    ) -> None:
         self.outputs: dict[str, EngineCoreOutput] = {}
         self.files = FakeFiles(folder)
         self.core = FakeCore(capacity)
         loop = asyncio.get_running_loop()
         self.metrics = Metrics()
         series = AdapterSeries(ModelName("m"), self.metrics)
-        self.gate = AdapterGate(self._take, self.files, loop, 0, timeout_s, series)
+        self.gate = AdapterGate(self._take, self.files, loop, floor, timeout_s, series)
         self.gate.attach(self.core)
 
     def _take(self, client: int, outputs: EngineCoreOutputs) -> None:
@@ -279,6 +285,36 @@ async def test_adapter_in_use_stays_until_its_request_ends(tmp_path: Path) -> No
     assert stand.files.holds == {1: 0, 2: 1}
 
 
+async def test_tenant_that_waits_for_room_holds_up_nobody_who_has_some(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, capacity=3, floor=1)
+    for name, adapter, tenant in (("a1", 1, "a"), ("a2", 2, "a"), ("b3", 3, "b")):
+        stand.send(name, adapter, tenant)
+        await stand.until(name)
+    stand.end("b3")
+    stand.send("a4", 4, "a")
+    await asyncio.sleep(0.05)
+    stand.send("b5", 5, "b")
+    await stand.until("b5")
+    assert set(stand.core.held) == {1, 2, 5}
+    stand.end("a1")
+    await stand.until("a4")
+    assert set(stand.core.held) == {2, 4, 5}
+
+
+async def test_deleted_adapter_makes_room_for_who_waits(tmp_path: Path) -> None:
+    stand = Stand(tmp_path, capacity=2, floor=1)
+    for name, adapter, tenant in (("a1", 1, "a"), ("b2", 2, "b")):
+        stand.send(name, adapter, tenant)
+        await stand.until(name)
+    stand.end("b2")
+    stand.send("a3", 3, "a")
+    await asyncio.sleep(0.05)
+    assert set(stand.core.held) == {1, 2}, "the floor keeps it for the other tenant"
+    stand.gate.drop([make_ref(2)])
+    await stand.until("a3")
+    assert set(stand.core.held) == {1, 3}
+
+
 async def test_request_that_comes_as_its_adapter_is_pushed_out_brings_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +348,27 @@ async def test_prepared_adapter_is_in_memory_before_a_request(tmp_path: Path) ->
     stand.send("r", adapter=1)
     await stand.until("r")
     assert stand.files.n_ensured == 1
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+async def test_damaged_copy_is_brought_anew_once(tmp_path: Path, is_mended: bool) -> None:
+    stand = Stand(tmp_path)
+    (tmp_path / CONFIG).write_text("{}")
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    write_facts(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"damaged")
+    if is_mended:
+        stand.files.on_ensure[2] = lambda: (tmp_path / WEIGHTS).write_bytes(b"weights")
+    stand.send("r", adapter=1)
+    await stand.until("r")
+    assert stand.files.n_ensured == 2
+    assert stand.files.forgotten == [1]
+    assert stand.files.holds == {1: 1 if is_mended else 0}
+    if is_mended:
+        assert "r" in stand.core.accepted
+    else:
+        assert stand.outputs["r"].finish_reason == FinishReason.ERROR
+        assert "not the request's fault" in str(stand.outputs["r"].stop_reason)
 
 
 async def test_loads_are_counted_with_what_steps_waited(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deployments.adapter_jobs import Away, Bring, Brought, Look, Refused, Seen, Verify, key_of
+from deployments.adapter_jobs import Away, Bring, Brought, Look, Refused, Seen, key_of
 from deployments.adapter_worker import AdapterWorker
 from serve_app.policy.adapter_shapes import Dtype, ModelShape, shape_of
 from tests.support.adapters import ALL_LINEAR, CONFIG, WEIGHTS, make_adapter
@@ -114,7 +116,7 @@ def test_import_says_what_it_found(
     assert outcome.key == key_of(outcome.facts.version, shape(tiny_model))
     assert (cache / "ready" / outcome.key / WEIGHTS).stat().st_size == outcome.facts.n_bytes
     assert worker.do(Look(f"file://{good}")) == Seen(outcome.facts.mark)
-    assert worker.do(Verify(outcome.key)) == outcome
+    assert bring(worker, good, shape(tiny_model), outcome.facts.version) == outcome
     assert left(cache) == []
 
 
@@ -427,6 +429,21 @@ def test_files_that_change_while_they_are_read_are_not_mixed(
     outcome = bring(worker, good, shape(tiny_model))
     assert isinstance(outcome, Away)
     assert "changed while" in outcome.message
+
+
+def test_worker_runs_out_of_memory_before_the_node_does() -> None:
+    # In a process of its own: a bound cannot be lifted again.
+    program = """
+from deployments.adapter_worker import bound_memory
+bound_memory(100 << 20)
+held = bytes(300 << 20)
+try:
+    more = bytes(1100 << 20)
+except MemoryError:
+    print("bounded")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "bounded\n", done.stderr
 
 
 def test_adapter_larger_than_the_whole_cache_is_refused(

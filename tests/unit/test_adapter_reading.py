@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from deployments.adapter_extension import tensor_of
-from deployments.adapter_reading import discard, read_ahead, spans_of, take
+from deployments.adapter_reading import DamagedCopyError, discard, read_ahead, spans_of, take
+from tests.support.adapters import write_facts
 
 NUMBER = 987_654_321
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -37,6 +38,20 @@ def test_what_was_read_is_taken_once_or_discarded(tmp_path: Path) -> None:
     read_ahead(NUMBER, tmp_path)
     discard(NUMBER)
     discard(NUMBER)
+    assert take(NUMBER) is None
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_damaged_copy_is_not_read(tmp_path: Path, name: str) -> None:
+    save_file({"a": torch.zeros(1, 1)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    write_facts(tmp_path)
+    read_ahead(NUMBER, tmp_path)
+    assert take(NUMBER) is not None
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:-1] + b"\x01")
+    with pytest.raises(DamagedCopyError):
+        read_ahead(NUMBER, tmp_path)
     assert take(NUMBER) is None
 
 

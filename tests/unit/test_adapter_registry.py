@@ -1,5 +1,7 @@
 """Which versions are current, and what is said of those that are so no more."""
 
+from dataclasses import replace
+
 import pytest
 
 from serve_app.adapter_registry import Adapter, AdapterChanges, AdapterRegistry, AdapterVersion
@@ -27,7 +29,7 @@ def write(name: str, source: str) -> AdapterSettings:
 
 
 def version(number: int, source: str, name: str = "tiny:sql") -> AdapterVersion:
-    return AdapterVersion(number, name, source, f"{number:064}", "", 8, (), 1, 0.0, number)
+    return AdapterVersion(number, name, source, f"{number:064}", "m", 8, (), 1, 0.0, number)
 
 
 def test_deleted_adapters_version_is_gone_once() -> None:
@@ -72,5 +74,38 @@ def test_members_of_a_family_that_is_no_more_are_gone() -> None:
     place = "file:///all/a1"
     desk.registry.apply(AdapterChanges(versions=(version(1, place, "tiny:a1"),)))
     assert desk.registry.find("tiny:a1") is not None
+    desk.register("file:///a", version(2, "file:///a"))
+    desk.registry.declare(AdaptersSettings(families=(family,), recheck_s=1.0))
+    assert desk.gone == []
     desk.registry.declare(AdaptersSettings())
     assert desk.gone == [1]
+    assert desk.registry.find("tiny:a1") is None
+
+
+def test_member_of_a_family_that_has_ended_is_gone_until_it_is_found_again() -> None:
+    desk = Desk()
+    family = AdapterFamily(base=TINY, source="file:///all")
+    desk.registry.declare(AdaptersSettings(families=(family,)))
+    found = version(1, "file:///all/a1", "tiny:a1")
+    for change, gone, listed in (
+        (found, [], ["tiny:a1"]),
+        (replace(found, mark="", changed=2), [1], []),
+        (found, [1], []),  # Rows of the store come in any order.
+        (replace(found, changed=3), [1], ["tiny:a1"]),
+    ):
+        desk.registry.apply(AdapterChanges(versions=(change,)))
+        assert desk.gone == gone
+        assert [adapter.name for adapter in desk.registry.known()] == listed
+
+
+def test_registration_leaves_what_is_known_of_families() -> None:
+    # Thousands are listed; to work each out anew takes a gateway's loop for tenths of a second.
+    desk = Desk()
+    desk.registry.declare(
+        AdaptersSettings(families=(AdapterFamily(base=TINY, source="file:///all"),))
+    )
+    desk.registry.apply(AdapterChanges(versions=(version(1, "file:///all/a1", "tiny:a1"),)))
+    member = desk.registry.find("tiny:a1")
+    desk.register("file:///a")
+    assert desk.registry.find("tiny:a1") is member
+    assert [adapter.name for adapter in desk.registry.known()] == ["tiny:a1", "tiny:sql"]

@@ -1,6 +1,6 @@
 import pytest
 
-from serve_app.catalog import Caller, Catalog, Tenant
+from serve_app.catalog import Caller, Catalog, CatalogChanges, Tenant
 from serve_app.config_tenants import DeclaredKey, DeclaredTenant, TenantSettings
 from serve_app.keys import hash_key, make_key
 from serve_app.names import TenantId
@@ -86,3 +86,15 @@ def test_keys_are_long_and_differ() -> None:
     keys = {make_key().text for _ in range(100)}
     assert len(keys) == 100
     assert all(len(key) == len("sk-arriero-") + 43 for key in keys)
+
+
+def test_texts_are_kept_of_a_tenant_that_wants_it_for_as_long_as_it_is_there() -> None:
+    catalog = Catalog()
+    assert not catalog.keeps_texts("a")
+    catalog.apply(CatalogChanges(1, tenants=(make_tenant(keeps_texts=True),)))
+    assert catalog.keeps_texts("a")
+    catalog.apply(CatalogChanges(1, tenants=(make_tenant(keeps_texts=False),)))
+    assert not catalog.keeps_texts("a")
+    catalog.apply(CatalogChanges(1, tenants=(make_tenant(keeps_texts=True),)))
+    catalog.apply(CatalogChanges(1, deleted=(TenantId("a"),)))
+    assert not catalog.keeps_texts("a")

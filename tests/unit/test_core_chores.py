@@ -30,7 +30,7 @@ def test_chore_goes_on_for_a_part_of_each_step() -> None:
         assert not chore.done.done()
         chores.go_on(0.1 * (step + 1), is_busy=True)
     assert chore.done.result() >= 0
-    assert work.budgets_s == pytest.approx([0.015, 0.03, 0.045], abs=0.002)
+    assert work.budgets_s == pytest.approx([0.02, 0.04, 0.06], abs=0.002)
     chores.go_on(0.1, is_busy=True)
     assert len(work.budgets_s) == 3
 

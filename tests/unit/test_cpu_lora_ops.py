@@ -34,6 +34,11 @@ class Layer:
                 self.a[i][slot, 0, :rank] = torch.randn(rank, _INPUTS, generator=generator)
                 self.b[i][slot, 0, :, :rank] = torch.randn(size, rank, generator=generator)
 
+    def replace(self, slot: int, other: "Layer") -> None:
+        """Puts what another layer has in a slot into this one's."""
+        for own, new in zip(self.a + self.b, other.a + other.b, strict=True):
+            own[slot] = new[slot]
+
     def product(self, x: Tensor, slot: int) -> Tensor:
         """What one adapter adds to one row."""
         parts = [self.b[i][slot, 0] @ (self.a[i][slot, 0] @ x) for i in range(len(_SIZES))]
@@ -80,6 +85,7 @@ def test_stock_gives_rows_without_adapter_another_adapter() -> None:
 _RANKS = st.lists(
     st.lists(st.integers(0, _MAX_RANK), min_size=_SLOTS, max_size=_SLOTS), min_size=2, max_size=2
 )
+_SLOT = st.integers(0, _SLOTS - 1)
 _ROWS = st.lists(st.integers(-1, _SLOTS - 1), min_size=1, max_size=40)
 
 
@@ -95,12 +101,40 @@ def test_every_row_gets_its_own_adapter_and_no_other(
     check_rows(layer, rows, x, y)
 
 
+def test_weights_that_overflow_spoil_nobody_elses_rows() -> None:
+    layer = Layer([[4] * _SLOTS] * 2)
+    for a in layer.a:
+        a[1] = torch.finfo(a.dtype).max
+    rows = [0, 1, 2, -1]
+    x = torch.randn(len(rows), _INPUTS)
+    y = run_layer(make_punica(CpuPunica, rows), layer, x)
+    keep = [0, 2, 3]
+    check_rows(layer, [rows[i] for i in keep], x[keep], y[keep])
+
+
 @settings(deadline=None)
 @given(ranks=_RANKS, steps=st.lists(_ROWS, min_size=2, max_size=5))
 def test_steps_do_not_mix_with_those_before(ranks: list[list[int]], steps: list[list[int]]) -> None:
     layer = Layer(ranks)
     punica = make_punica(CpuPunica, steps[0])
     for rows in steps:
+        tell(punica, rows)
+        x = torch.randn(len(rows), _INPUTS)
+        check_rows(layer, rows, x, run_layer(punica, layer, x))
+
+
+@settings(deadline=None)
+@given(ranks=_RANKS, steps=st.lists(st.tuples(_ROWS, st.none() | _SLOT), min_size=2, max_size=8))
+def test_slots_may_change_between_any_steps(
+    ranks: list[list[int]], steps: list[tuple[list[int], int | None]]
+) -> None:
+    layer = Layer(ranks)
+    punica = make_punica(CpuPunica, [0])
+    for seed, (rows, changed) in enumerate(steps, 1):
+        if changed is not None:
+            layer.replace(changed, Layer([each[::-1] for each in ranks], seed))
+            assert isinstance(punica, CpuPunica)
+            punica.learn(changed, {})
         tell(punica, rows)
         x = torch.randn(len(rows), _INPUTS)
         check_rows(layer, rows, x, run_layer(punica, layer, x))
@@ -149,9 +183,7 @@ def test_new_adapter_in_a_slot_replaces_the_old(rows: list[int]) -> None:
 
     def activate(manager: SimpleNamespace, lora_id: int) -> bool:
         slot = manager.lora_index_to_id.index(lora_id)
-        for i in range(len(_SIZES)):
-            before.a[i][slot] = after.a[i][slot]
-            before.b[i][slot] = after.b[i][slot]
+        before.replace(slot, after)
         return True
 
     assert _watch_slots(manager, activate, 13)
