@@ -10,6 +10,8 @@ line of JSON for each request; and sends traces of every tenth request to a coll
 usage and cannot be switched off: both have them. Prometheus and the collector take their part of
 the same processors.
 
+First, what of this costs a gateway how much, part by part: `bench.gateway_parts`.
+
 Echo engines answer at once or at a pace that no gateway can follow, so that what is measured is the
 gateway; with the real model it is the engine. Then memory: `bench.many_tenants`.
 """
@@ -26,13 +28,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
 
+from bench.arriero_system import ARRIERO_ROLES, arriero_application, describe_model
+from bench.gateway_parts import measure_parts
 from bench.load import Ask, chat_asks, completion_asks
 from bench.many_tenants import watch_memory
 from bench.measure import Asks, Measured, measure, running
+from bench.ray_served import RayServed
 from bench.report import (
     Figure,
     Spread,
@@ -43,16 +49,7 @@ from bench.report import (
     say,
 )
 from bench.span_sink import SpanSink, taking_spans
-from bench.systems import (
-    ARRIERO_ROLES,
-    ENGINE_ARGS,
-    MODEL_NAME,
-    NotRunningError,
-    RayServed,
-    System,
-    arriero_application,
-    describe_model,
-)
+from bench.systems import ENGINE_ARGS, MODEL_NAME, NotRunningError, System
 from serve_app.embedded_model import prepare_embedded_model
 from tests.support.prometheus import PrometheusServer
 
@@ -122,9 +119,11 @@ def main() -> int:
     figures: dict[str, Figure] = {}
     print(describe_run(f"make bench-observability ARGS='{' '.join(sys.argv[1:])}'"))
     try:
-        if options.only != "memory":
+        if options.only in (None, "parts"):
+            figures |= measure_parts(options.seed, options.sample, rounds=options.rounds)
+        if options.only in (None, "throughput"):
             figures |= _compare(cells, rounds, options.seed, options.sample)
-        if options.only != "throughput":
+        if options.only in (None, "memory"):
             figures |= watch_memory(20_000 if options.quick else 50_000)
     except NotRunningError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -139,7 +138,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two rounds, no real model")
     parser.add_argument("--rounds", type=int, help="how often each load is measured")
     parser.add_argument("--seed", type=int, default=1, help="of the prompts")
-    parser.add_argument("--only", choices=("throughput", "memory"), help="one of the two parts")
+    parser.add_argument(
+        "--only", choices=("parts", "throughput", "memory"), help="one of the three"
+    )
     parser.add_argument(
         "--sample", type=float, default=0.1, help="share of requests traced; 0 is off"
     )
@@ -255,6 +256,7 @@ def _judge(results: Results, cells: tuple[Cell, ...]) -> dict[str, Figure]:
                 *(f"{max(run.found.others_cores for run in runs):.2f}" for runs in (on, off)),
             ]
         )
+        _print_roles(cell, on, off)
     head = ["load", "tokens/s, on", "tokens/s, off", "on / off", "gateway's CPU, on / off"]
     others = ["scrapes", "others' cores, on", "others' cores, off"]
     print_table("Median (lowest-highest)", [*head, *others], rows)
@@ -262,6 +264,19 @@ def _judge(results: Results, cells: tuple[Cell, ...]) -> dict[str, Figure]:
         f"throughput_on_vs_off_{group}": Figure(geometric_mean(found), ">= 0.99")
         for group, found in ratios.items()
     }
+
+
+def _print_roles(cell: Cell, on: list[Run], off: list[Run]) -> None:
+    """What else than the gateway works for each request: whoever reads lines, above all."""
+    roles = sorted({role for run in on for role in run.found.cpu_s})
+    rows = []
+    for role in roles:
+        us = [
+            median(run.found.cpu_s.get(role, 0.0) / cell.n_requests * 1e6 for run in runs)
+            for runs in (on, off)
+        ]
+        rows.append([role, *(f"{value:.0f}" for value in us)])
+    print_table(f"us of CPU a request, {cell.title}", ["process", "on", "off"], rows)
 
 
 def _gateway_s(measured: Measured) -> float:

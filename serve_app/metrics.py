@@ -8,12 +8,16 @@ A process has one `Metrics`. Whoever measures asks it once for a series (`counte
 3. Only what the table in `serve_app.telemetry` has can be measured.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import TypeVar
 
 from serve_app.config_metrics import MetricsSettings
 from serve_app.telemetry import Metric
+
+_MOST_FRESH = 128
+"""Values of a histogram that wait to be sorted into buckets."""
 
 
 class BoundedNames:
@@ -76,32 +80,58 @@ class Gauge:
 class Histogram:
     """Counts measured values by size.
 
+    A value is put on a list; sorting some together into buckets takes a fraction of what one by one
+    takes, and a gateway measures each token.
+
     Args:
         bounds: Upper bounds of the buckets, growing.
     """
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "_counts", "_fresh", "_lock", "_sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self._fresh: list[float] = []
+        """Not in buckets yet."""
+        self._lock = Lock()
+        """Of moving values, so that a reader sees each once."""
 
     def observe(self, value: float, times: int = 1) -> None:
         """Takes a value that was measured once, or several times over."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
+        if times == 1:
+            self._fresh.append(value)
+        else:
+            self._fresh += [value] * times
+        if len(self._fresh) >= _MOST_FRESH:
+            self._sort()
+
+    def _sort(self) -> None:
+        with self._lock:
+            fresh, self._fresh = self._fresh, []
+            self._sum += sum(fresh)
+            self._counts = _add_by_size(self._counts, self._bounds, fresh)
 
     def samples(self) -> Iterator[tuple[str, str, float]]:
         """Yields suffix of the name, further label, value."""
-        counts, total = self._counts.copy(), 0
+        with self._lock:
+            counts, fresh, sum_ = self._counts, self._fresh.copy(), self._sum
+        counts, total = _add_by_size(counts, self._bounds, fresh), 0
         for bound, count in zip(self._bounds, counts, strict=False):
             total += count
             yield "_bucket", f'le="{bound:g}"', total
         total += counts[-1]
         yield "_bucket", 'le="+Inf"', total
         yield "_count", "", total
-        yield "_sum", "", self._sum
+        yield "_sum", "", sum_ + sum(fresh)
+
+
+def _add_by_size(counts: list[int], bounds: Sequence[float], values: list[float]) -> list[int]:
+    """Returns the counts with these values added, each where its bucket is."""
+    values = sorted(values)
+    below = [*(bisect_right(values, bound) for bound in bounds), len(values)]
+    return [n + here - before for n, here, before in zip(counts, below, [0, *below], strict=False)]
 
 
 class _NoCounter(Counter):
@@ -152,17 +182,21 @@ class Metrics:
 
     def counter(self, metric: Metric, *labels: str) -> Counter:
         """Returns the series of these label values, in the table's order."""
-        return self._find(metric, labels, Counter()) if self.is_on else _NO_COUNTER
+        return self._find(metric, labels, Counter) if self.is_on else _NO_COUNTER
 
     def gauge(self, metric: Metric, *labels: str) -> Gauge:
         """Returns the series of these label values, in the table's order."""
-        return self._find(metric, labels, Gauge()) if self.is_on else _NO_GAUGE
+        return self._find(metric, labels, Gauge) if self.is_on else _NO_GAUGE
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
         """Returns the series of these label values, in the table's order."""
-        return (
-            self._find(metric, labels, Histogram(metric.buckets)) if self.is_on else _NO_HISTOGRAM
-        )
+        if not self.is_on:
+            return _NO_HISTOGRAM
+        return self._find(metric, labels, Histogram, metric.buckets)
+
+    def forget(self, metric: Metric, *labels: str) -> None:
+        """Shows a series no more: what it is about is gone. Asked for again it begins anew."""
+        self._families.get(metric, {}).pop(labels, None)
 
     def bound(self, label: str, value: str) -> str:
         """Returns what a label shows for a value."""
@@ -176,12 +210,17 @@ class Metrics:
             0.0 if found is None else next(v for s, _, v in found.samples() if s in ("", "_count"))
         )
 
-    def _find(self, metric: Metric, labels: tuple[str, ...], fresh: _S) -> _S:
-        assert type(fresh).__name__.lower() == metric.kind, f"{metric.name} is a {metric.kind}"
+    def _find(
+        self, metric: Metric, labels: tuple[str, ...], kind: type[_S], *args: tuple[float, ...]
+    ) -> _S:
+        assert kind.__name__.lower() == metric.kind, f"{metric.name} is a {metric.kind}"
         pairs = zip(metric.labels, labels, strict=True)
-        values = tuple(self.bound(label, value) for label, value in pairs)
-        series = self._families.setdefault(metric, {}).setdefault(values, fresh)
-        assert isinstance(series, type(fresh))
+        values = tuple([self.bound(label, value) for label, value in pairs])
+        family = self._families.setdefault(metric, {})
+        series = family.get(values)
+        if series is None:
+            series = family[values] = kind(*args)
+        assert isinstance(series, kind)
         return series
 
     def render(self) -> str:

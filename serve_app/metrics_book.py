@@ -1,11 +1,12 @@
 """Says where every process shows its metrics.
 
 The book is Ray's own key-value store on the head node. Who has not announced itself for a while is
-gone; so nobody has to be told of a process that was killed.
+gone; so nobody has to be told of a process that was killed. Who belongs to no cluster has a file.
 """
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -94,6 +95,53 @@ class RayBook:
 
         gcs: Any = _raylet
         return gcs.GcsClient(address=self._address)
+
+
+class FileBook:
+    """A file for Prometheus' `file_sd_configs`: one process, until another takes its place.
+
+    Args:
+        file: The process's own.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def announce(self, target: MetricsTarget) -> None:
+        """Writes the file, unless it says so already."""
+        if target in self.read():
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._file.with_suffix(".draft")  # Prometheus must not read half of it.
+        draft.write_bytes(msgspec.json.encode(as_discovery([target])))
+        draft.rename(self._file)
+
+    def withdraw(self, target: MetricsTarget) -> None:
+        """Removes the file, unless it is another's by now."""
+        if target in self.read():
+            self._file.unlink(missing_ok=True)
+
+    def read(self) -> list[MetricsTarget]:
+        """Returns whom it names; that one may have been killed."""
+        try:
+            found = msgspec.json.decode(self._file.read_bytes(), type=list[_Listed])
+        except (OSError, msgspec.DecodeError):
+            return []
+        return [
+            MetricsTarget(address, one.labels.process, one.labels.replica)
+            for one in found
+            for address in one.targets
+        ]
+
+
+class _Labels(msgspec.Struct):
+    process: str
+    replica: str
+
+
+class _Listed(msgspec.Struct):
+    targets: list[str]
+    labels: _Labels
 
 
 def as_discovery(targets: Iterable[MetricsTarget]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from serve_app.config import LoggingSettings
+from serve_app.log_lines import LineHandler, LineRecord
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,6 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that the present task works for."""
 
 _PACKAGES = ("serve_app", "deployments", "cluster")
-_FIELDS = "arriero_fields"
 _configured_level = "INFO"
 
 
@@ -170,7 +170,7 @@ LOOP_LAG = Metric("histogram", "every process", "arriero_event_loop_lag_seconds"
 # --- fleet ----------------------------------------------------------------------------------
 
 NODES = Metric("gauge", "fleet", "arriero_fleet_nodes", ("cloud", "zone", "market", "state"),
-    "Nodes.")
+    "Nodes that are paid for or asked for: starting, ready or leaving.")
 FLEET_COST = Metric("gauge", "fleet", "arriero_fleet_cost_usd_per_hour",
     ("cloud", "zone", "market"),
     "What its nodes cost at this moment.")
@@ -201,14 +201,8 @@ def version() -> str:
         return "0"
 
 
-def with_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `extra` of a log line with fields beside its text: numbers and names, no texts."""
-    return {_FIELDS: fields}
-
-
 def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
-    fields: Mapping[str, Any] = getattr(record, _FIELDS, {})
-    return fields
+    return record.fields if isinstance(record, LineRecord) else {}
 
 
 class _HumanFormatter(logging.Formatter):
@@ -249,11 +243,13 @@ def set_up_logging(settings: LoggingSettings) -> None:
     """Sends this platform's log lines to standard error. May be called again."""
     global _configured_level
     _configured_level = settings.level
-    handler = logging.StreamHandler()
+    handler = LineHandler()
     handler.setFormatter(_JsonFormatter() if settings.format == "json" else _HumanFormatter())
     for package in _PACKAGES:
         logger = logging.getLogger(package)
         logger.setLevel(settings.level)
+        for old in logger.handlers:
+            old.close()
         logger.handlers = [handler]
         logger.propagate = False
 

@@ -18,7 +18,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 
 from cluster.monitoring.boards import BOARDS
-from cluster.monitoring.panels import Board, Panel
+from cluster.monitoring.panels import TONES, Board, Panel
 
 FOLDER = Path(__file__).parent / "grafana" / "dashboards"
 _SOURCE = models.DataSourceRef(type_val="prometheus", uid="arriero-prometheus")
@@ -102,6 +102,9 @@ def _build_panel(panel: Panel) -> Any:
         .unit(_GRAFANA_UNITS.get(panel.unit, panel.unit))
         .thresholds(_thresholds(panel.limit))
     )
+    for names, colour in TONES.items() if panel.has_tones else ():
+        fixed = models.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})
+        built = built.override_by_regexp(f"^({names})$", [fixed])
     for index, query in enumerate(panel.queries):
         target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend)
         built = built.with_target(target.datasource(_SOURCE).ref_id(chr(ord("A") + index)))

@@ -2,8 +2,9 @@
 
     python -m cluster.monitoring.local_prometheus [--url URL] [--port 9090] [--every 5s]
 
-It asks any gateway which processes there are (`/metrics/targets`) every few seconds, so nothing has
-to be written down by hand when replicas come and go. It runs until Ctrl-C; its data stay in the
+It asks any gateway which processes there are (`/metrics/targets`) every few seconds, and looks
+which fleets of cells are kept from this machine, so nothing has to be written down by hand when
+replicas come and go. It runs until Ctrl-C; its data stay in the
 state folder. Where keys are on, a key with the scope `admin` is read from ARRIERO_ADMIN_KEY.
 """
 
@@ -20,6 +21,7 @@ from typing import Any, NoReturn
 import yaml
 
 from cluster.bootstrap import ROOT
+from cluster.fleet_book import METRICS_FILES
 from cluster.local_state import LocalState, load_state
 from cluster.machine import choose_free_port, is_port_free
 
@@ -48,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     folder = STATE_FILE.parent / "prometheus"
-    config = write_config(folder, url, options.every, os.environ.get("ARRIERO_ADMIN_KEY", ""))
+    key, fleets = os.environ.get("ARRIERO_ADMIN_KEY", ""), STATE_FILE.parent / "fleet"
+    config = write_config(folder, url, options.every, key, fleets=fleets)
+    whom = url or "the fleets"
     print(
-        f"Prometheus scrapes {url}: http://{_HOST}:{port} (alerts: /alerts). Stop: Ctrl-C",
+        f"Prometheus scrapes {whom}: http://{_HOST}:{port} (alerts: /alerts). Stop: Ctrl-C",
         flush=True,
     )
     return _become(command_of(program, config, port))
@@ -72,7 +76,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _find_problem(url: str, program: str | None, state: LocalState | None) -> str:
     if program is None:
         return _HOW_TO_GET
-    if not url:
+    if not url and not any(STATE_FILE.parent.glob(f"fleet/{METRICS_FILES}")):
         return "Nothing runs here. Start it with `make up`, or say --url http://HOST:PORT."
     if state is not None and state.needs_key and not os.environ.get("ARRIERO_ADMIN_KEY"):
         return (
@@ -88,17 +92,51 @@ def _choose_port(wanted: int) -> int | None:
     return choose_free_port(_HOST, *_PORTS)
 
 
-def write_config(folder: Path, url: str, every: str, key: str = "", more: Any = ()) -> Path:
+def write_config(
+    folder: Path, url: str, every: str, key: str = "", more: Any = (), fleets: Path | None = None
+) -> Path:
     """Write Prometheus' config file for a platform; return it.
 
     Args:
         folder: Prometheus' own, made if need be; only this user may read it.
-        url: Of a gateway.
+        url: Of a gateway; empty where there is none.
         every: How often to scrape, as `5s`.
         key: Sent to the gateway; empty is none.
         more: Further addresses to scrape.
+        fleets: Has a file for each fleet that is kept from this machine.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    job: dict[str, Any] = {"job_name": "arriero"}
+    if fleets is not None:
+        fleets.mkdir(mode=0o700, parents=True, exist_ok=True)  # Prometheus watches it.
+        files = [str(fleets.absolute() / METRICS_FILES)]
+        job["file_sd_configs"] = [{"files": files, "refresh_interval": "5s"}]
+    if url:
+        job["http_sd_configs"] = [_ask_gateway(folder, url, key)]
+    if more:
+        job["static_configs"] = list(more)
+    config = folder / "prometheus.yml"
+    rules = ALERTS if url else _write_fleet_alerts(folder)
+    content = {
+        "global": {"scrape_interval": every, "evaluation_interval": every},
+        "rule_files": [str(rules.absolute())],
+        "scrape_configs": [job],
+    }
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+    return config
+
+
+def _write_fleet_alerts(folder: Path) -> Path:
+    """Of fleets only: nobody is to be woken for want of a platform where none is scraped."""
+    content = yaml.safe_load(ALERTS.read_text())
+    for group in content["groups"]:
+        group["rules"] = [rule for rule in group["rules"] if "arriero_fleet_" in rule["expr"]]
+    file = folder / "fleet-alerts.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+def _ask_gateway(folder: Path, url: str, key: str) -> dict[str, Any]:
     discovery: dict[str, Any] = {
         "url": f"{url.rstrip('/')}/metrics/targets",
         "refresh_interval": "5s",
@@ -110,17 +148,7 @@ def write_config(folder: Path, url: str, every: str, key: str = "", more: Any = 
         # Prometheus 2.42 leaves the type out for a discovery unless it is told.
         credentials = {"type": "Bearer", "credentials_file": str(key_file.absolute())}
         discovery["authorization"] = credentials
-    job: dict[str, Any] = {"job_name": "arriero", "http_sd_configs": [discovery]}
-    if more:
-        job["static_configs"] = list(more)
-    config = folder / "prometheus.yml"
-    content = {
-        "global": {"scrape_interval": every, "evaluation_interval": every},
-        "rule_files": [str(ALERTS.absolute())],
-        "scrape_configs": [job],
-    }
-    config.write_text(yaml.safe_dump(content, sort_keys=False))
-    return config
+    return discovery
 
 
 def command_of(program: str, config: Path, port: int) -> list[str]:

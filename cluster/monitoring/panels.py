@@ -14,6 +14,15 @@ Unit = Literal[
 """Grafana's names of units."""
 
 
+TONES = {
+    r"ready|finished|[123]..": "green",
+    r"loading|refused|cancelled|4..": "orange",
+    r"draining": "blue",
+    r"failed|5..": "red",
+}
+"""Colours of lines that are named for how something is, by patterns of the whole name."""
+
+
 @dataclass(frozen=True)
 class Query:
     """One line of a panel, or several: one a set of labels.
@@ -39,6 +48,7 @@ class Panel:
         kind: A line over time, or one number.
         width: Of 24.
         limit: Where it turns red; None never.
+        has_tones: Whether its lines are named for states, and have those states' colours.
     """
 
     title: str
@@ -48,6 +58,7 @@ class Panel:
     kind: Literal["lines", "number"] = "lines"
     width: int = 12
     limit: float | None = None
+    has_tones: bool = False
 
 
 @dataclass(frozen=True)

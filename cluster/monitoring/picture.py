@@ -8,6 +8,7 @@ For machines and pages that have no Grafana, such as the README's.
 import argparse
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,10 @@ _UNIT_INCHES = 0.3
 """Of one row of Grafana's grid."""
 _BACK, _PANEL, _INK, _DIM = "#111217", "#181b1f", "#d8d9da", "#8e9097"
 _GOOD, _BAD = "#73bf69", "#f2495c"
-_COLOURS = ("#73bf69", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#fade2a", "#8ab8ff", "#ffa6b0")
+_COLOURS = ("#5794f2", "#ff9830", "#b877d9", "#fade2a", "#8ab8ff", "#37bbb2", "#d8d9da", "#ca95e5")
+"""Of lines whose names say nothing of good or bad: neither green nor red."""
+_NAMED = {"green": _GOOD, "red": _BAD, "orange": "#ff9830", "blue": "#5794f2"}
+"""Grafana's names of colours, as it shows them in the dark."""
 _RATE = "30s"
 _POINTS = 240
 
@@ -43,12 +47,18 @@ class Line:
 
 
 class Source:
-    """A Prometheus, asked about the last minutes."""
+    """A Prometheus, asked about the last minutes, inside `with`."""
 
     def __init__(self, url: str, minutes: float) -> None:
         self._client = httpx.Client(base_url=url, timeout=30.0)
         self.end_s = time.time()
         self.start_s = self.end_s - 60.0 * minutes
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     def read(self, panel: dict[str, Any]) -> list[Line]:
         """Returns a panel's lines."""
@@ -140,7 +150,7 @@ def _draw_lines(figure: Figure, box: Box, panel: dict[str, Any], source: Source)
     unit = panel["fieldConfig"]["defaults"]["unit"]
     lines = source.read(panel)
     for index, line in enumerate(lines):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = _colour_of(line.name, panel) or _COLOURS[index % len(_COLOURS)]
         ages_min = [(at_s - source.end_s) / 60 for at_s in line.times_s]
         axes.plot(ages_min, line.values, color=colour, linewidth=1.1, label=line.name)
         axes.fill_between(ages_min, line.values, color=colour, alpha=0.08, linewidth=0)
@@ -150,7 +160,7 @@ def _draw_lines(figure: Figure, box: Box, panel: dict[str, Any], source: Source)
     axes.set_xlim((source.start_s - source.end_s) / 60, 0)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: show(value, unit))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} min" if value else "now")
+    axes.xaxis.set_major_formatter(lambda value, _: _age(value))
     axes.tick_params(colors=_DIM, labelsize=7, length=0)
     axes.grid(color="#2c3235", linewidth=0.5)
     for spine in axes.spines.values():
@@ -162,6 +172,22 @@ def _draw_lines(figure: Figure, box: Box, panel: dict[str, Any], source: Source)
             loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=min(len(lines), 5),
             frameon=False, labelcolor=_DIM, fontsize=7, handlelength=1.0,
         )  # fmt: skip
+
+
+def _age(minutes: float) -> str:
+    """How long ago that was, as an axis says it; `minutes` are negative."""
+    if not minutes:
+        return "now"
+    return f"{minutes:g} min" if minutes == int(minutes) else f"{minutes * 60:g} s"
+
+
+def _colour_of(name: str, panel: dict[str, Any]) -> str | None:
+    """The colour that the dashboard gives to lines of this name, if it gives any."""
+    for override in panel["fieldConfig"].get("overrides", ()):
+        if re.search(override["matcher"]["options"], name):
+            colours = [p["value"] for p in override["properties"] if p["id"] == "color"]
+            return next((_NAMED[colour["fixedColor"]] for colour in colours), None)
+    return None
 
 
 def show(value: float, unit: str) -> str:
@@ -186,7 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="how far back")
     options = parser.parse_args(argv)
     board = json.loads((FOLDER / f"{options.board}.json").read_text("utf-8"))
-    figure = draw(board, Source(options.prometheus, options.minutes))
+    with Source(options.prometheus, options.minutes) as source:
+        figure = draw(board, source)
     figure.savefig(options.picture, dpi=80)
     return 0
 

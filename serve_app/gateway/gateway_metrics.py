@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from serve_app.config_metrics import MetricsSettings
@@ -56,7 +57,8 @@ class RequestSeries:
         self.cached_tokens: Counter = metrics.counter(CACHED_TOKENS, *self._labels)
         self.completion_tokens: Counter = metrics.counter(COMPLETION_TOKENS, *self._labels)
         # From 0, before the first has ended: Prometheus takes a first value for where it began.
-        self._ends["finished"] = metrics.counter(REQUESTS, *self._labels, "finished")
+        for outcome in ("finished", "failed"):
+            self._ends[outcome] = metrics.counter(REQUESTS, *self._labels, outcome)
 
     def end(self, outcome: str, record: UsageRecord | None) -> None:
         """Counts a request that has ended, and what it used unless it was refused."""
@@ -65,7 +67,7 @@ class RequestSeries:
             known = self._ends[outcome] = self._metrics.counter(REQUESTS, *self._labels, outcome)
         known.add()
         if record is not None and outcome != "refused":
-            self.duration.observe(record.ended_s - record.started_s)
+            self.duration.observe(record.total_s)
             self.cost.add(record.cost_usd)
             self.prompt_tokens.add(record.prompt_tokens)
             self.cached_tokens.add(record.cached_tokens)
@@ -107,9 +109,13 @@ class GatewayMetrics:
     def __init__(self, metrics: Metrics | None = None, targets: TargetBook | None = None) -> None:
         self._metrics = metrics or Metrics()
         self._targets = targets
+        self._reader: ThreadPoolExecutor | None = None
+        self._finding: asyncio.Future[list[MetricsTarget]] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._series: dict[tuple[str, ...], RequestSeries] = {}
         self._responses: dict[int, Counter] = {}
+        self._models: set[ModelName] = set()
+        """Those that are shown as ready or not."""
         self._n_in_flight = 0
 
     def configure(self, settings: MetricsSettings, show: Callable[[], None]) -> None:
@@ -128,10 +134,22 @@ class GatewayMetrics:
         """Stops watching."""
         if self._watching is not None:
             self._watching.cancel()
+        if self._reader is not None:
+            self._reader.shutdown(wait=False)
 
-    def read_targets(self) -> list[MetricsTarget]:
-        """Where every process shows its metrics. May wait for the network."""
-        return [] if self._targets is None else self._targets.read()
+    async def find_targets(self) -> list[MetricsTarget]:
+        """Where every process shows its metrics. Waits for the network.
+
+        Whoever asks meanwhile gets the same answer. While the head node is away it takes long, and
+        the threads of the event loop, which write usage, are few: it has its own.
+        """
+        if self._targets is None:
+            return []
+        if self._finding is None or self._finding.done():
+            self._reader = self._reader or ThreadPoolExecutor(1, "metrics targets")
+            loop = asyncio.get_running_loop()
+            self._finding = loop.run_in_executor(self._reader, self._targets.read)
+        return await asyncio.shield(self._finding)
 
     def of_model(self, model: ModelName) -> ModelSeries:
         """Returns what a model's lost engines are counted in."""
@@ -171,6 +189,9 @@ class GatewayMetrics:
             unstored: Usage records that are nowhere safe.
             lost: Usage records for which there was no room.
         """
+        for model in self._models - ready.keys():
+            self._metrics.forget(MODEL_READY, model)  # Else it would be waited for for ever.
+        self._models = set(ready)
         for model, is_ready in ready.items():
             self._metrics.gauge(MODEL_READY, model).set(is_ready)
         self._metrics.gauge(IN_FLIGHT).set(self._n_in_flight)

@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from serve_app import telemetry
+from serve_app.log_lines import log_line
 from serve_app.usage import UsageRecord
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LONGEST_PATH = 200
-_QUIET_PATHS = ("/health", "/ready")
+_QUIET_PATHS = ("/health", "/ready", "/metrics/targets")
 """Asked every few seconds by whoever watches."""
 
 
@@ -38,9 +38,7 @@ def log_request(
         fields["trace_id"] = meter.trace.id
     if meter is not None and meter.record is not None:
         fields |= _fields_of(meter.record)
-    logger.info(
-        "%s %s", method, ascii(path[:_LONGEST_PATH])[1:-1], extra=telemetry.with_fields(fields)
-    )
+    log_line(logger, f"{method} {ascii(path[:_LONGEST_PATH])[1:-1]}", fields)
 
 
 def _fields_of(record: UsageRecord) -> dict[str, Any]:

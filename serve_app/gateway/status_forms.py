@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from serve_app import telemetry
@@ -12,6 +13,17 @@ from serve_app.names import TenantId
 from serve_app.store.usage import UsageSum
 
 _TENANTS_SHOWN = 100
+_NOTHING = UsageSum({}, 0, 0, 0, 0, 0, 0, 0)
+_NOT_KNOWN = "the store does not answer: what was used today is not known"
+
+
+@dataclass(frozen=True)
+class UsedToday:
+    """What was used today (UTC)."""
+
+    total: UsageSum
+    by_tenant: Mapping[str, UsageSum]
+    """Of the first tenants by name, where there are very many."""
 
 
 class LogLevelForm(Section):
@@ -108,6 +120,7 @@ class Status(Section):
     store: str
     """`ok`, `loading` or `degraded`."""
     store_problem: str
+    """Also says so where what was used today is not known, and 0 everywhere."""
     log_level: str
     totals: Totals
     models: tuple[ModelView, ...]
@@ -116,13 +129,15 @@ class Status(Section):
     """Those with most waiting, running and spent, in this order; no more than 100."""
 
 
-def make_status(gateway: Gateway, used: Mapping[str, UsageSum]) -> Status:
+def make_status(gateway: Gateway, used: UsedToday | None) -> Status:
     """Returns what goes on.
 
     Args:
         gateway: Who is asked.
-        used: What tenants used today.
+        used: What tenants used today; None where the store does not say.
     """
+    problem = gateway.accounts.problem or ("" if used is not None else _NOT_KNOWN)
+    used = used or UsedToday(_NOTHING, {})
     known = gateway.known_models()
     models = tuple(
         _view_model(name, domain, state, detail, status)
@@ -133,20 +148,20 @@ def make_status(gateway: Gateway, used: Mapping[str, UsageSum]) -> Status:
         version=telemetry.version(),
         time_s=time.time(),
         ready=gateway.readiness()["ready"],
-        store=gateway.accounts.state,
-        store_problem=gateway.accounts.problem,
+        store="degraded" if problem else gateway.accounts.state,
+        store_problem=problem,
         log_level=telemetry.log_level(),
         totals=Totals(
             waiting=sum(model.waiting for model in models),
             running=sum(model.running for model in models),
             tokens_per_s=round(sum(model.tokens_per_s for model in models), 1),
-            requests=sum(each.requests for each in used.values()),
-            tokens=sum(each.prompt_tokens + each.completion_tokens for each in used.values()),
-            cost_usd=sum(each.cost_nano_usd for each in used.values()) / 1e9,
+            requests=used.total.requests,
+            tokens=used.total.prompt_tokens + used.total.completion_tokens,
+            cost_usd=used.total.cost_usd,
         ),
         models=models,
         domains=tuple(_view_domain(name, f) for name, f in sorted(by_domain.items())),
-        tenants=_view_tenants(by_domain.values(), used),
+        tenants=_view_tenants(by_domain.values(), used.by_tenant),
     )
 
 
@@ -201,7 +216,7 @@ def _view_tenants(
 
 
 def _view_tenant(tenant: str, queued: list[TenantStatus], used: UsageSum | None) -> TenantView:
-    spent = used or UsageSum({}, 0, 0, 0, 0, 0, 0, 0)
+    spent = used or _NOTHING
     return TenantView(
         tenant=TenantId(tenant),
         weight=max((each.weight for each in queued), default=1.0),

@@ -5,14 +5,16 @@ from fastapi import APIRouter, Depends, FastAPI
 from serve_app import telemetry
 from serve_app.gateway.admin import ERRORS, require_admin
 from serve_app.gateway.auth import check_sight, current_caller
+from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.gateway import Gateway
 from serve_app.gateway.status_forms import (
     LogLevelForm,
     LogLevelView,
     Status,
+    UsedToday,
     make_status,
 )
-from serve_app.store.usage import UsageQuery, UsageRepository, UsageSum, today
+from serve_app.store.usage import UsageQuery, UsageRepository, today
 
 STATUS_PATH = "/admin/status"
 _MAX_TENANTS = 10_000
@@ -51,9 +53,15 @@ def add_status_routes(app: FastAPI, gateway: Gateway) -> None:
     app.include_router(router)
 
 
-async def _used_today(gateway: Gateway) -> dict[str, UsageSum]:
+async def _used_today(gateway: Gateway) -> UsedToday | None:
+    """None while the store is away: what goes on is asked for then most of all."""
     day = today()
-    query = UsageQuery(day, day, by=("tenant",), most_rows=_MAX_TENANTS)
-    async with gateway.accounts.read() as session:
-        sums = await UsageRepository(session).sum(query)
-    return {each.group["tenant"]: each for each in sums}
+    try:
+        async with gateway.accounts.read() as session:
+            usage = UsageRepository(session)
+            (total,) = await usage.sum(UsageQuery(day, day, by=()))
+            by_tenant = UsageQuery(day, day, by=("tenant",), most_rows=_MAX_TENANTS)
+            sums = await usage.sum(by_tenant)
+    except ApiError:
+        return None
+    return UsedToday(total, {each.group["tenant"]: each for each in sums})

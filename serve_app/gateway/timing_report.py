@@ -19,6 +19,11 @@ ASK_HEADER = "x-arriero-timings"
 _FIELD = "arriero"
 _DONE_EVENT = b"data: [DONE]\n\n"
 _EVENT_PREFIX = b"data: {"
+_TIMES = ("gateway_ms", "queue_ms", "router_ms", "adapter_load_ms", "engine_ttft_ms", "ttft_ms")
+_HEADERS = {
+    name: f"x-arriero-{name.replace('_', '-')}".encode()
+    for name in (*_TIMES, "migrations", "engine")
+}
 _COPIED = ("id", "object", "created", "model")
 """What every chunk of a stream has in common."""
 
@@ -30,8 +35,7 @@ def wants_last_chunk(headers: Mapping[str, str]) -> bool:
 
 def timing_headers(timings: Timings) -> list[tuple[bytes, bytes]]:
     """Returns the headers of an answer. Milliseconds, to a tenth each."""
-    fields = {f"x-arriero-{n.replace('_', '-')}": v for n, v in report(timings).items()}
-    return [(name.encode(), str(value).encode()) for name, value in fields.items()]
+    return [(_HEADERS[name], str(value).encode()) for name, value in report(timings).items()]
 
 
 def report(timings: Timings) -> dict[str, float | int | str]:

@@ -6,6 +6,7 @@ controller would see is shown by its own code. All that was logged meanwhile has
 """
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import httpx
 import pytest
 
 from cluster.bootstrap import ROOT
+from cluster.monitoring import picture
 from cluster.monitoring.boards import BOARDS
 from cluster.monitoring.panels import fill_in
 from serve_app.deployment_names import engine_of
@@ -218,6 +220,13 @@ def test_every_panel_has_data(board: Any, seen: Seen) -> None:
         if not has_data(seen.prometheus.ask_range(fill_in(query.expr, "10s"), WINDOW_S))
     ]
     assert empty == []
+
+
+def test_overview_can_be_drawn(seen: Seen, tmp_path: Path) -> None:
+    """The README's is drawn here, where the variable names its file."""
+    file = Path(os.environ.get("ARRIERO_PICTURE") or tmp_path / "overview.png")
+    assert picture.main([seen.prometheus.url, str(file), "--minutes", "0.75"]) == 0
+    assert file.stat().st_size > 20_000
 
 
 def test_counts_are_exact(seen: Seen) -> None:

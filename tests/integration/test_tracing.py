@@ -35,6 +35,16 @@ def send(platform: LocalPlatform, flags: str = "01") -> None:
     assert post(platform.url, "/v1/chat/completions", body, **headers).status_code == 200
 
 
+def stop_at_a_string(platform: LocalPlatform) -> None:
+    """Two requests: one says what the other is to stop at."""
+    body = {"model": "tiny", "prompt": "one two three four", "max_tokens": 8}
+    headers = {"authorization": f"Bearer {_KEY}"}
+    (whole,) = post(platform.url, "/v1/completions", body, **headers).json()["choices"]
+    body["stop"] = whole["text"][3:6]
+    (cut,) = post(platform.url, "/v1/completions", body, **headers).json()["choices"]
+    assert (cut["finish_reason"], cut["text"]) == ("stop", whole["text"][:3])
+
+
 def make_traced(model: dict[str, Any], endpoint: str, folder: Path) -> Any:
     return make_settings(
         model,
@@ -53,21 +63,24 @@ def make_traced(model: dict[str, Any], endpoint: str, folder: Path) -> Any:
 
 def check_tree(collector: Collector) -> None:
     """Every span of a request has its place below the client's."""
-    (root,) = collector.named("POST /v1/chat/completions")
-    assert root.trace_id.hex() == _TRACE_ID
+
+    def named(name: str) -> list[Any]:
+        return [span for span in collector.named(name) if span.trace_id.hex() == _TRACE_ID]
+
+    (root,) = named("POST /v1/chat/completions")
     assert root.parent_span_id.hex() == _SPAN_ID
     own = attributes_of(root)
     assert own["arriero.request_id"] == "traced-01"
     assert (own["arriero.tenant"], own["gen_ai.usage.output_tokens"]) == ("a", 8)
     assert own["http.response.status_code"] == 200
     for name in ("ledger", "router", "engine"):
-        (span,) = collector.named(name)
+        (span,) = named(name)
         assert span.parent_span_id == root.span_id
         assert root.start_time_unix_nano <= span.start_time_unix_nano
         assert span.end_time_unix_nano <= root.end_time_unix_nano
-    (engine,) = collector.named("engine")
+    (engine,) = named("engine")
     for name in ("prefill", "decode"):
-        (span,) = collector.named(name)
+        (span,) = named(name)
         assert span.parent_span_id == engine.span_id
     assert all(_SECRET not in str(span) and _KEY not in str(span) for span in collector.spans)
 
@@ -78,8 +91,11 @@ def test_trace_goes_from_the_client_to_the_engine(tiny_model: Path, tmp_path: Pa
         with LocalPlatform(settings, tmp_path) as platform:
             send(platform, "00")  # Its client says that it is not sampled.
             send(platform)
+            stop_at_a_string(platform)
         # A platform that stops sends what it has left.
         check_tree(collector)
+        # The gateway knows the end of the last one, and no engine has said so.
+        assert len(collector.named("llm_request")) == 3
 
 
 @pytest.mark.slow

@@ -56,7 +56,8 @@ class PrometheusServer:
         port = choose_free_port(_HOST, 19_090, 19_290)
         assert port is not None, "no port is free"
         self._port = port
-        self._client = httpx.Client(base_url=f"http://{_HOST}:{port}/api/v1", timeout=30.0)
+        self.url = f"http://{_HOST}:{port}"
+        self._client = httpx.Client(base_url=f"{self.url}/api/v1", timeout=30.0)
 
     def __enter__(self) -> "PrometheusServer":
         self._log = (self._config.parent / "log").open("wb")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from cluster.monitoring import local_prometheus
 from cluster.monitoring.local_prometheus import ALERTS, command_of, main, write_config
+from tests.support.prometheus import find_promtool
 
 
 def test_config_finds_targets_through_a_gateway(tmp_path: Path) -> None:
@@ -20,6 +22,21 @@ def test_config_finds_targets_through_a_gateway(tmp_path: Path) -> None:
     ]
     assert content["rule_files"] == [str(ALERTS)]
     assert content["global"]["scrape_interval"] == "5s"
+
+
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:8000"])
+def test_prometheus_takes_the_config_with_fleets(tmp_path: Path, url: str) -> None:
+    config = write_config(tmp_path / "p", url, "5s", fleets=tmp_path / "fleet")
+    command = [find_promtool(), "check", "config", str(config)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_where_no_platform_is_scraped_none_is_missed(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "p", "", "5s", fleets=tmp_path / "fleet")
+    (file,) = yaml.safe_load(config.read_text())["rule_files"]
+    (group,) = yaml.safe_load(Path(file).read_text())["groups"]
+    assert [rule["alert"] for rule in group["rules"]] == ["ReclaimStorm"]
 
 
 def test_key_is_in_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:

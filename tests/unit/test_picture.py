@@ -39,6 +39,36 @@ def test_every_panel_has_its_place(file: Any, source: Source) -> None:
     assert len(figure.axes) == len(panels) + len(lines)
 
 
+def answer_states(request: httpx.Request) -> httpx.Response:
+    start = float(request.url.params["start"])
+    series = [
+        {"metric": {"state": state, "domain": state}, "values": [[start, "1"]]}
+        for state in ("draining", "failed", "loading", "ready")
+    ]
+    return httpx.Response(200, json={"data": {"result": series}})
+
+
+def test_lines_have_the_colour_of_the_state_that_they_are_named_for() -> None:
+    source = Source("http://prometheus", minutes=5.0)
+    transport = httpx.MockTransport(answer_states)
+    source._client = httpx.Client(base_url="http://p", transport=transport)
+    board = json.loads((FOLDER / "arriero-overview.json").read_text())
+    states = [panel for panel in board["panels"] if panel["title"] == "Engines by state"]
+    others = [panel for panel in board["panels"] if panel["title"] == "Fairness: gap to bound"]
+    good, bad = "#73bf69", "#f2495c"
+    colours = {}
+    for title, panels in (("states", states), ("others", others)):
+        figure = draw({"title": "", "panels": panels}, source)
+        for line in figure.axes[1].lines:
+            colours[title, line.get_label()] = line.get_color()
+    assert (colours["states", "ready"], colours["states", "failed"]) == (good, bad)
+    assert not {good, bad} & {colours["states", "draining"], colours["states", "loading"]}
+    named_alike = [colour for (title, _), colour in colours.items() if title == "others"]
+    assert len(named_alike) >= 4
+    assert named_alike.count(bad) <= 1  # The limit is red.
+    assert good not in named_alike
+
+
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
