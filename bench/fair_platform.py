@@ -13,19 +13,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from bench.arriero_system import ARRIERO_ROLES, arriero_application, describe_model
+from bench.ray_served import RayServed
 from bench.report import say
 from bench.sim_engine import EngineModel
-from bench.systems import (
-    ARRIERO_ROLES,
-    ENGINE_ARGS,
-    MODEL_NAME,
-    NotRunningError,
-    RayServed,
-    arriero_application,
-    describe_model,
-    has_answer,
-    wait_ready,
-)
+from bench.systems import ENGINE_ARGS, MODEL_NAME, NotRunningError, has_answer, wait_ready
 from deployments.echo_pace import Pace
 from serve_app.embedded_model import prepare_embedded_model
 from serve_app.keys import FreshKey, make_key

@@ -21,12 +21,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bench.arriero_system import arriero_echo
 from bench.load import chat_asks
 from bench.measure import Asks, Measured, measure, running
+from bench.peer_systems import LiteLlm
 from bench.peers import PeerMissingError, litellm_python
 from bench.processes import Role
 from bench.report import Figure, Spread, describe_run, print_figures, print_table, say
-from bench.systems import MODEL_NAME, LiteLlm, NotRunningError, System, arriero_echo
+from bench.systems import MODEL_NAME, NotRunningError, System
 from serve_app.embedded_model import prepare_embedded_model
 
 OURS, PEER, DIRECT = "arriero", "litellm", "direct"

@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.arriero_system import arriero_vllm
+from bench.bare_vllm import BareVllm
 from bench.load import completion_asks
 from bench.measure import Asks, Measured, measure, running
+from bench.peer_systems import ray_serve_llm
 from bench.peers import PeerMissingError, ray_llm_folder
 from bench.report import (
     Figure,
@@ -31,15 +34,7 @@ from bench.report import (
     print_table,
     say,
 )
-from bench.systems import (
-    ENGINE_ARGS,
-    MODEL_NAME,
-    BareVllm,
-    NotRunningError,
-    System,
-    arriero_vllm,
-    ray_serve_llm,
-)
+from bench.systems import ENGINE_ARGS, MODEL_NAME, NotRunningError, System
 from serve_app.embedded_model import prepare_embedded_model
 
 BARE, OURS, PEER, PEER_DIRECT = "bare", "arriero", "ray-llm", "ray-llm-direct"

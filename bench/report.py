@@ -85,7 +85,7 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        print(f"| {' | '.join([first, *others])} |")
+        print(f"| {' | '.join([first, *others])} |", flush=True)
 
 
 def print_figures(bench: str, figures: dict[str, Figure], *, is_quick: bool) -> None:
