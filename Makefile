@@ -3,12 +3,14 @@
 # PYTHON=python3.12   the Python that makes the environment (default: a fitting one on the PATH)
 # PROFILE=cpu|gpu     what to install (default: gpu where an NVIDIA driver answers)
 # CONFIG=file         the Ray Serve config file that `make up` deploys (default: config.yaml)
+# PROCESSES=2         how many tests `make test` runs at once; slow ones run one by one
 # ARGS='...'          options for a benchmark, or for pytest in test and test-fast
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done),python3)
 CONFIG ?= config.yaml
+PROCESSES ?= 2
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -32,13 +34,18 @@ monitoring: env ## Start a Prometheus that scrapes what `make up` started (ARGS=
 	@$(VENV)/python -m cluster.monitoring.local_prometheus $(ARGS)
 
 test: env-dev ## Run every test; the first run installs everything
-	@$(VENV)/python -m pytest $(ARGS)
+	@$(VENV)/python -m pytest --numprocesses=$(PROCESSES) $(ARGS)
 
 test-fast: env-dev ## Run the tests that need neither Ray nor a model
 	@$(VENV)/python -m pytest -m 'not slow and not e2e' $(ARGS)
 
 test-clouds: env-dev sky ## Launch through SkyPilot's AWS code before moto (three minutes)
 	@ARRIERO_SKY_CLOUD=1 $(VENV)/python -m pytest tests/integration/test_provisioners.py $(ARGS)
+
+test-vms: env-dev sky ## Run a fleet on "VMs" of this machine (root, 5 GB; ten minutes the first time)
+	@$(VENV)/python -m tests.support.vm_image
+	@ARRIERO_VMS=1 unshare --net --mount --pid --fork --kill-child --mount-proc \
+		$(VENV)/python -m pytest -s tests/chaos/test_vms.py $(ARGS)
 
 check: env-dev ## Formatting, lint, types, import rules, generated pages
 	@$(VENV)/ruff format --check --quiet . || { echo 'Not formatted: run make format'; exit 1; }
@@ -103,11 +110,12 @@ bench-migration: env-dev ## Measure what the death of an engine costs (ARGS=--qu
 bench-overload: env-dev ## Measure ten times what it can serve (ARGS=--quick for two minutes)
 	@$(VENV)/python -m bench.overload $(ARGS)
 
-chaos: env-dev ## Kill, stop and drain engines at random (ARGS='--seconds 600 --seed 7')
+chaos: env-dev ## Kill, stop, hang and drain engines at random (ARGS='--seconds 600 --seed 7')
 	@$(VENV)/python -m tests.chaos.storm $(ARGS)
 
 chaos-deaths: env-dev ## Kill each kind of process on a real Ray, under load
-	@ARRIERO_DEATHS=1 RAY_AUTH_MODE=token $(VENV)/python -m pytest tests/chaos/test_deaths.py tests/chaos/test_node_drain.py \
+	@ARRIERO_DEATHS=1 RAY_AUTH_MODE=token $(VENV)/python -m pytest tests/chaos/test_deaths.py \
+		tests/chaos/test_node_drain.py tests/chaos/test_worker_death.py \
 		$(ARGS)
 
 chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
@@ -116,7 +124,7 @@ chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)
 
-bench-autoscale: env-dev ## Compare scaling with Ray Serve's own, simulated (ARGS=--quick for less)
+bench-autoscale: env-dev ## Compare scaling with Ray Serve's own, simulated (ARGS=--live on a real Ray)
 	@$(VENV)/python -m bench.autoscale $(ARGS)
 
 bench-spot-bound: env-dev ## Say what availability costs at least on spot traces (ARGS='--traces FOLDER')

@@ -13,6 +13,7 @@ from typing import Any
 from serve_app.cli_adapters import add_adapters
 from serve_app.cli_fairness import add_fairness
 from serve_app.cli_fleet import add_fleet
+from serve_app.cli_front import add_front
 from serve_app.cli_keys import add_keys
 from serve_app.cli_logs import add_logs
 from serve_app.cli_requests import add_requests
@@ -37,6 +38,7 @@ examples:
   arriero replay ID                         send a kept request again
   arriero fairness replay FILE              did the router keep to the rules?
   arriero fleet plan FILE                   which nodes would be launched, where, at what price?
+  arriero front configs/front.yaml          one address over several cells
 
 exit status: 0 done, 1 failed, 2 wrong usage or an invalid file
 """
@@ -122,6 +124,7 @@ _SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (
     add_logs,
     add_fairness,
     add_fleet,
+    add_front,
 )
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ environment:
   ARRIERO_URL         the platform's address (default http://127.0.0.1:8000)
 """
 
+_MOST_S = 1_000_000
+_LAST_PORT = 65_535
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 Act = Callable[["AdminClient", argparse.Namespace], int]
@@ -27,7 +29,7 @@ def add_group(subcommands: Any, name: str, words: str, examples: str) -> Any:
     parser = subcommands.add_parser(
         name,
         help=words,
-        description=words.capitalize() + ".",
+        description=f"{words[0].upper()}{words[1:]}.",
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -100,3 +102,21 @@ def read_duration(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write 30m, 12h, 90d or 4w")
     return float(match[1]) * _UNIT_S[match[2]]
+
+
+def read_seconds(text: str) -> float:
+    """Read a number of seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _MOST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to {_MOST_S}")
+    return seconds
+
+
+def read_port(text: str) -> int:
+    """Read a port to listen on."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; ports are 1 to {_LAST_PORT}")
+    return int(text)

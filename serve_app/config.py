@@ -19,7 +19,9 @@ from pydantic import (
 )
 
 from serve_app.config_adapters import AdaptersSettings, find_adapter_conflict
+from serve_app.config_cell import CellMembership
 from serve_app.config_fleet import FleetSettings
+from serve_app.config_front import FrontSettings
 from serve_app.config_limits import LedgerSettings, PriceSpec
 from serve_app.config_metrics import MetricsSettings
 from serve_app.config_model import (
@@ -53,6 +55,7 @@ __all__ = [
     "AuthKeys",
     "AuthOff",
     "AuthSettings",
+    "CellMembership",
     "CpuAccelerator",
     "DeclaredTenant",
     "EchoEngine",
@@ -60,6 +63,7 @@ __all__ = [
     "Engine",
     "FleetSettings",
     "FrontEndSettings",
+    "FrontSettings",
     "GatewaySettings",
     "GpuAccelerator",
     "HuggingFaceSource",
@@ -247,6 +251,10 @@ class Settings(Section):
     """Traces of requests. None makes none."""
     fleet: FleetSettings | None = None
     """Nodes that `arriero fleet up` keeps running. None means none: nodes are your affair."""
+    cell: CellMembership | None = None
+    """What makes this platform one of several cells. None means that it stands alone."""
+    front: FrontSettings | None = None
+    """One address over several cells. `arriero front` runs it; a cell itself needs none."""
 
     @field_validator("auth", mode="before")
     @classmethod

@@ -3,20 +3,23 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from serve_app.config import Settings, check_exposure, parse_settings
 from serve_app.config_fleet import FleetSettings
+from serve_app.config_front import FrontSettings
 from serve_app.config_problems import describe_invalid, find_unknown_keys, list_problems
+from serve_app.config_section import Section
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 IMPORT_PATH = "serve_app.main:build"
+_S = TypeVar("_S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -53,30 +56,71 @@ class FleetFile:
     state_dir: str | None
 
 
+@dataclass(frozen=True)
+class FrontFile:
+    """What a config file says of a front. The rest of the file has not been checked.
+
+    Attributes:
+        path: Where it was read.
+        front: What `front` says.
+        fleet: What `fleet` says; None where it says nothing.
+        state_dir: What `store.state_dir` says; None where it says nothing.
+    """
+
+    path: Path
+    front: FrontSettings
+    fleet: FleetFile | None
+    state_dir: str | None
+
+
 def load_fleet_file(path: Path) -> FleetFile:
     """Read what a file says of its fleet, without Ray and vLLM: seconds less, on any machine.
 
     Raises:
         ConfigError: It cannot be read, has no fleet, or the fleet is not valid.
     """
+    args = _read_args(path)
+    fleet = _read_section(path, args, "fleet", FleetSettings, "configs/local-fleet.yaml")
+    return FleetFile(path.resolve(), fleet, _state_dir_in(args))
+
+
+def load_front_file(path: Path) -> FrontFile:
+    """Read what a file says of a front, and of the fleet whose cells it may have.
+
+    Raises:
+        ConfigError: It cannot be read, has no front, or front or fleet are not valid.
+    """
+    args = _read_args(path)
+    front = _read_section(path, args, "front", FrontSettings, "configs/front.yaml")
+    fleet = load_fleet_file(path) if args.get("fleet") is not None else None
+    return FrontFile(path.resolve(), front, fleet, _state_dir_in(args))
+
+
+def _read_args(path: Path) -> dict[str, Any]:
     content = _read_mapping(path)
     apps = [app for app in content.get("applications") or [] if isinstance(app, dict)]
     ours = next((app for app in apps if app.get("import_path") == IMPORT_PATH), {})
-    args = ours.get("args") if isinstance(ours.get("args"), dict) else {}
-    if not args or args.get("fleet") is None:
+    args = ours.get("args")
+    return args if isinstance(args, dict) else {}
+
+
+def _read_section(path: Path, args: dict[str, Any], name: str, kind: type[_S], example: str) -> _S:
+    if args.get(name) is None:
         raise ConfigError(
-            f"{path}: has no `fleet` under the args of the application with import_path: "
+            f"{path}: has no `{name}` under the args of the application with import_path: "
             f"{IMPORT_PATH}. docs/configuration.md says what stands there; "
-            "configs/local-fleet.yaml is an example that runs on this machine."
+            f"{example} is an example that runs on this machine."
         )
     try:
-        fleet = FleetSettings.model_validate(args["fleet"])
+        return kind.model_validate(args[name])
     except ValidationError as error:
-        problems = list(describe_invalid(error, FleetSettings))
-        raise ConfigError(list_problems(f"{path}: fleet is not valid", problems)) from None
+        problems = list(describe_invalid(error, kind))
+        raise ConfigError(list_problems(f"{path}: {name} is not valid", problems)) from None
+
+
+def _state_dir_in(args: dict[str, Any]) -> str | None:
     store = args.get("store")
-    state_dir = store.get("state_dir") if isinstance(store, dict) else None
-    return FleetFile(path.resolve(), fleet, state_dir)
+    return store.get("state_dir") if isinstance(store, dict) else None
 
 
 def load_config_file(path: Path) -> ServeFile:

@@ -231,6 +231,9 @@ class RolloutSettings(Section):
     """Engines that may run beyond the usual number meanwhile, in percent of it, rounded up. They
     wait until devices are free for them, and the change with them: 100 needs as many again as the
     model has, less is slower. 0 stops old engines first, for where there are none to spare."""
+    attempt: Annotated[int, Field(ge=0)] = 0
+    """Another number has a version that was given up tried again. The platform raises it by itself
+    while engines are missing; it restarts nothing."""
 
 
 class CanarySettings(Section):

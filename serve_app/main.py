@@ -25,6 +25,7 @@ from serve_app.config import Settings, check_exposure, cost_factors_of, parse_se
 from serve_app.config_model import CpuAccelerator, ModelSettings
 from serve_app.deployment_names import GATEWAY, LEDGER, engine_of, router_of
 from serve_app.errors import ConfigError
+from serve_app.model_entry import NOT_THE_ENGINES
 from serve_app.names import ModelName
 from serve_app.policy.placement import plan_placement
 from serve_app.replicas import EngineReplica, GatewayReplica, LedgerReplica, RouterReplica
@@ -35,11 +36,8 @@ APP_NAME = "arriero"
 _SHUTDOWN_SLACK_S = 10.0
 _START_TRIES = 3
 """After so many failures in a row a new version of a model's engines is given up."""
-_NOT_THE_ENGINES = {
-    *("replicas", "autoscaling", "rollout", "canary", "front_end", "aliases", "cost_factor"),
-    "ttft_objective_s",
-}
-"""Settings of a model that its running engines need not know."""
+_HEALTH_PERIOD_S = 2.0
+_ATTEMPT_S = 1e-6
 _MANY = 1_000_000
 """Requests travel past Serve's own queues; its bound on them must not bind."""
 
@@ -106,8 +104,13 @@ def _ledger(settings: Settings, shared: dict[str, Any]) -> Application:
         health_check_period_s=2.0,
     )(LedgerReplica)
     # What its leases and its journal are is fixed while it lives; limits are not.
-    identity = [settings.ledger.model_dump(mode="json"), settings.store.state_dir]
+    identity = [settings.ledger.model_dump(mode="json"), settings.store.state_dir, *_cell(settings)]
     return _pinned(deployment, identity).bind()
+
+
+def _cell(settings: Settings) -> list[Any]:
+    """Which cell this is, if it is one: fixed while a ledger or a router lives."""
+    return [] if settings.cell is None else [settings.cell.model_dump(mode="json")]
 
 
 def _router(domain: ModelName, settings: Settings, shared: dict[str, Any]) -> Application:
@@ -120,7 +123,7 @@ def _router(domain: ModelName, settings: Settings, shared: dict[str, Any]) -> Ap
         health_check_period_s=2.0,
     )(RouterReplica)
     factors = cost_factors_of(settings, domain)
-    identity = [domain, settings.fairness.policy, factors]
+    identity = [domain, settings.fairness.policy, factors, *_cell(settings)]
     return _pinned(deployment, identity).bind(domain)
 
 
@@ -146,15 +149,14 @@ def _engine(model: ModelSettings, settings: Settings, router: Application) -> Ap
         graceful_shutdown_timeout_s=model.drain_timeout_s + _SHUTDOWN_SLACK_S,
         # Nothing runs by way of Serve here that would be worth a wait before the drain begins.
         graceful_shutdown_wait_loop_s=0.1,
-        health_check_period_s=2.0,
+        # Serve forgets that a version failed only with another one. This makes one, of the kind
+        # that restarts nothing.
+        health_check_period_s=_HEALTH_PERIOD_S + _ATTEMPT_S * model.rollout.attempt,
         health_check_timeout_s=model.health_timeout_s,
     )(EngineReplica)
     # What else an engine's replica needs is in its own arguments; how many there are, how the
     # gateway renders prompts and who may call does not concern it.
-    spec = model.model_dump(
-        mode="json",
-        exclude=_NOT_THE_ENGINES,
-    )
+    spec = model.model_dump(mode="json", exclude=set(NOT_THE_ENGINES))
     logging = settings.logging.model_dump(mode="json")
     adapters = settings.adapters.cache.model_dump(mode="json")
     metrics = settings.metrics.model_dump(mode="json")

@@ -319,6 +319,8 @@ class EngineStatus(msgspec.Struct, frozen=True):
     load: EngineLoad
     adapters: AdapterTally = AdapterTally()
     adapters_in_memory: int = 0
+    places: int = 0
+    """Requests that it wants at a time, a few more than it runs."""
 
 
 class TenantStatus(msgspec.Struct, frozen=True):
@@ -366,6 +368,10 @@ class ModelStatus(msgspec.Struct, frozen=True, tag=True):
     """What an operator has set; empty where nobody has."""
     scaling: ScalingStatus | None = None
     """None where the number of engines is fixed."""
+    note: str = ""
+    """What the platform has done about a deployment of it that failed."""
+    is_settling: bool = False
+    """Whether the router is so new that engines may be there that have not reported to it yet."""
 
 
 class FrontEndPayload(msgspec.Struct, frozen=True, tag=True):

@@ -1,12 +1,34 @@
 """Fixtures for all kinds of tests. What is slow to make is made once a session."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.clients import closed_clients
 from tests.support.tiny_model import make_tiny_model
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Chaos comes last: how soon all is well again is timed, and by then nothing else runs."""
+    items.sort(key=lambda item: item.path.parent.name == "chaos")
+
+
+class OneSlowAtATime(LoadScopeScheduling):  # type: ignore[misc]  # It has no types.
+    """Tests that start processes run one after the other, as alone; beside them the rest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Returns what runs in one process, in order."""
+        file = nodeid.split("::")[0]
+        return "slow" if file.split("/")[1] in ("chaos", "e2e", "integration") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneSlowAtATime:
+    """Whichever way of distributing tests is asked for."""
+    return OneSlowAtATime(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,6 +38,13 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("state")
         patch.setenv("ARRIERO_STATE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """As `tmp_path`, with room in its name for a socket's: a path of those is short."""
+    with tempfile.TemporaryDirectory(prefix="at-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)

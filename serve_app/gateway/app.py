@@ -45,6 +45,7 @@ from serve_app.gateway.error_body import ApiError, from_validation, render
 from serve_app.gateway.gateway import Gateway, Target
 from serve_app.gateway.inner_scope import inner_scope
 from serve_app.gateway.meter import Meter, current_meter
+from serve_app.gateway.null_params import drop_nulls
 from serve_app.gateway.openapi import build_openapi
 from serve_app.gateway.request_log import log_request
 from serve_app.gateway.request_routes import add_request_routes
@@ -136,21 +137,25 @@ def _add_own_routes(app: FastAPI, gateway: Gateway) -> None:
         Where keys are on, for keys with the scope `admin`.
         """
         check_sight(current_caller.get())
-        return as_discovery(await asyncio.to_thread(gateway.metrics.read_targets))
+        return as_discovery(await gateway.metrics.find_targets())
 
     @app.get("/v1/models", tags=["models"])
     async def models(
         limit: Annotated[int, Query(ge=0, le=1000)] = 1000, after: str = ""
     ) -> dict[str, Any]:
-        """The models that requests may name, and adapters, of which `limit` behind `after`."""
+        """The models that requests may name, and adapters, of which `limit` behind `after`.
+
+        With `has_more` there are others: ask again with the last one's `id` as `after`.
+        """
         caller = current_caller.get()
-        bases = gateway.model_cards(caller) if not after else []
-        return {"object": "list", "data": bases + gateway.adapter_cards(caller, after, limit)}
+        bases = gateway.directory.model_cards(caller) if not after else []
+        cards, has_more = gateway.directory.adapter_cards(caller, after, limit)
+        return {"object": "list", "data": bases + cards, "has_more": has_more}
 
     @app.get("/v1/models/{model:path}", tags=["models"], responses={404: {"description": "None"}})
     async def model(model: str) -> dict[str, Any]:
         """One model or adapter."""
-        return gateway.find_card(model, current_caller.get())
+        return gateway.directory.find_card(model, current_caller.get())
 
 
 async def _answer_api_error(request: Request, error: Exception) -> Response:
@@ -183,6 +188,7 @@ class Dispatch:
         seen = peek(body)
         meter = current_meter.get()
         target = await self._find_target(seen.model, scope["path"], meter, receive)
+        body = drop_nulls(scope["path"], body)
         with target.front_end.in_use():
             await self._run(target, seen, body, scope, receive, send)
 
@@ -211,17 +217,20 @@ class Dispatch:
             send = LastChunk(send, scope["path"], meter.read_timings)
         answer = FrontEndAnswer(send, scope["path"], retry_after_s, lambda: meter.failure)
         inner = inner_scope(scope)
-        try:
-            await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
-        except Exception as error:
-            await answer.fail(error)
-        finally:
-            record = meter.close(
-                answer.outcome, answer.status, None if transcript is None else transcript.texts()
-            )
-            if record is not None:
-                meter.record = record
-                self._gateway.accounts.recorder.record(record)
+        accounts = self._gateway.accounts
+        with accounts.open_usage.holding(meter, answer):
+            try:
+                await run_until_hang_up(front_end.app, inner, body, Outer(receive, answer))
+            except Exception as error:
+                await answer.fail(error)
+            finally:
+                texts = None
+                # Asked again at the end: its tenant may have changed its mind, or be gone.
+                if transcript is not None and self._gateway.keeps_texts(meter.caller):
+                    texts = transcript.texts()
+                record = meter.close(answer.outcome, answer.status, texts)
+                if record is not None:
+                    accounts.recorder.record(record)
 
     async def _find_target(
         self, model_name: str | None, path: str, meter: Meter, receive: Receive
@@ -255,7 +264,7 @@ class Edge:
         started_s = time.monotonic()
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
-        answered = Answered(send, request_id, self._gateway.metrics)
+        answered = Answered(send, request_id, self._gateway.metrics, started_s)
         path, is_gone = scope["path"], False
         telemetry.request_id.set(request_id)
         caller: Caller | None = None
@@ -267,7 +276,7 @@ class Edge:
                 answered.meter = self._gateway.make_meter(caller, headers, started_s)
                 current_meter.set(answered.meter)
                 if self._gateway.tracing is not None:
-                    answered.meter.trace = self._gateway.tracing.begin(path, headers, started_s)
+                    answered.meter.trace = self._gateway.tracing.begin(path, headers)
             await self._app(scope, receive, answered)
         except ApiError as error:
             await answered.with_error(error, path)

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.types import Receive
@@ -24,17 +24,17 @@ from serve_app.config_tenants import Scope
 from serve_app.dialect import dialect_of
 from serve_app.errors import AdapterRefusedError, InternalError
 from serve_app.gateway.accounts import Accounts
-from serve_app.gateway.adapter_choice import AdapterChoice, may_use
+from serve_app.gateway.adapter_choice import AdapterChoice
 from serve_app.gateway.adapters import GatewayAdapters
 from serve_app.gateway.auth import check_scope
 from serve_app.gateway.canary import CanaryTurns
 from serve_app.gateway.deadline import read_timeout
+from serve_app.gateway.directory import Directory
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.front_end import FrontEnd
 from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.meter import Meter
-from serve_app.gateway.model_cards import Card, make_adapter_cards, make_base_card
 from serve_app.gateway.model_client import ModelClient
 from serve_app.gateway.served_model import ServedModel
 from serve_app.gateway.timing_report import wants_last_chunk
@@ -104,15 +104,17 @@ class Gateway:
         self._canaries: dict[ModelName, ServedModel] = {}
         """By the name of the model whose other version each is."""
         self._canary_turns = CanaryTurns()
-        self._base_of: dict[str, ModelName] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.metrics = metrics or GatewayMetrics()
         self.accounts = Accounts()
         self.adapters = GatewayAdapters(self.accounts, self._say_gone)
+        self.directory = Directory(self._models, self.adapters.registry)
         self._find_ledger = find_ledger
         self._ledger: LedgerClient | None = None
         self.tracing: Tracing | None = None
         """None where requests are not traced."""
+        self.leaves_s: float | None = None
+        """When the whole cell ends, in seconds since 1970; None where it is to stay."""
         self.settings: Settings
 
     def configure(self, settings: Settings) -> None:
@@ -126,7 +128,7 @@ class Gateway:
         self.accounts.configure(settings)
         self.adapters.configure(settings.adapters)
         self._configure_ledger(settings.ledger)
-        self._base_of = {name: m.name for m in settings.models for name in m.names}
+        self.directory.configure(settings.models)
         self._follow(self._models, {model.name: (model, model) for model in settings.models})
         canaries = {model.name: (model.canary_version, model) for model in settings.models}
         self._follow(self._canaries, {n: (c, m) for n, (c, m) in canaries.items() if c is not None})
@@ -204,6 +206,10 @@ class Gateway:
         meter.wants_last_chunk = wants_last_chunk(headers)
         return meter
 
+    def keeps_texts(self, caller: Caller) -> bool:
+        """Whether prompts and answers of a caller are to be kept, as far as is known now."""
+        return self.accounts.catalog.keeps_texts(caller.tenant_id)
+
     def price_of(self, model: ModelName, adapter: str) -> PriceSpec:
         """Returns what tokens of a base model, or of its adapter of this full name, cost."""
         return find_price(self.settings.prices, model, adapter)
@@ -219,7 +225,7 @@ class Gateway:
                 recorded.
             ClientGoneError: The client went away while it waited.
         """
-        base, adapter = self._resolve(model_name, caller)
+        base, adapter = self.directory.resolve(model_name, caller)
         model = self._choose_version(base) if adapter is None else self._models[base]
         self.accounts.check_room()
         state, front_end = model.state, None
@@ -252,7 +258,7 @@ class Gateway:
         try:
             return AdapterChoice(asked, await self.adapters.resolve(adapter, caller))
         except AdapterRefusedError:
-            raise self.no_such_model(asked, caller) from None
+            raise self.directory.no_such_model(asked, caller) from None
 
     def _say_gone(self, refs: list[AdapterRef]) -> None:
         for ref in refs:
@@ -260,53 +266,18 @@ class Gateway:
             if model is not None:
                 model.client.say_gone(ref)
 
-    def _resolve(self, model_name: str | None, caller: Caller) -> tuple[ModelName, Adapter | None]:
-        """Whether a model does not exist or is another tenant's is not told apart."""
-        if model_name is None and len(self._models) == 1:
-            model_name = next(iter(self._models))
-        if model_name is None:
-            known = self._names_for(caller)
-            raise ApiError(
-                400, f"The parameter 'model' is missing. Name one of: {known}.", param="model"
-            )
-        base = self._base_of.get(model_name)
-        if base is not None and caller.tenant.may_use(model_name, base):
-            return base, None
-        adapter = self._find_adapter(model_name) if base is None else None
-        if adapter is None or adapter.base not in self._models or not may_use(caller, adapter):
-            raise self.no_such_model(model_name, caller)
-        return adapter.base, adapter
-
-    def _find_adapter(self, name: str) -> Adapter | None:
-        """The base model may be called by an alias, too."""
-        base, separator, rest = name.partition(":")
-        model = self._base_of.get(base) if separator else None
-        return self.adapters.registry.find(f"{model}:{rest}" if model is not None else name)
-
-    def _names_for(self, caller: Caller) -> str:
-        return ", ".join(sorted(card["id"] for card in self.model_cards(caller))) or "none"
-
-    def no_such_model(self, model_name: str, caller: Caller) -> ApiError:
-        """Says that there is no such model, and which there are for this caller."""
-        known = self._names_for(caller)
-        return ApiError(
-            404,
-            f"The model {model_name[:200]!r} does not exist or you do not have access to it. "
-            f"Models served here: {known}.",
-            param="model",
-            code="model_not_found",
-        )
-
     # --- what is known ----------------------------------------------------------------------
 
     def readiness(self) -> dict[str, Any]:
-        """State of every model, for `/ready`."""
+        """State of every model, for `/ready`. A cell that ends is not ready for more."""
         models = {name: model.show() for name, model in self._models.items()}
         store = self.accounts.state
         # A canary that is not ready keeps nobody from being served.
         canaries = {model.settings.name: model.show() for model in self._canaries.values()}
+        is_whole = all(m["ready"] for m in models.values()) and store != "loading"
         return {
-            "ready": all(m["ready"] for m in models.values()) and store != "loading",
+            "ready": is_whole and self.leaves_s is None,
+            "leaves_s": self.leaves_s,
             "models": models | canaries,
             "store": {"state": store},
             "adapters": self.adapters.counts(),
@@ -332,49 +303,6 @@ class Gateway:
             model.client.set_log_level(level)
         if self._ledger is not None:
             self._ledger.set_log_level(level)
-
-    def model_cards(self, caller: Caller) -> list[Card]:
-        """Every model and alias that the caller may use, as `/v1/models` lists them."""
-        return [
-            make_base_card(alias, name, model.since_s, model.max_model_len)
-            for name, model in self._models.items()
-            for alias in model.settings.names
-            if caller.tenant.may_use(alias, name)
-        ]
-
-    def adapter_cards(self, caller: Caller, after: str, most: int) -> list[Card]:
-        """Adapters that the caller may use, by name; those of families once they were used.
-
-        Args:
-            caller: Who asks.
-            after: Only names behind this one.
-            most: No more adapters than these.
-        """
-        known = self.adapters.registry.known(after)
-        first = islice((adapter for adapter in known if may_use(caller, adapter)), most)
-        return [card for adapter in first for card in self._cards_of(adapter)]
-
-    def find_card(self, name: str, caller: Caller) -> Card:
-        """One model or adapter as `/v1/models` lists it.
-
-        Raises:
-            ApiError: 404; there is none for this caller.
-        """
-        adapter = self._find_adapter(name)
-        cards = self.model_cards(caller)
-        if adapter is not None and may_use(caller, adapter):
-            cards += self._cards_of(adapter)
-        found = next((card for card in cards if card["id"] == name), None)
-        if found is None:
-            raise self.no_such_model(name, caller)
-        return found
-
-    def _cards_of(self, adapter: Adapter) -> list[Card]:
-        """None of a family's adapter that nobody has used: nobody knows whether it is there."""
-        model, version = self._models.get(adapter.base), self.adapters.registry.current(adapter)
-        if model is None or (version is None and adapter.origin == "family"):
-            return []
-        return make_adapter_cards(adapter, version, model.max_model_len)
 
     # --- ledger -----------------------------------------------------------------------------
 
@@ -404,6 +332,7 @@ class Gateway:
                 self._build_front_end(model, payload, dialect_of(config_id))
             ),
             self.metrics.of_model(settings.name),
+            self.adapters.doubt,
         )
         model = ServedModel(settings, shown_as, client)
         client.start()

@@ -71,6 +71,7 @@ def view_status(status: ModelStatus) -> dict[str, Any]:
                 "detail": engine.detail,
                 "running": engine.load.running,
                 "waiting": engine.load.waiting,
+                "places": engine.places,
                 "kv_usage": engine.load.kv_usage,
                 "tokens_per_s": engine.load.tokens_per_s,
                 "adapters": {

@@ -29,6 +29,7 @@ from serve_app.config import LimitSettings
 from serve_app.engine_frames import ABORT, ACCEPTED, ALIVE, BEGIN, read_times
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.gateway_metrics import ModelSeries
+from serve_app.gateway.model_state import follow
 from serve_app.gateway.retries import Retries
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.gateway.timings import TicketClock
@@ -85,6 +86,7 @@ class ModelClient:
         limits: How often a request may lose its engine.
         on_front_end: Called with (config_id, payload) when the engines' configuration is new.
         series: Counts requests that lose their engine.
+        on_adapter_failed: Called with an adapter that an engine could not have.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class ModelClient:
         limits: LimitSettings,
         on_front_end: Callable[[str, bytes], None],
         series: ModelSeries,
+        on_adapter_failed: Callable[[AdapterRef], None] = lambda ref: None,
     ) -> None:
         self.name = name
         self.status = ModelStatus("", [], 0)
         self._identity = identity
         self._on_front_end = on_front_end
         self._series = series
+        self._on_adapter_failed = on_adapter_failed
         self._moved_s: dict[TicketId, float] = {}
         """When those lost their engine that have got nothing from another one since."""
         self._front_end_id = ""
@@ -265,7 +269,7 @@ class ModelClient:
             case ModelStatus():
                 if mail.log_level != self.status.log_level:
                     telemetry.set_log_level(mail.log_level)
-                self.status = mail
+                self.status = follow(self.status, mail)
                 self._ask_for_front_end()
             case FrontEndPayload():
                 self._take_front_end(mail)
@@ -361,6 +365,8 @@ class ModelClient:
         if ticket is None or not has_failed:
             return
         if isinstance(output.stop_reason, str):  # The engine says why, such as an adapter's fault.
+            if ticket.enqueue.adapter is not None:
+                self._on_adapter_failed(ticket.enqueue.adapter)
             error = GracefulHTTPError(output.stop_reason, HTTPStatus.SERVICE_UNAVAILABLE)
             ticket.sink.fail(output.request_id, error)
             return

@@ -81,7 +81,8 @@ def add_request_routes(app: FastAPI, accounts: Accounts) -> None:
             next=page[-1].request_id if has_more else None,
         )
 
-    @router.get("/requests/{request_id}")
+    # Clients may name their requests as they like, also with slashes.
+    @router.get("/requests/{request_id:path}")
     async def show_request(request_id: str) -> RequestDetail:
         """The latest request of this id, ours or the answer's `x-request-id`, with its texts."""
         async with accounts.read() as session:

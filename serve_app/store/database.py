@@ -147,6 +147,8 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode = WAL")
     # FULL: what was committed is still there after a power cut, as with PostgreSQL.
     cursor.execute("PRAGMA synchronous = FULL")
+    # What is deleted is overwritten: prompts and answers that someone wanted gone.
+    cursor.execute("PRAGMA secure_delete = ON")
     cursor.close()
 
 

@@ -100,6 +100,7 @@ class AdapterVersionRow(Table):
     """SHA-256 of its files."""
     source: Mapped[str] = mapped_column(String(2048))
     mark: Mapped[str] = mapped_column(String(64))
+    """Of the files at the source; empty where they are no more."""
     facts: Mapped[dict[str, Any]] = mapped_column(JSON)
     """Rank, modules and size."""
     created_s: Mapped[float] = mapped_column(Double)

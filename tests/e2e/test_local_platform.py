@@ -143,6 +143,13 @@ def test_status_says_ready(platform: Platform) -> None:
     assert "echo: ready" in done.stdout
 
 
+def test_answers_name_their_request_once(platform: Platform) -> None:
+    for given in ({}, {"x-request-id": "mine"}):
+        answer = httpx.get(f"http://127.0.0.1:{platform.port}/v1/models", headers=given)
+        [name] = answer.headers.get_list("x-request-id")
+        assert name == given.get("x-request-id", name)
+
+
 def test_invalid_file_leaves_the_platform_as_it_was(platform: Platform, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     _write_config(bad, platform.port, replicas={"min": 3, "max": 1})

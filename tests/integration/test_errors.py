@@ -191,6 +191,17 @@ def test_state_needs_no_key(keyed_platform: LocalPlatform, path: str) -> None:
     assert httpx.get(keyed_platform.url + path).status_code == 200
 
 
+def test_cell_that_ends_is_not_ready_and_says_until_when(echo_platform: LocalPlatform) -> None:
+    server = echo_platform._gateways[0]
+    assert httpx.get(server.url + "/ready").json()["leaves_s"] is None
+    server.gateway.leaves_s = 1_030.5
+    try:
+        answer = httpx.get(server.url + "/ready")
+        assert (answer.status_code, answer.json()["leaves_s"]) == (503, 1_030.5)
+    finally:
+        server.gateway.leaves_s = None
+
+
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
 def test_nobody_changes_adapters_while_keys_are_off(
     echo_platform: LocalPlatform, path: str

@@ -128,6 +128,15 @@ def test_responses_api_answers(client: openai.OpenAI) -> None:
     assert answer.usage.output_tokens == 12
 
 
+def test_responses_api_takes_null_for_the_default(client: openai.OpenAI) -> None:
+    nulls = {"truncation": None, "background": None}
+    answer = client.responses.create(
+        model="tiny", input=HELLO, max_output_tokens=3, extra_body=nulls
+    )
+    assert answer.truncation == "disabled"
+    assert answer.background is False
+
+
 def test_responses_api_streams(client: openai.OpenAI) -> None:
     events = list(
         client.responses.create(model="tiny", input=HELLO, max_output_tokens=12, stream=True)

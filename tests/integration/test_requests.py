@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pyarrow.parquet as pq
@@ -66,7 +67,7 @@ def send(platform: LocalPlatform, tenant: str, name: str, **changes: Any) -> htt
 
 def find(platform: LocalPlatform, name: str) -> dict[str, Any]:
     """The record of a request, once it is in the store."""
-    url = f"{platform.url}/admin/requests/{name}"
+    url = f"{platform.url}/admin/requests/{quote(name, safe='')}"
     headers = {"authorization": f"Bearer {_KEYS['admin']}"}
     platform.wait_until(lambda: httpx.get(url, headers=headers).is_success, 10.0, f"{name} there")
     found: dict[str, Any] = httpx.get(url, headers=headers).json()
@@ -74,8 +75,8 @@ def find(platform: LocalPlatform, name: str) -> dict[str, Any]:
 
 
 def test_record_says_what_the_answers_headers_said(platform: LocalPlatform) -> None:
-    answer = send(platform, "b", "why-1")
-    record = find(platform, "why-1")
+    answer = send(platform, "b", "jobs/7?why=1")
+    record = find(platform, "jobs/7?why=1")
     names = ("gateway", "queue", "router", "adapter-load", "engine-ttft", "ttft")
     said = {name: float(answer.headers[f"x-arriero-{name}-ms"]) for name in names}
     assert said == {name: record[f"{name.replace('-', '_')}_ms"] for name in names}

@@ -51,6 +51,8 @@ class GatewayServer:
         # With the protocol named, as asyncio switches Nagle's delays off only then.
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self.socket.bind((_HOST, 0))
+        # Who asks before the server takes connections waits, and is not refused.
+        self.socket.listen(128)
         self.url = f"http://{_HOST}:{self.socket.getsockname()[1]}"
         config = uvicorn.Config(
             build_gateway_app(gateway), log_level="warning", timeout_graceful_shutdown=1

@@ -14,8 +14,8 @@ from serve_app.errors import ConfigError
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 ROOT = Path(__file__).parents[2]
-_NO_MODELS = ("spot-fleet.yaml",)
-"""Of a fleet alone: what its cells serve is in a file of their own."""
+_NO_MODELS = ("spot-fleet.yaml", "front.yaml")
+"""Of a fleet or a front alone: what cells serve is in files of their own."""
 FILES = [
     ROOT / "config.yaml",
     *(path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.name not in _NO_MODELS),
