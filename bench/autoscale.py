@@ -202,6 +202,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, action="append", help="in place of 1 to 4, or 1 for days"
     )
+    parser.add_argument(
+        "--start", type=float, action="append", help="seconds an engine starts in (30 and 120)"
+    )
     parser.add_argument("--only", action="append", choices=[trace.name for trace in TRACES])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--plots", type=Path, help="folder for SVG files")
@@ -227,7 +230,7 @@ def main() -> None:
     results: list[Result] = []
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
         for trace in (trace for trace in TRACES if trace.name in names):
-            for start_s in _STARTS_S:
+            for start_s in args.start or _STARTS_S:
                 seeds = args.seed or list_seeds(trace)
                 tasks = [(trace.name, start_s, s, seed, rps) for s in settings for seed in seeds]
                 say(f"{trace.name}, an engine starts in {start_s:g} s: {len(tasks)} runs")

@@ -3,7 +3,8 @@
 Echo engines of four places, so that a machine with two cores holds several: a step and a ramp of
 open-loop requests over HTTP. Ours is the whole platform; Serve's is a deployment of its own that
 paces and streams alike and takes as long to start as ours was seen to (`bench.scale_rival`). All
-of it is faster than in life, so the delays that can be set are shorter, on both sides.
+of it is faster than in life, so the delays that can be set are shorter, on both sides; and Serve's
+as it is by default.
 
 An engine costs from when Serve lists its replica until it does so no more.
 """
@@ -92,7 +93,7 @@ def run_live(*, is_quick: bool, trace_s: float | None = None) -> dict[str, Figur
     found = _run("ours", ours, engine_of(ModelName(MODEL_NAME)), trace_s)
     start_s = _median_start_s(found)
     say(f"an engine of ours started in {start_s:.1f} s; the others' do so, too")
-    for name, autoscaling in list(_RIVALS.items())[: 1 if is_quick else None]:
+    for name, autoscaling in list(RIVALS.items())[: 1 if is_quick else None]:
         found += _run(name, _rival(name, autoscaling, start_s), DEPLOYMENT, trace_s)
     print(describe_run("make bench-autoscale ARGS='" + " ".join(sys.argv[1:]) + "'"))
     _print(found, trace_s)
@@ -127,17 +128,19 @@ def _print(found: Sequence[Served], trace_s: float) -> None:
     )  # fmt: skip
 
 
+_BOUNDS = {"min_replicas": 1, "max_replicas": _MOST}
 _QUICK = {
-    "min_replicas": 1,
-    "max_replicas": _MOST,
     "upscale_delay_s": 0.0,
     "downscale_delay_s": _DOWN_S,
     "look_back_period_s": 5.0,
     "metrics_interval_s": 1.0,
 }
-"""Serve's own delays, 30 s up and 600 s down, are longer than these traces."""
-_RIVALS = {f"serve-{n}": {**_QUICK, "target_ongoing_requests": n} for n in (3, 2)}
-"""By the requests that a replica of four places is to have; 2 is Serve's default."""
+RIVALS: dict[str, dict[str, Any]] = {
+    "serve-3": {**_BOUNDS, **_QUICK, "target_ongoing_requests": 3},
+    "serve": _BOUNDS,
+}
+"""Serve's policy, quick and at three requests a replica of four places, and as it is by default:
+two requests, 30 s up, 600 s down."""
 
 
 def describe_ours() -> dict[str, Any]:

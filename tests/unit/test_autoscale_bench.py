@@ -1,10 +1,20 @@
 """How `bench.autoscale_live` counts engines and judges what happened."""
 
 import threading
+from typing import Any
 
 import pytest
+from ray.serve.config import AutoscalingConfig
 
-from bench.autoscale_live import Served, describe_ours, draw_shots, judge, judge_costs, step
+from bench.autoscale_live import (
+    RIVALS,
+    Served,
+    describe_ours,
+    draw_shots,
+    judge,
+    judge_costs,
+    step,
+)
 from bench.load import Answer
 from bench.open_load import OpenLoad
 from bench.replica_watch import Sample, find_starts_s, sum_engine_s
@@ -61,6 +71,11 @@ def test_traces_ask_for_the_demand_that_they_say() -> None:
     busy = [shot for shot in shots if 330.0 <= shot.at_s < 720.0]
     assert len(busy) / 390.0 == pytest.approx(2.5, rel=0.1)
     assert (len(shots) - len(busy)) / 610.0 == pytest.approx(0.6, rel=0.15)
+
+
+@pytest.mark.parametrize("autoscaling", RIVALS.values(), ids=RIVALS)
+def test_rivals_are_settings_that_serve_takes(autoscaling: dict[str, Any]) -> None:
+    AutoscalingConfig(**autoscaling)
 
 
 def test_our_side_is_a_file_that_the_platform_takes() -> None:
