@@ -17,12 +17,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name == "chaos")
 
 
+_UNTIMED = frozenset(
+    f"tests/integration/test_{name}.py"
+    for name in (
+        "accounts", "adapter_engine", "adapter_store", "adapters", "adapters_admin",
+        "adapters_vllm", "admin_cli", "embeddings", "errors", "hostile_requests", "metrics",
+        "model_source", "openai_api", "openapi_fuzz", "prefixes_vllm", "requests", "sky_files",
+        "status", "tracing", "wire",
+    )
+)  # fmt: skip
+"""What is answered matters to them, not how soon. Those that share a platform are all here."""
+
+
 class OneSlowAtATime(LoadScopeScheduling):  # type: ignore[misc]  # It has no types.
-    """Tests that start processes run one after the other, as alone; beside them the rest."""
+    """Tests of how processes get on run one after the other, as alone; beside them the rest."""
 
     def _split_scope(self, nodeid: str) -> str:
         """Returns what runs in one process, in order."""
         file = nodeid.split("::")[0]
+        if file in _UNTIMED:
+            return "untimed"
         return "slow" if file.split("/")[1] in ("chaos", "e2e", "integration") else file
 
 
