@@ -131,6 +131,8 @@ _ARRIERO = [sys.executable, "-m", "serve_app.cli", "fleet"]
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[VmFleet]:
+    if not Path("/usr/sbin/sshd").exists():
+        pytest.fail("machines need an sshd: install openssh-server (it need not run)")
     image, key = ensure_image(), make_key()
     make_bridge()
     with run_sky_cloud(NETWORK) as cloud:

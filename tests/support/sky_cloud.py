@@ -65,8 +65,9 @@ def run_sky_cloud(network: str = _NOWHERE) -> Iterator[SkyCloud]:
     Args:
         network: What machines' addresses begin with.
     """
-    if shutil.which("rsync") is None or shutil.which("ssh") is None:
-        pytest.skip("SkyPilot needs rsync and ssh")
+    missing = [name for name in ("rsync", "ssh") if shutil.which(name) is None]
+    if missing:
+        pytest.fail(f"SkyPilot needs {' and '.join(missing)}: install it (rsync, openssh-client)")
     python = ensure_sky()
     folder = Path(tempfile.mkdtemp(prefix="sky-", dir="/tmp"))
     home = folder / "home"
