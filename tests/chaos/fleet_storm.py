@@ -1,12 +1,13 @@
 """Nodes of a fleet are taken back under load, on a schedule drawn from a seed.
 
-    python -m tests.chaos.fleet_storm --reclaims 20 --kills 5 --seed 7
+    python -m tests.chaos.fleet_storm --reclaims 20 --kills 5 --seed 7 --cells 2
 
 Real Ray, Serve and HAProxy, echo engines on real Ray nodes, the real controller (`arriero fleet
-up`), which is killed now and then as well. A reclaim has 120, 30 or 0 seconds of notice, times
-`--scale`: the node is told to drain with that deadline, and its processes are killed at it. The
-promises: every stream ends with exactly its tokens, the fleet is whole again with no hand on it,
-no node is doubled and none is left over.
+up`), which is killed now and then as well. With several cells each has all of that for itself, and
+streams come through `arriero front`, whose controller is killed with the fleet's. A reclaim has
+120, 30 or 0 seconds of notice, times `--scale`: the node is told to drain with that deadline, and
+its processes are killed at it. The promises: every stream ends with exactly its tokens, the fleet
+is whole again with no hand on it, no node is doubled and none is left over.
 """
 
 import argparse
@@ -19,8 +20,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from cluster.fleet_book import FleetBook
 from cluster.local_nodes import LocalNodeShape, LocalProvisioner, LocalZone
 from cluster.local_ray import node_environment
 from cluster.local_state import LocalState
+from cluster.machine import choose_free_port
 from cluster.members import RayMembers
 from cluster.policy.fleet import NodeId
 from serve_app.deployment_names import engine_of
@@ -44,7 +47,8 @@ _MOST_SPARE = 1
 _NOTICES_S = (120.0, 30.0, 0.0)
 _MODEL = ModelName("tiny")
 _ENGINE = engine_of(_MODEL)
-_N_STREAMS = 4
+_N_TENANTS, _N_STREAMS = 2, 2
+"""Tenants of each cell, and streams of each tenant, all the time."""
 _LENGTHS = (20, 200)
 _WHOLE_S = 180.0
 _CPUS = 3.0
@@ -72,7 +76,6 @@ class FleetStorm:
     ) -> None:
         self.platform = platform
         self.book = FleetBook(folder / "fleet" / "storm")
-        self.load = EchoLoad(platform.url, _MODEL, _N_STREAMS, rng, _LENGTHS)
         self.log = folder / "controller.log"
         self._file = file
         self._environ = environ
@@ -121,11 +124,6 @@ class FleetStorm:
             return wait_until(lambda: self._is_whole(without), _WHOLE_S, "whole")
         except TimeoutError as error:
             raise TimeoutError(f"{error}; {self._describe()}") from error
-
-    def check(self) -> None:
-        """Hold the streams to what was promised."""
-        assert not self.load.errors, "; ".join(self.load.errors[:3])
-        assert self.load.is_alive
 
     def check_nodes(self) -> None:
         """Hold the nodes to the book: none is doubled, none is left over."""
@@ -216,52 +214,151 @@ def _settings(model: Path, scale: float) -> dict[str, Any]:
     return {"models": [entry], "fleet": fleet, "limits": many, **SMALL}
 
 
-def ride_out(
-    storm: FleetStorm,
-    notices_s: Sequence[float],
-    kills: Callable[[int], bool],
-    say: Callable[[str], None] = print,
-) -> None:
-    """Let reclaims happen one after the other, and hold the fleet to its promises after each."""
-    for i, notice_s in enumerate(notices_s):
-        node = storm.reclaim(notice_s)
-        if kills(i):
-            time.sleep(storm._rng.uniform(0.0, 3.0))
-            storm.kill_controller()
-            storm.start_controller()
-        took_s = storm.wait_until_whole(without=node)
-        storm.check()
-        storm.check_nodes()
-        killed = ", controller killed" if kills(i) else ""
-        say(f"{i + 1}: {node} with {notice_s:g} s of notice{killed}: whole after {took_s:.1f} s")
+class Front:
+    """One address over cells: `arriero front` in a process of its own.
+
+    Args:
+        urls: Of the cells.
+        folder: For its files; short, as sockets are in it.
+    """
+
+    def __init__(self, urls: Sequence[str], folder: Path) -> None:
+        port = choose_free_port("127.0.0.1", 26_000, 26_499)
+        cells = [{"name": f"cell-{i}", "url": url} for i, url in enumerate(urls)]
+        args = {"front": {"port": port, "period_s": 0.5, "stop_s": 2.0, "cells": cells}}
+        app = {"name": "arriero", "import_path": "serve_app.main:build", "args": args}
+        self.url = f"http://127.0.0.1:{port}"
+        self._file = folder / "front.yaml"
+        self._file.write_text(yaml.safe_dump({"applications": [app]}))
+        self._environ = os.environ | {"ARRIERO_STATE_DIR": str(folder)}
+        self._log = folder / "front.log"
+        self._controller = self._start()
+
+    def replace_controller(self) -> None:
+        """SIGKILL to the controller; HAProxy goes on, and another controller takes it over."""
+        self._controller.kill()
+        self._controller.wait()
+        self._controller = self._start()
+
+    def wait_until_up(self, n_cells: int) -> None:
+        """Wait until all cells get requests."""
+        wait_until(lambda: self._log.read_text().count(": serves") >= n_cells, 60.0, "a front")
+
+    def close(self) -> None:
+        """End both."""
+        self._controller.terminate()
+        self._controller.wait(30.0)
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "serve_app.cli", "front", str(self._file)]
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                command, env=self._environ, stdout=log, stderr=subprocess.STDOUT
+            )
+
+
+@dataclass
+class Weather:
+    """All that things happen to.
+
+    Attributes:
+        storms: A cell each.
+        front: Where streams come from with several cells.
+        rng: Draws.
+        loads: A tenant each.
+    """
+
+    storms: list[FleetStorm]
+    front: Front | None
+    rng: random.Random
+    loads: list[EchoLoad] = field(init=False)
+
+    def __post_init__(self) -> None:
+        url = self.front.url if self.front else self.storms[0].platform.url
+        self.loads = [
+            EchoLoad(
+                url, _MODEL, _N_STREAMS, self.rng, _LENGTHS, {"authorization": f"Bearer tenant-{i}"}
+            )
+            for i in range(_N_TENANTS * len(self.storms))
+        ]
+
+    def ride_out(self, notices_s: Sequence[float], killed: Collection[int]) -> None:
+        """Let reclaims happen one after the other, and hold all to the promises after each.
+
+        Args:
+            notices_s: Of each.
+            killed: During which of them controllers die.
+        """
+        for load in self.loads:
+            load.start()
+        time.sleep(2.0)
+        for i, notice_s in enumerate(notices_s):
+            storm = self.rng.choice(self.storms)
+            node = storm.reclaim(notice_s)
+            if i in killed:
+                time.sleep(self.rng.uniform(0.0, 3.0))
+                storm.kill_controller()
+                storm.start_controller()
+                if self.front:
+                    self.front.replace_controller()
+            took_s = storm.wait_until_whole(without=node)
+            self.check()
+            storm.check_nodes()
+            where = f"cell {self.storms.index(storm)}: {node}"
+            dead = ", controllers killed" if i in killed else ""
+            print(
+                f"{i + 1}: {where} with {notice_s:g} s of notice{dead}: whole after {took_s:.1f} s"
+            )
+        for load in self.loads:
+            load.stop()
+        self.check(are_over=True)
+
+    def check(self, *, are_over: bool = False) -> None:
+        """Hold the streams to what was promised."""
+        for load in self.loads:
+            assert not load.errors, "; ".join(load.errors[:3])
+            assert are_over or load.is_alive
+
+
+@contextmanager
+def weather_over(folder: Path, seed: int, scale: float, n_cells: int) -> Iterator[Weather]:
+    """Start cells, and a front where they are several, and wait until all are whole."""
+    with ExitStack() as stack:
+        storms = []
+        for i in range(n_cells):
+            own = folder / str(i)
+            own.mkdir()
+            storms.append(stack.enter_context(fleet_storm_over(own, seed + i, scale)))
+        front = None
+        if n_cells > 1:
+            front = Front([storm.platform.url for storm in storms], folder)
+            stack.callback(front.close)
+            front.wait_until_up(n_cells)
+        yield Weather(storms, front, random.Random(seed))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a storm of any length."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--reclaims", type=int, default=12)
-    parser.add_argument("--kills", type=int, default=4, help="deaths of the controller among them")
+    parser.add_argument("--kills", type=int, default=4, help="deaths of controllers among them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=float, default=0.1, help="of 120 and 30 s of notice")
+    parser.add_argument("--cells", type=int, default=1, help="behind one front")
     options = parser.parse_args(argv)
     rng = random.Random(options.seed)
     notices_s = [rng.choice(_NOTICES_S) * options.scale for _ in range(options.reclaims)]
     killed = set(rng.sample(range(options.reclaims), min(options.kills, options.reclaims)))
     folder = Path(tempfile.mkdtemp(prefix="fs-", dir="/tmp"))
-    with fleet_storm_over(folder, options.seed, options.scale) as storm:
+    with weather_over(folder, options.seed, options.scale, options.cells) as weather:
         print("whole; the storm begins", flush=True)
-        storm.load.start()
-        time.sleep(2.0)
-        ride_out(storm, notices_s, killed.__contains__)
-        storm.check()
-        storm.load.stop()
-        assert not storm.load.errors, storm.load.errors
+        weather.ride_out(notices_s, killed)
         print(
-            f"{storm.load.n_answers} answers, 0 failed, 0 wrong, {options.reclaims} reclaims, "
-            f"{len(killed)} deaths of the controller, "
-            f"longest pause {storm.load.longest_pause_s:.1f} s"
+            f"{sum(load.n_answers for load in weather.loads)} answers, 0 failed, 0 wrong, "
+            f"{options.reclaims} reclaims, {len(killed)} deaths of controllers, "
+            f"longest pause {max(load.longest_pause_s for load in weather.loads):.1f} s"
         )
-    shutil.rmtree(folder)  # kept where it failed, for the controller's log
+    shutil.rmtree(folder)  # kept where it failed, for the controllers' logs
     return 0
 
 
