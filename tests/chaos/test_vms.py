@@ -106,10 +106,19 @@ class VmFleet:
             entries = book.load().entries
             return next((e for e in entries if e.is_ready and e.id != without), None)
 
-        wait_until(lambda: find() is not None, _LAUNCH_S, "a cell serves")
+        try:
+            wait_until(lambda: find() is not None, _LAUNCH_S, "a cell serves")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self._tell()}") from error
         found = find()
         assert found is not None
         return found
+
+    def _tell(self) -> str:
+        """Returns how the logs of the controller and of each machine end."""
+        logs = [self.cloud.folder / "up.log", *(self.cloud.folder / "vms").glob("*/log")]
+        ends = ["\n".join(log.read_text(errors="replace").splitlines()[-12:]) for log in logs]
+        return "\n\n".join(f"{log}:\n{end}" for log, end in zip(logs, ends, strict=True))
 
     def address_of(self, entry: Entry) -> str:
         """Where the one machine in an entry's zone is reached."""
@@ -131,8 +140,6 @@ _ARRIERO = [sys.executable, "-m", "serve_app.cli", "fleet"]
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[VmFleet]:
-    if not Path("/usr/sbin/sshd").exists():
-        pytest.fail("machines need an sshd: install openssh-server (it need not run)")
     image, key = ensure_image(), make_key()
     make_bridge()
     with run_sky_cloud(NETWORK) as cloud:

@@ -65,6 +65,7 @@ def ensure_image() -> Path:
     """Return the image's folder; made first if what it is made from has changed."""
     image = _FOLDER / f"image-{_digest()}"
     if not image.exists():
+        _check_programs()
         shutil.rmtree(_FOLDER, ignore_errors=True)
         partial = _FOLDER / "partial"
         partial.mkdir(parents=True)
@@ -73,6 +74,19 @@ def ensure_image() -> Path:
         _install_platform(partial)
         partial.rename(image)
     return image
+
+
+def _check_programs() -> None:
+    """Looks for what an image takes from this machine; an sshd comes with a user of its own.
+
+    Raises:
+        SystemExit: Something is missing; says what to install.
+    """
+    packages = {"sshd": "openssh-server", "ssh-keygen": "openssh-client", "rsync": "rsync"}
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
+    missing = [packages[name] for name in packages if shutil.which(name, path=path) is None]
+    if missing:
+        raise SystemExit(f"Install {', '.join(missing)} first; nothing of it need run.")
 
 
 def wheels(image: Path) -> Path:
