@@ -32,12 +32,12 @@ from cluster.fleet_book import FleetBook
 from cluster.local_nodes import LocalNodeShape, LocalProvisioner, LocalZone
 from cluster.local_ray import node_environment
 from cluster.local_state import LocalState
-from cluster.machine import choose_free_port
 from cluster.members import RayMembers
 from cluster.policy.fleet import NodeId
 from serve_app.deployment_names import engine_of
 from serve_app.names import ModelName
 from tests.support.echo_load import EchoLoad
+from tests.support.front_process import FrontProcess
 from tests.support.platform import wait_until
 from tests.support.ray_platform import SMALL, RayPlatform
 from tests.support.tiny_model import make_tiny_model
@@ -214,49 +214,6 @@ def _settings(model: Path, scale: float) -> dict[str, Any]:
     return {"models": [entry], "fleet": fleet, "limits": many, **SMALL}
 
 
-class Front:
-    """One address over cells: `arriero front` in a process of its own.
-
-    Args:
-        urls: Of the cells.
-        folder: For its files; short, as sockets are in it.
-    """
-
-    def __init__(self, urls: Sequence[str], folder: Path) -> None:
-        port = choose_free_port("127.0.0.1", 26_000, 26_499)
-        cells = [{"name": f"cell-{i}", "url": url} for i, url in enumerate(urls)]
-        args = {"front": {"port": port, "period_s": 0.5, "stop_s": 2.0, "cells": cells}}
-        app = {"name": "arriero", "import_path": "serve_app.main:build", "args": args}
-        self.url = f"http://127.0.0.1:{port}"
-        self._file = folder / "front.yaml"
-        self._file.write_text(yaml.safe_dump({"applications": [app]}))
-        self._environ = os.environ | {"ARRIERO_STATE_DIR": str(folder)}
-        self._log = folder / "front.log"
-        self._controller = self._start()
-
-    def replace_controller(self) -> None:
-        """SIGKILL to the controller; HAProxy goes on, and another controller takes it over."""
-        self._controller.kill()
-        self._controller.wait()
-        self._controller = self._start()
-
-    def wait_until_up(self, n_cells: int) -> None:
-        """Wait until all cells get requests."""
-        wait_until(lambda: self._log.read_text().count(": serves") >= n_cells, 60.0, "a front")
-
-    def close(self) -> None:
-        """End both."""
-        self._controller.terminate()
-        self._controller.wait(30.0)
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "serve_app.cli", "front", str(self._file)]
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                command, env=self._environ, stdout=log, stderr=subprocess.STDOUT
-            )
-
-
 @dataclass
 class Weather:
     """All that things happen to.
@@ -269,7 +226,7 @@ class Weather:
     """
 
     storms: list[FleetStorm]
-    front: Front | None
+    front: FrontProcess | None
     rng: random.Random
     loads: list[EchoLoad] = field(init=False)
 
@@ -331,7 +288,7 @@ def weather_over(folder: Path, seed: int, scale: float, n_cells: int) -> Iterato
             storms.append(stack.enter_context(fleet_storm_over(own, seed + i, scale)))
         front = None
         if n_cells > 1:
-            front = Front([storm.platform.url for storm in storms], folder)
+            front = FrontProcess([storm.platform.url for storm in storms], folder)
             stack.callback(front.close)
             front.wait_until_up(n_cells)
         yield Weather(storms, front, random.Random(seed))
