@@ -118,7 +118,7 @@ chaos-deaths: env-dev ## Kill each kind of process on a real Ray, under load
 		tests/chaos/test_node_drain.py tests/chaos/test_worker_death.py \
 		$(ARGS)
 
-chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --seed 7')
+chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --cells 2')
 	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
