@@ -55,6 +55,10 @@ class Served:
     n_asked: int
 
 
+Rounds = dict[str, list[Served]]
+"""What came of each way's turns."""
+
+
 @dataclass(frozen=True)
 class Left:
     """What became of a cluster whose decider was killed and not started again.
@@ -135,7 +139,12 @@ class Watch:
 
     def _wait(self, is_so: Callable[[], bool], what: str) -> None:
         if not wait_until(is_so, _MOST_S):
-            raise LateError(f"{self._system.way}: no {what} within {_MOST_S:.0f} s")
+            n_there, n_joined = len(self._system.cell.asked()), len(self._system.joined())
+            raise LateError(
+                f"{self._system.way}: no {what} within {_MOST_S:.0f} s; {self._n_ran()} of "
+                f"{self._count} actors ran, {len(self._asked)} nodes were asked for, {n_there} "
+                f"are there, {n_joined} have joined"
+            )
 
 
 def take_turn(way: str, rng: random.Random) -> tuple[Served, Served]:
@@ -198,7 +207,27 @@ def _check_loopback(system: NodeSystem) -> None:
         raise RuntimeError(f"{system.way} listens beyond this machine: {', '.join(outside)}")
 
 
-def _print_served(title: str, rounds: dict[str, list[Served]]) -> None:
+def _take_turns(
+    ways: Sequence[str], n_rounds: int, rng: random.Random
+) -> tuple[Rounds, Rounds, list[str]]:
+    """Returns what came of one actor and of some at once, and what did not come at all."""
+    single: Rounds = {way: [] for way in ways}
+    burst: Rounds = {way: [] for way in ways}
+    late: list[str] = []
+    for i in range(n_rounds):
+        for way in ways if i % 2 == 0 else reversed(ways):
+            try:
+                one, many = take_turn(way, rng)
+            except LateError as error:
+                late.append(str(error))
+                say(f"not in the tables: {error}")
+                continue
+            single[way].append(one)
+            burst[way].append(many)
+    return single, burst, late
+
+
+def _print_served(title: str, rounds: Rounds) -> None:
     head = ["way", "asked, s", "joined, s", "all run, s", "gone beyond idle, s", "nodes asked for"]
     rows = [
         [
@@ -207,6 +236,7 @@ def _print_served(title: str, rounds: dict[str, list[Served]]) -> None:
             _text(served, "n_asked", 0),
         ]
         for way, served in rounds.items()
+        if served
     ]
     print_table(title, head, rows)
 
@@ -225,11 +255,13 @@ def _print_left(left: dict[str, Left]) -> None:
     print_table(f"Killed and left for {_ALONE_S:.0f} s", head, rows)
 
 
-def _figures(single: dict[str, list[Served]], burst: dict[str, list[Served]]) -> dict[str, Figure]:
+def _figures(single: Rounds, burst: Rounds) -> dict[str, Figure]:
     figures = {}
     for what, rounds in (("one", single), ("burst", burst)):
-        for way, served in rounds.items():
-            for name in ("asked_s", "joined_s", "runs_s", "gone_s", "n_asked"):
+        for way, served in ((way, served) for way, served in rounds.items() if served):
+            for name in (
+                () if not served else ("asked_s", "joined_s", "runs_s", "gone_s", "n_asked")
+            ):
                 middle = Spread.of(getattr(each, name) for each in served).mid
                 figures[f"{way}, {what}: {name}"] = Figure(middle)
     return figures
@@ -247,13 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     use_token()
     ways: Sequence[str] = options.ways
     n_rounds, rng = 1 if options.quick else options.rounds, random.Random(options.seed)
-    single: dict[str, list[Served]] = {way: [] for way in ways}
-    burst: dict[str, list[Served]] = {way: [] for way in ways}
-    for i in range(n_rounds):
-        for way in ways if i % 2 == 0 else reversed(ways):
-            one, many = take_turn(way, rng)
-            single[way].append(one)
-            burst[way].append(many)
+    single, burst, late = _take_turns(ways, n_rounds, rng)
     killed = [] if options.quick else [way for way in ways if way != OURS_SOONER]
     started = {way: [kill_and_start(way)] for way in killed}
     left = {way: kill_and_leave(way) for way in killed}
@@ -263,6 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if killed:
         _print_served(f"Killed and started again, nodes take {_CLOUD_S:.0f} s to start", started)
         _print_left(left)
+    for text in late:
+        print(f"- not in the tables: {text}")
     print_figures("node_loop", _figures(single, burst), is_quick=options.quick)
 
 
