@@ -124,6 +124,9 @@ chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)
 
+bench-node-loop: env-dev ## Time how nodes come, beside Ray's own autoscalers (ARGS=--quick for minutes)
+	@$(VENV)/python -m bench.node_loop $(ARGS)
+
 bench-autoscale: env-dev ## Compare scaling with Ray Serve's own, simulated (ARGS=--live on a real Ray)
 	@$(VENV)/python -m bench.autoscale $(ARGS)
 
