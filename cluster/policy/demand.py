@@ -14,7 +14,8 @@ Invariants:
   3. what_fits_no_node_asks_for_none: what waits in vain adds nothing.
   4. starting_nodes_count_once: the same need, while its nodes start, gives the same target.
   5. work_holds_the_target: it falls only after a need that was lower for all of `idle_s`.
-  6. nodes_that_work_end_last: no node that works ends while one of its market does not.
+  6. known_nodes_are_remembered: what one has is known while there is none, once one was seen.
+  7. nodes_that_work_end_last: no node that works ends while one of its market does not.
 
 Source: first-fit decreasing (Johnson, 1973), here over several resources at a time; the rest is our
 own.
@@ -22,7 +23,7 @@ own.
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.policy.fleet import End, Node, NodeId
 
@@ -41,7 +42,7 @@ class Demand:
         waiting: What has no place, one entry each.
         room: What is free on each node that works, or is not the fleet's.
         working: The fleet's nodes that hold something.
-        shape: What one of the fleet's nodes has; None while Ray has seen none.
+        shape: What one of the fleet's nodes has; None while Ray knows none.
     """
 
     waiting: tuple[Resources, ...] = ()
@@ -65,12 +66,15 @@ class DemandTarget:
         self._most = most
         self._idle_s = idle_s
         self._last = last
+        self._shape: Resources | None = None
+        """As it was seen last: a fleet without nodes may need several."""
         self._needs: deque[tuple[float, int]] = deque()
         """Times and needs, each higher than all after it."""
 
     def aim(self, demand: Demand, now_s: float) -> int:
         """Return the target for what Ray says now."""
-        need = len(demand.working) + count_fresh(demand)
+        self._shape = demand.shape or self._shape
+        need = len(demand.working) + count_fresh(replace(demand, shape=self._shape))
         self._remember(need if self._needs else max(need, self._last), now_s)
         return max(self._least, min(self._needs[0][1], self._most))
 

@@ -1,6 +1,7 @@
 """Invariants of cluster.policy.demand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,13 +71,24 @@ def test_starting_nodes_count_once(demand: Demand, n_looks: int) -> None:
 @given(st.lists(_demands(), min_size=2))
 def test_work_holds_the_target(demands: Sequence[Demand]) -> None:
     target = DemandTarget(0, 100, 60.0)
-    needs, last = [], 0
+    needs, last, shape = [], 0, None
     for i, demand in enumerate(demands):
-        needs.append(len(demand.working) + count_fresh(demand))
+        shape = demand.shape or shape
+        needs.append(len(demand.working) + count_fresh(replace(demand, shape=shape)))
         now = target.aim(demand, 20.0 * i)
         assert now == max(needs[-4:])
         assert now >= last or all(need < last for need in needs[-4:])
         last = now
+
+
+@given(st.lists(_BUNDLES, min_size=1, max_size=12))
+def test_known_nodes_are_remembered(waiting: list[Resources]) -> None:
+    new, experienced = DemandTarget(0, 12, 60.0), DemandTarget(0, 12, 60.0)
+    experienced.aim(Demand(shape=_SHAPE), 0.0)
+    none_there = Demand(tuple(waiting))
+    assert new.aim(none_there, 1.0) == 1
+    known = Demand(tuple(waiting), shape=_SHAPE)
+    assert experienced.aim(none_there, 1.0) == min(count_fresh(known), 12)
 
 
 _MARKETS: st.SearchStrategy[Market] = st.sampled_from(["spot", "on-demand"])
