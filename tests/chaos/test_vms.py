@@ -120,6 +120,11 @@ class VmFleet:
         ends = ["\n".join(log.read_text(errors="replace").splitlines()[-12:]) for log in logs]
         return "\n\n".join(f"{log}:\n{end}" for log, end in zip(logs, ends, strict=True))
 
+    def count_reclaims(self) -> dict[str, int]:
+        """By zone, as `arriero fleet status` tells it."""
+        counted: dict[str, int] = json.loads(self.ask("status", "--json"))["reclaims"]
+        return counted
+
     def address_of(self, entry: Entry) -> str:
         """Where the one machine in an entry's zone is reached."""
         zone = entry.zone.rpartition("/")[2]
