@@ -259,9 +259,7 @@ def _figures(single: Rounds, burst: Rounds) -> dict[str, Figure]:
     figures = {}
     for what, rounds in (("one", single), ("burst", burst)):
         for way, served in ((way, served) for way, served in rounds.items() if served):
-            for name in (
-                () if not served else ("asked_s", "joined_s", "runs_s", "gone_s", "n_asked")
-            ):
+            for name in ("asked_s", "joined_s", "runs_s", "gone_s", "n_asked"):
                 middle = Spread.of(getattr(each, name) for each in served).mid
                 figures[f"{way}, {what}: {name}"] = Figure(middle)
     return figures
