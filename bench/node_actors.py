@@ -6,6 +6,7 @@ Each actor leaves a file in the folder with the time at which it runs.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -89,12 +90,15 @@ class Worker:
 def main(address: str, folder: str) -> None:
     import ray as untyped_ray
 
+    # Ray prints what its autoscaler does; that is no answer, and goes to the log.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     ray: Any = untyped_ray
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     worker = ray.remote(num_cpus=1)(Worker)
     actors: list[Any] = []
     n_made = 0
-    print(json.dumps(time.time()), flush=True)
+    print(json.dumps(time.time()), file=answers, flush=True)
     for line in sys.stdin:
         at_s = time.time()
         if line.startswith("more"):
@@ -105,7 +109,7 @@ def main(address: str, folder: str) -> None:
             for actor in actors:
                 ray.kill(actor)
             actors.clear()
-        print(json.dumps(at_s), flush=True)
+        print(json.dumps(at_s), file=answers, flush=True)
 
 
 if __name__ == "__main__":
