@@ -15,7 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.cells import CellWatch, FleetOfCells, Look, Tell, list_cells
-from cluster.front_config import Server, plan_commands, socket_of, write_answers, write_config
+from cluster.front_config import (
+    Server,
+    digest_of,
+    plan_commands,
+    socket_of,
+    write_answers,
+    write_config,
+)
 from cluster.front_socket import HAProxySocket
 from cluster.policy.cells import Cell, CellLoad, choose_weights
 from serve_app.config_front import FrontSettings
@@ -53,10 +60,10 @@ class HAProxy:
             CommandError: It does not start.
         """
         self._processes = [process for process in self._processes if process.poll() is None]
-        pid, wanted = self.socket.pid(), write_config(self._settings, self._folder)
-        base = self._folder / "haproxy.base"
-        if pid is not None and base.exists() and base.read_text() == wanted:
+        # HAProxy itself says what it runs: a file that does may be of one that was killed between.
+        if self.socket.digest() == digest_of(self._settings, self._folder):
             return ""
+        pid = self.socket.pid()
         self._check_folder()
         write_answers(self._folder)
         config = self._folder / "haproxy.cfg"
@@ -66,7 +73,6 @@ class HAProxy:
             # The old one hands over what it listens on, and ends with its last answer.
             command += ["-x", str(socket_of(self._folder)), "-sf", str(pid)]
         self._start(command, pid)
-        base.write_text(wanted)
         where = f"{self._settings.host}:{self._settings.port}"
         return f"HAProxy listens at {where}" if pid is None else "HAProxy has its new settings"
 

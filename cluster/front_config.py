@@ -1,5 +1,6 @@
 """HAProxy's configuration of a front, as text, and what it is told while it runs."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ _LATE = "The cell did not answer in time. Try again, or ask for less."
 _TEMPLATE = """\
 # Written by `arriero front`; changed there.
 global
+    description {digest}
     stats socket {socket} mode 600 level admin expose-fd listeners
     stats timeout 30s
     log stderr format raw local0 info
@@ -106,19 +108,29 @@ backend bank
 def write_config(
     settings: FrontSettings, folder: Path, weights: Mapping[Cell, int] | None = None
 ) -> str:
-    """Return the configuration.
+    """Return the configuration, which has its digest as HAProxy's description.
 
     Args:
         settings: The front's.
         folder: Where its files are.
         weights: Cells that it is to begin with, and their weights.
     """
+    servers = [f"    server {describe(cell, n)}\n" for cell, n in (weights or {}).items()]
+    return _fill(settings, folder, digest_of(settings, folder), "".join(servers))
+
+
+def digest_of(settings: FrontSettings, folder: Path) -> str:
+    """Return what tells one configuration from another, whatever cells it begins with."""
+    return hashlib.sha256(_fill(settings, folder, "", "").encode()).hexdigest()[:16]
+
+
+def _fill(settings: FrontSettings, folder: Path, digest: str, servers: str) -> str:
     bind = f"{settings.host}:{settings.port}"
     if settings.certificate is not None:
         bind += f" ssl crt {settings.certificate} alpn h2,http/1.1"
     port = settings.metrics_port
-    servers = [f"    server {describe(cell, n)}\n" for cell, n in (weights or {}).items()]
     return _TEMPLATE.format(
+        digest=digest,
         socket=socket_of(folder),
         bufsize=settings.retry_body_bytes,
         stop_s=round(settings.stop_s),
@@ -132,7 +144,7 @@ def write_config(
         bank="" if settings.bank is None else _BANK.format(port=settings.bank.port),
         metrics="" if port is None else _METRICS.format(port=port),
         asked_of_models=_ASKED_OF_MODELS,
-        servers="".join(servers),
+        servers=servers,
     )
 
 

@@ -58,9 +58,15 @@ class HAProxySocket:
 
     def pid(self) -> int | None:
         """Return its process id; None where none answers."""
+        return int(self._info().get("Pid", "0")) or None
+
+    def digest(self) -> str | None:
+        """Return the digest of the configuration that it runs; None where none answers."""
+        return self._info().get("description")
+
+    def _info(self) -> dict[str, str]:
         try:
             lines = self.ask("show info").splitlines()
         except OSError:
-            return None
-        found = (line.removeprefix("Pid: ") for line in lines if line.startswith("Pid: "))
-        return int(next(found, "0")) or None
+            return {}
+        return {key: value for key, _, value in (line.partition(": ") for line in lines)}
