@@ -1,5 +1,6 @@
 """Adapters over HTTP with the real engine: what is said is that adapter's, in that version."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from serve_app.keys import make_key
 from tests.integration.conftest import make_settings, write_vllm
 from tests.support.adapters import ALL_LINEAR, WEIGHTS, make_adapter, make_family
 from tests.support.platform import LocalPlatform
+from tests.support.streams import Stream
 
 pytestmark = pytest.mark.slow
 
@@ -106,13 +108,17 @@ def test_deleted_adapter_leaves_the_engine_when_its_request_has_ended(
     alone = say(client, "tiny:brief")
     platform.wait_until(lambda: in_memory() == before + 1, 5.0, "in memory")
     long = {"model": "tiny:brief", "prompt": PROMPT, "max_tokens": 300, "temperature": 0}
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(client.post, "/v1/completions", json=long | {"ignore_eos": True})
-        platform.wait_until(lambda: platform.count_running() > 0, 10.0, "running")
-        client.delete("/admin/adapters/tiny:brief")
-        answer = running.result()
-    assert answer.json()["usage"]["completion_tokens"] == 300
-    assert answer.json()["choices"][0]["text"].startswith(alone)
+    streamed = long | {
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    running = Stream(platform.url, streamed, authorization=f"Bearer {ADMIN.text}")
+    running.wait_for_first_token()
+    client.delete("/admin/adapters/tiny:brief")
+    assert running.is_running
+    assert running.finish_text().startswith(alone)
+    assert json.loads(running.finish()[-2])["usage"]["completion_tokens"] == 300
     platform.wait_until(lambda: in_memory() == before, 5.0, "out of memory")
     gone = client.post("/v1/completions", json=long)
     assert gone.status_code == 404
