@@ -1,6 +1,7 @@
 """The bank of a fleet's cells: keeps count of limits and turns for all of them, over HTTP.
 
-It remembers nothing that its cells do not know; started anew it hears it from them again.
+It remembers nothing that its cells do not know; started anew it hears it from them again. It also
+tells cells of one another, as its front sees them.
 """
 
 import hmac
@@ -8,15 +9,19 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
 import uvicorn
 
 from serve_app.cell_messages import (
+    CELLS_PATH,
     LIMITS_PATH,
     SERVICE_PATH,
+    AskCells,
+    PeerCell,
+    PeerCells,
     TellLimits,
     TellService,
 )
@@ -45,6 +50,8 @@ class Bank:
         self._now = now
         self._limits = LimitBank(now())
         self._service = ServiceBank(uuid.uuid4().hex)
+        self.cells: Sequence[PeerCell] = ()
+        """Those that take requests; replaced as a whole by whoever knows."""
 
     async def __call__(
         self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send
@@ -69,6 +76,9 @@ class Bank:
                 answer = self._limits.tell(msgspec.json.decode(body, type=TellLimits), self._now())
             elif path == SERVICE_PATH:
                 answer = self._service.tell(msgspec.json.decode(body, type=TellService))
+            elif path == CELLS_PATH:
+                msgspec.json.decode(body, type=AskCells)
+                answer = PeerCells(list(self.cells))
             else:
                 return 404, b""
         except msgspec.DecodeError as error:
@@ -99,8 +109,9 @@ class BankServer:
 
     def __init__(self, key: str, port: int) -> None:
         self._port = port
+        self._bank = Bank(key)
         config = uvicorn.Config(
-            Bank(key), host="127.0.0.1", port=port, log_level="warning", access_log=False
+            self._bank, host="127.0.0.1", port=port, log_level="warning", access_log=False
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="bank", daemon=True)
@@ -119,6 +130,10 @@ class BankServer:
                     f"the bank cannot listen at port {self._port}; choose another front.bank.port."
                 )
             time.sleep(0.02)
+
+    def show_cells(self, cells: Sequence[PeerCell]) -> None:
+        """Have cells know of these from now on."""
+        self._bank.cells = cells
 
     def stop(self) -> None:
         """Listen no more."""

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.cells import CellWatch, FleetOfCells, Look, Tell, list_cells
@@ -25,6 +25,7 @@ from cluster.front_config import (
 )
 from cluster.front_socket import HAProxySocket
 from cluster.policy.cells import Cell, CellLoad, choose_weights
+from serve_app.cell_messages import PeerCell
 from serve_app.config_front import FrontSettings
 from serve_app.errors import CommandError
 
@@ -125,6 +126,7 @@ class Front:
         watch: Looks at cells.
         fleet: Whose nodes are cells, too; None where there is none.
         tell: Gets a line for people for each change.
+        show_cells: Gets those that take requests, after each look.
     """
 
     def __init__(
@@ -134,12 +136,14 @@ class Front:
         watch: CellWatch,
         fleet: FleetOfCells | None,
         tell: Tell,
+        show_cells: Callable[[Sequence[PeerCell]], None] = lambda cells: None,
     ) -> None:
         self._settings = settings
         self._haproxy = haproxy
         self._watch = watch
         self._fleet = fleet
         self._tell = tell
+        self._show_cells = show_cells
         self._looks: dict[str, Look] = {}
         self._weights: dict[str, int] = {}
         self._said: dict[str, str] = {}
@@ -160,6 +164,7 @@ class Front:
         self._take_looks(cells)
         staying = [cell for cell in cells if self._serves(cell) and not self._is_leaving(cell)]
         leaving = [cell for cell in cells if self._serves(cell) and self._is_leaving(cell)]
+        self._show_cells([PeerCell(c.url, self._looks[c.name].places) for c in staying])
         weights = self._weigh(staying, {})
         if done := self._haproxy.ensure(weights):
             self._tell(done)

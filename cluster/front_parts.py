@@ -39,7 +39,8 @@ class FrontParts:
 
     def front(self, tell: Tell) -> Front:
         """Return the front, to be run."""
-        return Front(self.settings, self.haproxy, self.watch, self.fleet, tell)
+        parts = self.settings, self.haproxy, self.watch, self.fleet, tell
+        return Front(*parts) if self.bank is None else Front(*parts, self.bank.show_cells)
 
 
 def build_front(file: FrontFile) -> FrontParts:

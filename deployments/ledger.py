@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from deployments.bank_link import BankLink
 from deployments.ledger_journal import Closed, Journal, Opened, Record, Snapshot, replay
 from deployments.ledger_metrics import LedgerMetrics
 from deployments.limit_exchange import LimitExchange
 from serve_app import telemetry
+from serve_app.bank_link import BankLink
 from serve_app.config_limits import LedgerSettings
 from serve_app.errors import InternalError
 from serve_app.ledger_messages import (

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from deployments.bank_link import BankLink
 from deployments.ledger import Ledger
 from deployments.ledger_journal import Journal
+from serve_app.bank_link import BankLink
 from serve_app.catalog import Catalog
 from serve_app.catalog_limits import CatalogLimits
 from serve_app.config import Settings

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from deployments.bank_link import BankLink
+from serve_app.bank_link import BankLink
 from serve_app.cell_messages import LIMITS_PATH, Parts, TellLimits
 from serve_app.ledger_messages import Reserve
 from serve_app.policy.cell_limits import CellLimits

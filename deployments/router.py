@@ -18,7 +18,6 @@ import msgspec
 from deployments.adapter_farewell import AdapterFarewell
 from deployments.announcer import Announcer
 from deployments.autoscaler import Autoscaler, Board
-from deployments.bank_link import BankLink
 from deployments.dispatcher import Dispatcher
 from deployments.door import Door
 from deployments.fleet import SLEPT_S, Fleet
@@ -38,6 +37,7 @@ from deployments.start_ups import StartUps
 from deployments.ticket_book import TicketBook
 from deployments.turn_order import cost_of, make_audit_log, make_turn_order
 from serve_app import telemetry
+from serve_app.bank_link import BankLink
 from serve_app.config import Settings
 from serve_app.config_model import ModelSettings
 from serve_app.messages import (

@@ -8,7 +8,7 @@ the same. What is charged at once is bounded, lest a long past elsewhere keeps a
 
 import asyncio
 
-from deployments.bank_link import BankLink
+from serve_app.bank_link import BankLink
 from serve_app.cell_messages import SERVICE_PATH, ServedElsewhere, TellService
 from serve_app.names import TenantId
 from serve_app.policy.fairness import Vtc

@@ -6,6 +6,7 @@ them or in none. It sends nothing and chooses nothing.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from deployments.adapter_farewell import AdapterFarewell
 from deployments.fleet import Fleet
@@ -217,7 +218,10 @@ class TicketBook:
             self._fleet.take_back(known.engine_id, mail.ticket)
         # The engine's last progress may still be on its way; it will find no ticket.
         self._queue.charge(mail.ticket, max(0, mail.completion_tokens - known.completion_tokens))
-        if mail.is_finished:
+        if known.is_guest:
+            # Of its prompt nothing is to be given back here, and its length is not all of it.
+            self._queue.abort(mail.ticket, 0)
+        elif mail.is_finished:
             self._queue.finish(mail.ticket, mail.cached_tokens)
         else:
             n_tokens = max(mail.completion_tokens, known.completion_tokens)
@@ -239,12 +243,16 @@ class TicketBook:
                 self._farewell.note_arrival(known.adapter)
             known.take(enqueue)
         known.has_run, known.strikes = True, running.strikes
+        known.is_guest = running.paid_tokens is not None
         known.lost_tokens = max(known.completion_tokens - n_tokens, 0)
         known.completion_tokens = max(known.completion_tokens, n_tokens)
         self._note_share(enqueue)
         if running.engine_id is None and waits_already:
             return
-        self._queue.adopt(_waiting(enqueue, known.model), n_tokens, now_s)
+        waiting = _waiting(enqueue, known.model)
+        if known.is_guest:
+            waiting = replace(waiting, prompt_tokens=0)
+        self._queue.adopt(waiting, n_tokens - (running.paid_tokens or 0), now_s)
         if running.engine_id is None:
             self._queue.requeue(enqueue.ticket)
         else:

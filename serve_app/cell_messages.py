@@ -1,13 +1,17 @@
-"""What a cell and the bank of its fleet say to one another, as JSON over HTTP.
+"""What a cell says to the bank of its fleet, and to another cell, as JSON over HTTP.
 
 A cell's ledger asks for its part of limits, its routers tell what tenants were served. Each says
 all that the bank has to know of it, so that a bank which starts anew learns everything again.
+A cell's gateways ask the bank which cells there are, and another cell's where its routers are.
 """
 
 import msgspec
 
 LIMITS_PATH = "/fleet/limits"
 SERVICE_PATH = "/fleet/service"
+CELLS_PATH = "/fleet/cells"
+ROUTER_PATH = "/fleet/router"
+"""Of a gateway, and not of the bank."""
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -79,3 +83,40 @@ class ServedElsewhere(msgspec.Struct, frozen=True):
     """More with each answer."""
     served: dict[str, float]
     """Of tenants for whom it has changed since what the router heard last."""
+
+
+class AskCells(msgspec.Struct, frozen=True):
+    """A cell's gateway: which cells are there?"""
+
+    cell: str
+
+
+class PeerCell(msgspec.Struct, frozen=True):
+    """One cell that takes requests, as the front sees it."""
+
+    url: str
+    """Where its gateways answer."""
+    places: int
+    """Requests that its engines run at a time."""
+
+
+class PeerCells(msgspec.Struct, frozen=True):
+    """Answer to `AskCells`."""
+
+    cells: list[PeerCell]
+
+
+class AskRouter(msgspec.Struct, frozen=True):
+    """A cell's gateway to one of another cell: where is the router of a model?"""
+
+    model: str
+
+
+class RouterAt(msgspec.Struct, frozen=True):
+    """Answer to `AskRouter`. `key` is a capability, as in `messages.Endpoint`; never logged."""
+
+    cell: str
+    address: str
+    key: bytes
+    store: str
+    """Tells stores apart that cells share; empty is one of this cell alone."""

@@ -40,6 +40,10 @@ class CellMembership(Section):
     most_ahead: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 100_000.0
     """Service by which a tenant is put behind others here, at most, for what other cells serve it.
     In tokens as `fairness` counts them, by weight. 0 leaves each cell's turns to itself."""
+    reaches_others: bool = False
+    """Whether the machines of all cells reach one another, as on one private network that lets
+    Ray's ports through. Then requests that lose their model's last engine here go on in another
+    cell, and theirs here. Gateways, too, need the key then."""
 
 
 def read_cell_name(settings: CellMembership) -> str:

@@ -1,5 +1,6 @@
 """Where tenants, keys and usage are kept."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -72,6 +73,18 @@ def describe_database(settings: StoreSettings) -> str:
     if isinstance(settings.database, SqliteStore):
         return settings.database.path or str(state_dir_of(settings) / "store.db")
     return f"the database that {settings.database.url} names"
+
+
+def fingerprint(settings: StoreSettings) -> str:
+    """Return what tells databases apart that several cells may share; empty is a file.
+
+    Raises:
+        ConfigError: As `database_url`.
+    """
+    if isinstance(settings.database, SqliteStore):
+        return ""
+    where = database_url(settings).rpartition("@")[2]
+    return hashlib.sha256(where.encode()).hexdigest()[:16]
 
 
 def database_url(settings: StoreSettings) -> str:

@@ -154,6 +154,9 @@ class RunningTicket(msgspec.Struct, frozen=True):
     completion_tokens: int
     strikes: int = 0
     """Engines in a row that died under it and gave it no token."""
+    paid_tokens: int | None = None
+    """Tokens that it had when it came from another cell, where these and its prompt were paid; None
+    is paid here from the start."""
 
 
 class Requeue(msgspec.Struct, frozen=True, tag=True):

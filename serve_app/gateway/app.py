@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app import telemetry
 from serve_app.adapter_registry import Adapter
 from serve_app.catalog import Caller
+from serve_app.cell_messages import ROUTER_PATH
 from serve_app.config_tenants import Scope as KeyScope
 from serve_app.gateway.adapter_choice import AdapterChoice, current_adapter
 from serve_app.gateway.admin import add_admin_routes
@@ -47,6 +48,7 @@ from serve_app.gateway.inner_scope import inner_scope
 from serve_app.gateway.meter import Meter, current_meter
 from serve_app.gateway.null_params import drop_nulls
 from serve_app.gateway.openapi import build_openapi
+from serve_app.gateway.peer_routes import add_peer_routes
 from serve_app.gateway.request_log import log_request
 from serve_app.gateway.request_routes import add_request_routes
 from serve_app.gateway.status_routes import STATUS_PATH, add_status_routes
@@ -76,6 +78,7 @@ _OPEN_PATHS = (
     "/version",
     "/openapi.json",
     "/docs",
+    ROUTER_PATH,  # Another cell shows a key of its own.
     *(
         f"{_DOCS_FILES}/{name}"
         for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
@@ -95,6 +98,7 @@ def build_gateway_app(gateway: Gateway) -> ASGIApp:
     add_usage_routes(app, gateway.accounts)
     add_request_routes(app, gateway.accounts)
     add_status_routes(app, gateway)
+    add_peer_routes(app, gateway)
     dispatch = Dispatch(gateway)
     for path in MODEL_PATHS:
         app.router.routes.append(Route(path, endpoint=dispatch, methods=["POST"]))

@@ -20,6 +20,7 @@ from serve_app.catalog import Caller
 from serve_app.config import Settings
 from serve_app.config_limits import LedgerSettings, PriceSpec, find_price
 from serve_app.config_model import ModelSettings
+from serve_app.config_store import fingerprint
 from serve_app.config_tenants import Scope
 from serve_app.dialect import dialect_of
 from serve_app.errors import AdapterRefusedError, InternalError
@@ -36,10 +37,12 @@ from serve_app.gateway.gateway_metrics import GatewayMetrics
 from serve_app.gateway.ledger_client import LedgerClient
 from serve_app.gateway.meter import Meter
 from serve_app.gateway.model_client import ModelClient
+from serve_app.gateway.peers import Peers
+from serve_app.gateway.roaming_client import RoamingClient
 from serve_app.gateway.served_model import ServedModel
 from serve_app.gateway.timing_report import wants_last_chunk
 from serve_app.gateway.timings import RequestClock
-from serve_app.messages import AdapterRef, ModelStatus
+from serve_app.messages import AdapterRef, Endpoint, ModelStatus
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter
 from serve_app.standing_link import FindEndpoint
@@ -113,6 +116,8 @@ class Gateway:
         self._ledger: LedgerClient | None = None
         self.tracing: Tracing | None = None
         """None where requests are not traced."""
+        self.peers: Peers | None = None
+        """Knows other cells; None where this one does not reach them."""
         self.leaves_s: float | None = None
         """When the whole cell ends, in seconds since 1970; None where it is to stay."""
         self.settings: Settings
@@ -128,6 +133,7 @@ class Gateway:
         self.accounts.configure(settings)
         self.adapters.configure(settings.adapters)
         self._configure_ledger(settings.ledger)
+        self._configure_peers(settings)
         self.directory.configure(settings.models)
         self._follow(self._models, {model.name: (model, model) for model in settings.models})
         canaries = {model.name: (model.canary_version, model) for model in settings.models}
@@ -161,6 +167,8 @@ class Gateway:
         """Writes down what is left and drops every connection."""
         self.close()
         await self.adapters.close()
+        if self.peers is not None:
+            await self.peers.close()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
         await self.accounts.close()
@@ -304,6 +312,13 @@ class Gateway:
         if self._ledger is not None:
             self._ledger.set_log_level(level)
 
+    async def find_router(self, model_name: str) -> Endpoint | None:
+        """Returns where the router of a model is, for another cell; None where it is none here."""
+        model = self._models.get(ModelName(model_name))
+        if model is None:
+            return None
+        return await self._find_router_of(model.settings.domain_name)()
+
     # --- ledger -----------------------------------------------------------------------------
 
     def _configure_ledger(self, settings: LedgerSettings) -> None:
@@ -321,19 +336,28 @@ class Gateway:
 
     # --- models -----------------------------------------------------------------------------
 
+    def _configure_peers(self, settings: Settings) -> None:
+        """Other cells are known from the start or not at all: connections are made for that."""
+        if self.peers is None and settings.cell is not None and settings.cell.reaches_others:
+            self.peers = Peers(settings.cell, fingerprint(settings.store))
+
     def _connect(self, settings: ModelSettings, shown_as: ModelSettings) -> ServedModel:
-        client = ModelClient(
+        def read_as(config_id: str, payload: bytes) -> None:
+            self._spawn(self._build_front_end(model, payload, dialect_of(config_id)))
+
+        args = (
             settings.name,
             # One router may serve several models, each over a connection of its own.
             self._identity + b"/" + settings.name.encode(),
             self._find_router_of(settings.domain_name),
             self.settings.limits,
-            lambda config_id, payload: self._spawn(
-                self._build_front_end(model, payload, dialect_of(config_id))
-            ),
+            read_as,
             self.metrics.of_model(settings.name),
             self.adapters.doubt,
         )
+        client = ModelClient(*args)
+        if self.peers is not None:
+            client = RoamingClient(*args, peers=self.peers, sleeps=settings.replicas.min == 0)
         model = ServedModel(settings, shown_as, client)
         client.start()
         return model
@@ -369,6 +393,8 @@ class Gateway:
     ) -> None:
         """New names or templates need a new front end; new engines bring one themselves."""
         model.settings, model.shown_as = settings, shown_as
+        if isinstance(model.client, RoamingClient):
+            model.client.sleeps = settings.replicas.min == 0
         if model.payload:
             self._spawn(self._build_front_end(model, model.payload, model.dialect))
 

@@ -84,9 +84,11 @@ class ModelClient:
         identity: Of this connection, unique in the cluster.
         find_router: How to find the model's router.
         limits: How often a request may lose its engine.
-        on_front_end: Called with (config_id, payload) when the engines' configuration is new.
+        on_front_end: Called with (config_id, payload) when the engines' configuration is new; None
+            is for a client of another cell's router, which says nothing of how this one reads.
         series: Counts requests that lose their engine.
         on_adapter_failed: Called with an adapter that an engine could not have.
+        sinks: Take what comes, and may be shared with another client.
     """
 
     def __init__(
@@ -95,9 +97,10 @@ class ModelClient:
         identity: bytes,
         find_router: FindRouter,
         limits: LimitSettings,
-        on_front_end: Callable[[str, bytes], None],
+        on_front_end: Callable[[str, bytes], None] | None,
         series: ModelSeries,
         on_adapter_failed: Callable[[AdapterRef], None] = lambda ref: None,
+        sinks: list[Sink] | None = None,
     ) -> None:
         self.name = name
         self.status = ModelStatus("", [], 0)
@@ -105,15 +108,13 @@ class ModelClient:
         self._on_front_end = on_front_end
         self._series = series
         self._on_adapter_failed = on_adapter_failed
-        self._moved_s: dict[TicketId, float] = {}
-        """When those lost their engine that have got nothing from another one since."""
         self._front_end_id = ""
         self._tickets: dict[TicketId, Ticket] = {}
         self._runs: dict[str, Ticket] = {}
         """Those that an engine has, by what it calls them."""
         self._ended: deque[Leave] = deque(maxlen=_ENDED_REPEATED)
         self._engines: dict[EngineId, Link] = {}
-        self._sinks: list[Sink] = []
+        self._sinks = [] if sinks is None else sinks
         self._retries = Retries(limits)
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
@@ -184,6 +185,33 @@ class ModelClient:
         self._retries.note_request()
         self._router.send(ticket.enqueue)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether messages reach the router at present, as far as is known."""
+        return self._router.is_connected
+
+    def waiting(self) -> list[Ticket]:
+        """Returns the requests that have no engine, those first that came or lost theirs first."""
+        return [ticket for ticket in self._tickets.values() if ticket.engine_id is None]
+
+    @property
+    def n_requests(self) -> int:
+        """Requests that wait or run."""
+        return len(self._tickets)
+
+    def release(self, ticket: Ticket) -> None:
+        """Gives up a request that waits, for another cell's client to go on with."""
+        self._end(ticket.id)
+
+    def take_over(self, ticket: Ticket) -> None:
+        """Goes on with a request that another cell's client gave up."""
+        self._tickets[ticket.id] = ticket
+        # What it had was paid there; a prompt without a token was given back.
+        ticket.paid_tokens = len(ticket.produced) or None
+        ended = (leave for leave in self._ended if leave.ticket != ticket.id)
+        self._ended = deque(ended, maxlen=_ENDED_REPEATED)
+        self._router.send(Requeue(ticket.describe()) if ticket.n_runs else ticket.enqueue)
+
     def set_log_level(self, level: str) -> None:
         """Has the router tell everyone who is connected to it; empty is what settings say."""
         self._router.send(SetLogLevel(level))
@@ -211,7 +239,6 @@ class ModelClient:
     ) -> Ticket | None:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is not None:
-            self._moved_s.pop(ticket_id, None)
             leave = ticket.leave(is_finished=is_finished, has_failed=has_failed)
             if ticket.n_runs:
                 self._runs.pop(ticket.run_id, None)
@@ -267,7 +294,7 @@ class ModelClient:
             case Introduce():
                 self._resume()
             case ModelStatus():
-                if mail.log_level != self.status.log_level:
+                if mail.log_level != self.status.log_level and self._on_front_end is not None:
                     telemetry.set_log_level(mail.log_level)
                 self.status = follow(self.status, mail)
                 self._ask_for_front_end()
@@ -276,11 +303,11 @@ class ModelClient:
 
     def _ask_for_front_end(self) -> None:
         wanted = self.status.config_id
-        if wanted and wanted != self._front_end_id:
+        if wanted and wanted != self._front_end_id and self._on_front_end is not None:
             self._router.send(FrontEndWanted(wanted))
 
     def _take_front_end(self, mail: FrontEndPayload) -> None:
-        if mail.config_id != self._front_end_id:
+        if mail.config_id != self._front_end_id and self._on_front_end is not None:
             self._front_end_id = mail.config_id
             self._on_front_end(mail.config_id, mail.payload)
 
@@ -334,8 +361,10 @@ class ModelClient:
             return False  # It was aborted, or goes on elsewhere.
         begun = times.get(output.request_id)
         output.request_id = ticket.id
-        if self._moved_s and output.new_token_ids:
-            self._measure_move(ticket)
+        if ticket.moved_s is not None and output.new_token_ids:
+            recomputed_tokens = ticket.enqueue.prompt_tokens + len(ticket.produced)
+            self._series.go_on(time.monotonic() - ticket.moved_s, recomputed_tokens)
+            ticket.moved_s = None
         ticket.take(output, begun)
         if output.finish_reason == FinishReason.ABORT:
             # Not by us: the engine ends and could not say so in time, or took us for dead.
@@ -348,12 +377,6 @@ class ModelClient:
             self._requeue(ticket, has_died=False, has_failed=True)
             return False
         return True
-
-    def _measure_move(self, ticket: Ticket) -> None:
-        moved_s = self._moved_s.pop(ticket.id, None)
-        if moved_s is not None:
-            recomputed_tokens = ticket.enqueue.prompt_tokens + len(ticket.produced)
-            self._series.go_on(time.monotonic() - moved_s, recomputed_tokens)
 
     def _finish(self, output: EngineCoreOutput) -> None:
         has_failed = output.finish_reason == FinishReason.ERROR
@@ -398,7 +421,8 @@ class ModelClient:
         end = self._retries.move(ticket, has_died=has_died, has_failed=has_failed)
         if end is None:
             self._series.move("died" if has_died else "failed" if has_failed else "left")
-            self._moved_s.setdefault(ticket.id, time.monotonic())
+            if ticket.moved_s is None:
+                ticket.moved_s = time.monotonic()
             self._router.send(Requeue(ticket.describe(), failed_on))
             return
         self._series.stop()

@@ -72,6 +72,11 @@ class Ticket:
     cached_tokens: int | None = None
     record: Record = field(default_factory=Record)
     clock: TicketClock = field(default_factory=lambda: TicketClock(time.monotonic()))
+    moved_s: float | None = None
+    """When it lost its engine; None once it has got something from another one since."""
+    paid_tokens: int | None = None
+    """Tokens that it had when another cell's router took it over, where these and its prompt were
+    paid; None is paid where it is now."""
 
     @property
     def id(self) -> TicketId:
@@ -120,8 +125,13 @@ class Ticket:
 
     def describe(self) -> RunningTicket:
         """What a router must know of it once it has begun."""
-        n_tokens = len(self.produced)
-        return RunningTicket(self.enqueue, self.engine_id, n_tokens, self.record.strikes)
+        return RunningTicket(
+            self.enqueue,
+            self.engine_id,
+            len(self.produced),
+            self.record.strikes,
+            self.paid_tokens,
+        )
 
     def leave(self, *, is_finished: bool, has_failed: bool = False) -> Leave:
         """What a router must know of its end."""

@@ -5,8 +5,8 @@ from typing import TypeVar
 
 import msgspec
 
-from deployments.bank_link import BankLink
 from deployments.service_exchange import ServiceExchange
+from serve_app.bank_link import BankLink
 from serve_app.cell_messages import TellService
 from serve_app.names import TenantId
 from serve_app.policy.fairness import Vtc

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
-from deployments.bank_link import BankLink
 from deployments.ledger import Ledger
 from deployments.ledger_journal import FileJournal
+from serve_app.bank_link import BankLink
 from serve_app.cell_messages import LIMITS_PATH, TellLimits
 from serve_app.config_cell import CellMembership
 from serve_app.config_limits import LedgerSettings

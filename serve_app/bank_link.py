@@ -1,4 +1,4 @@
-"""How a cell's ledger and routers ask the bank of their fleet: HTTP with a shared key."""
+"""How a cell asks the bank of its fleet, and other cells: HTTP with a shared key."""
 
 import logging
 import uuid
@@ -16,27 +16,29 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class BankLink:
-    """One process's connection to the bank.
+    """One process's connection to the bank, or to another cell.
 
     Args:
         settings: The cell's.
+        peer: The other cell's address; None is the bank's.
 
     Raises:
         ConfigError: The key or the name is not in the environment.
     """
 
-    def __init__(self, settings: CellMembership) -> None:
+    def __init__(self, settings: CellMembership, peer: str | None = None) -> None:
         self.cell = read_cell_name(settings)
         self.period_s = settings.period_s
         self.run = uuid.uuid4().hex
         """Of this process."""
-        self._url = settings.bank.rstrip("/")
+        self._url = (settings.bank if peer is None else peer).rstrip("/")
+        self._name = "bank of cells" if peer is None else "cell"
         self._headers = {"authorization": f"Bearer {read_cells_key(settings.key)}"}
         self._client: httpx.AsyncClient | None = None
         self._is_away = False
 
     async def ask(self, path: str, question: msgspec.Struct, kind: type[_T]) -> _T | None:
-        """Return the bank's answer; None where it has none."""
+        """Return the answer; None where there is none."""
         if self._client is None:
             self._client = httpx.AsyncClient(timeout=_TIMEOUT_S, headers=self._headers)
         try:
@@ -58,7 +60,7 @@ class BankLink:
 
     def _note(self, *, is_away: bool, why: str = "") -> None:
         if is_away and not self._is_away:
-            logger.warning("The bank of cells at %s does not answer: %s", self._url, why)
+            logger.warning("The %s at %s does not answer: %s", self._name, self._url, why)
         if self._is_away and not is_away:
-            logger.info("The bank of cells answers again.")
+            logger.info("The %s at %s answers again.", self._name, self._url)
         self._is_away = is_away
