@@ -29,12 +29,14 @@ class Look:
         leaves: Whether it says that it ends, or that a model's engines are all leaving.
         places: Requests that its engines run at a time.
         busy: Requests that run or wait there.
+        only_gateways: Whether it has no engines and sends all to other cells.
     """
 
     is_ready: bool = False
     leaves: bool = False
     places: int = 0
     busy: int = 0
+    only_gateways: bool = False
 
     def load(self, ours: int) -> CellLoad:
         """Return its load, of which a front has so much."""
@@ -132,6 +134,7 @@ def _read(is_ready: bool, answer: Mapping[str, Any]) -> Look:
         answer.get("leaves_s") is not None or any(m.get("state") == "draining" for m in models),
         sum(engine.get("places", 0) for engine in ready),
         busy + sum(model.get("waiting", 0) for model in models),
+        bool(answer.get("only_gateways")),
     )
 
 

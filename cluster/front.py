@@ -164,7 +164,8 @@ class Front:
         self._take_looks(cells)
         staying = [cell for cell in cells if self._serves(cell) and not self._is_leaving(cell)]
         leaving = [cell for cell in cells if self._serves(cell) and self._is_leaving(cell)]
-        self._show_cells([PeerCell(c.url, self._looks[c.name].places) for c in staying])
+        with_engines = [cell for cell in staying if not self._looks[cell.name].only_gateways]
+        self._show_cells([PeerCell(c.url, self._looks[c.name].places) for c in with_engines])
         weights = self._weigh(staying, {})
         if done := self._haproxy.ensure(weights):
             self._tell(done)
@@ -191,13 +192,17 @@ class Front:
         return cell.leaves or self._looks[cell.name].leaves
 
     def _weigh(self, cells: list[Cell], now: Mapping[str, Server]) -> dict[Cell, int]:
+        """Weigh all; those without engines come first, as what they answer outlives others."""
+        first = [cell for cell in cells if self._looks[cell.name].only_gateways] or cells
+        names = {cell.name for cell in first}
+        before = {name: weight for name, weight in self._weights.items() if name in names}
         loads: dict[str, CellLoad] = {}
-        for cell in cells:
+        for cell in first:
             server = now.get(cell.name)
             loads[cell.name] = self._looks[cell.name].load(server.n_requests if server else 0)
         zone, fill = self._settings.zone, self._settings.fill
-        chosen = choose_weights(cells, loads, zone, fill, self._weights)
-        return {cell: chosen[cell.name] for cell in cells}
+        chosen = choose_weights(first, loads, zone, fill, before)
+        return {cell: chosen.get(cell.name, 0) for cell in cells}
 
     def _say(self, cells: list[Cell], now: Mapping[str, Server]) -> None:
         said = {cell.name: self._describe(cell, now.get(cell.name)) for cell in cells}

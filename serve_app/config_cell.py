@@ -2,9 +2,9 @@
 
 import os
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from serve_app.config_front import CellUrl, KeyReference
 from serve_app.config_section import Section
@@ -44,6 +44,18 @@ class CellMembership(Section):
     """Whether the machines of all cells reach one another, as on one private network that lets
     Ray's ports through. Then requests that lose their model's last engine here go on in another
     cell, and theirs here. Gateways, too, need the key then."""
+    only_gateways: bool = False
+    """Whether this cell has no engines and all its requests run in other cells: what it answers
+    then outlives any of those. For a machine that stays. Needs `reaches_others`."""
+
+    @model_validator(mode="after")
+    def _check_reach(self) -> Self:
+        if self.only_gateways and not self.reaches_others:
+            raise ValueError(
+                "only_gateways needs reaches_others: without engines of its own a cell has to "
+                "reach those of others; set reaches_others: true"
+            )
+        return self
 
 
 def read_cell_name(settings: CellMembership) -> str:

@@ -62,7 +62,8 @@ def build(args: Mapping[str, Any]) -> Application:
     routers = {domain: _router(domain, settings, for_routers) for domain in domains}
     # The gateway is bound to the engines too, as Serve deploys only what the ingress reaches.
     others += routers.values()
-    others += [_engine(model, settings, routers[model.domain_name]) for model in settings.versions]
+    own = () if settings.cell is not None and settings.cell.only_gateways else settings.versions
+    others += [_engine(model, settings, routers[model.domain_name]) for model in own]
     return _gateway(settings, shared, others)
 
 
@@ -87,7 +88,8 @@ def _gateway(settings: Settings, shared: dict[str, Any], others: list[Applicatio
         # Serve's own line a request costs a twentieth of the gateway's time.
         logging_config={"enable_access_log": False},
     )(serve.ingress()(GatewayReplica))
-    return _pinned(deployment, APP_NAME).bind(APP_NAME, *others)
+    # Which other cells it reaches is fixed while a gateway lives.
+    return _pinned(deployment, [APP_NAME, *_cell(settings)]).bind(APP_NAME, *others)
 
 
 def _ledger(settings: Settings, shared: dict[str, Any]) -> Application:

@@ -286,6 +286,7 @@ class Gateway:
         return {
             "ready": is_whole and self.leaves_s is None,
             "leaves_s": self.leaves_s,
+            "only_gateways": self.peers is not None and self.peers.settings.only_gateways,
             "models": models | canaries,
             "store": {"state": store},
             "adapters": self.adapters.counts(),

@@ -15,6 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from http import HTTPStatus
 
 import msgspec
@@ -29,7 +30,7 @@ from serve_app.config import LimitSettings
 from serve_app.engine_frames import ABORT, ACCEPTED, ALIVE, BEGIN, read_times
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.gateway_metrics import ModelSeries
-from serve_app.gateway.model_state import follow
+from serve_app.gateway.model_state import NONE_YET, follow
 from serve_app.gateway.retries import Retries
 from serve_app.gateway.tickets import Sink, Ticket, grammar_error, make_ticket
 from serve_app.gateway.timings import TicketClock
@@ -85,10 +86,11 @@ class ModelClient:
         find_router: How to find the model's router.
         limits: How often a request may lose its engine.
         on_front_end: Called with (config_id, payload) when the engines' configuration is new; None
-            is for a client of another cell's router, which says nothing of how this one reads.
+            asks for none.
         series: Counts requests that lose their engine.
         on_adapter_failed: Called with an adapter that an engine could not have.
         sinks: Take what comes, and may be shared with another client.
+        is_guest: Whether the router is another cell's, whose operators do not set what is logged.
     """
 
     def __init__(
@@ -101,11 +103,14 @@ class ModelClient:
         series: ModelSeries,
         on_adapter_failed: Callable[[AdapterRef], None] = lambda ref: None,
         sinks: list[Sink] | None = None,
+        *,
+        is_guest: bool = False,
     ) -> None:
         self.name = name
         self.status = ModelStatus("", [], 0)
         self._identity = identity
         self._on_front_end = on_front_end
+        self._is_guest = is_guest
         self._series = series
         self._on_adapter_failed = on_adapter_failed
         self._front_end_id = ""
@@ -114,12 +119,20 @@ class ModelClient:
         """Those that an engine has, by what it calls them."""
         self._ended: deque[Leave] = deque(maxlen=_ENDED_REPEATED)
         self._engines: dict[EngineId, Link] = {}
+        self._heard: set[EngineId] = set()
+        """Engines of another cell that have said something."""
+        self.n_unreached = 0
+        """Connections to engines of another cell that failed, one after the other."""
+        self.unreached_s = 0.0
+        """When the last one did, by the monotonic clock."""
         self._sinks = [] if sinks is None else sinks
         self._retries = Retries(limits)
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._router = RouterLink(find_router, identity, self._read_mail, self._resume)
         self._alive_task: asyncio.Task[None] | None = None
+        self.missing = NONE_YET
+        """What to say where nothing is known of any engine."""
         self.n_calling = 0
         """Requests that wait until an engine says how they are read."""
 
@@ -180,7 +193,10 @@ class ModelClient:
         Raises:
             vllm.exceptions.VLLMValidationError: A number in it is too large to be sent.
         """
-        ticket = make_ticket(request, caller, sink, self._encoder, clock)
+        self.begin(make_ticket(request, caller, sink, self._encoder, clock))
+
+    def begin(self, ticket: Ticket) -> None:
+        """Queues a request that is new."""
         self._tickets[ticket.id] = ticket
         self._retries.note_request()
         self._router.send(ticket.enqueue)
@@ -267,10 +283,13 @@ class ModelClient:
         used = {ticket.engine_id for ticket in self._tickets.values()}
         for engine_id in self._engines.keys() - known - used:
             self._engines.pop(engine_id).close()
+            self._heard.discard(engine_id)
 
     # --- from the router --------------------------------------------------------------------
 
     def _resume(self) -> None:
+        if self._is_guest:
+            self.status = ModelStatus("", [], 0)  # It may be long since the cell said so.
         tickets = self._tickets.values()
         self._router.send(
             Resume(
@@ -294,12 +313,15 @@ class ModelClient:
             case Introduce():
                 self._resume()
             case ModelStatus():
-                if mail.log_level != self.status.log_level and self._on_front_end is not None:
-                    telemetry.set_log_level(mail.log_level)
-                self.status = follow(self.status, mail)
+                self._take_status(mail)
                 self._ask_for_front_end()
             case FrontEndPayload():
                 self._take_front_end(mail)
+
+    def _take_status(self, status: ModelStatus) -> None:
+        if status.log_level != self.status.log_level and not self._is_guest:
+            telemetry.set_log_level(status.log_level)
+        self.status = follow(self.status, status)
 
     def _ask_for_front_end(self) -> None:
         wanted = self.status.config_id
@@ -328,12 +350,17 @@ class ModelClient:
         link = Link(
             endpoint,
             self._identity,
-            self._read_engine,
+            partial(self._hear_engine, engine_id) if self._is_guest else self._read_engine,
             lambda: self._lose_engine(engine_id),
             silent_s=_SILENT_ENGINE_S,
         )
         link.send([BEGIN])
         return link
+
+    def _hear_engine(self, engine_id: EngineId, frames: list[zmq.Frame]) -> None:
+        self._heard.add(engine_id)
+        self.n_unreached = 0
+        self._read_engine(frames)
 
     def _read_engine(self, frames: list[zmq.Frame]) -> None:
         if len(frames) == 2 and frames[0].buffer == ACCEPTED:
@@ -401,7 +428,12 @@ class ModelClient:
     def _lose_engine(self, engine_id: EngineId) -> None:
         """Its connection broke: a process that ends is known by that, at once."""
         self._engines.pop(engine_id, None)
-        self._router.send(EngineUnreachable(engine_id))
+        if self._is_guest and engine_id not in self._heard:
+            # It is more likely the way between the cells: for others nothing is wrong with it.
+            self.n_unreached, self.unreached_s = self.n_unreached + 1, time.monotonic()
+        else:
+            self._router.send(EngineUnreachable(engine_id))
+        self._heard.discard(engine_id)
         self._leave_engine(engine_id, has_died=True)
 
     def _leave_engine(self, engine_id: EngineId, *, has_died: bool) -> None:

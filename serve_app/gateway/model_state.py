@@ -9,6 +9,7 @@ from serve_app.config_model import ModelSettings
 from serve_app.messages import EngineState, ModelStatus
 
 State = Literal["ready", "asleep", "waking", "loading", "draining", "failed"]
+NONE_YET = "no engine has reported yet"
 _TOLD: tuple[EngineState, ...] = ("loading", "failed", "draining")
 
 
@@ -25,13 +26,16 @@ class ModelState:
         return self.state in ("ready", "asleep", "waking")
 
 
-def describe(model: ModelSettings, status: ModelStatus, *, has_front_end: bool) -> ModelState:
+def describe(
+    model: ModelSettings, status: ModelStatus, *, has_front_end: bool, missing: str = NONE_YET
+) -> ModelState:
     """Return how a model stands.
 
     Args:
         model: Its settings.
         status: What its router said last.
         has_front_end: Whether this gateway can read requests for it.
+        missing: What to say where nothing is known of any engine.
     """
     may_sleep = model.replicas.min == 0 and status.scaling is not None
     if _serves(status):
@@ -48,7 +52,7 @@ def describe(model: ModelSettings, status: ModelStatus, *, has_front_end: bool) 
                 return ModelState(state, engine.detail)
     if may_sleep:
         return ModelState("waking", _describe_waking(model, status, "an engine is asked for"))
-    return ModelState("loading", "no engine has reported yet")
+    return ModelState("loading", missing)
 
 
 def follow(before: ModelStatus, status: ModelStatus) -> ModelStatus:

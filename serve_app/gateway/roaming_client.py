@@ -6,21 +6,24 @@
 
 To another cell's router this gateway is one more gateway: requests wait for their turn there with
 that cell's own, and are granted, charged and moved as those are. The client sees nothing of it.
+A cell that has only gateways sends all its requests so.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from serve_app.config import LimitSettings
 from serve_app.dialect import dialect_of
 from serve_app.gateway.gateway_metrics import ModelSeries
+from serve_app.gateway.guest import Guest, has_engine, view
 from serve_app.gateway.model_client import ModelClient
-from serve_app.gateway.peers import PeerRouter, Peers
+from serve_app.gateway.peers import Peers
 from serve_app.gateway.tickets import Sink, Ticket
-from serve_app.messages import AdapterRef, EngineStatus, ModelStatus
+from serve_app.messages import AdapterRef, ModelStatus
 from serve_app.names import ModelName
 from serve_app.policy.peers import Haven, Homeless, find_havens
 from serve_app.router_link import FindRouter
@@ -29,33 +32,14 @@ logger = logging.getLogger(__name__)
 
 _HOME = ""
 _LOOK_EVERY_S = 0.1
-_MOST_GUESTS = 8
+_VISIT_EVERY_S = 1.0
+"""Between two looks of a cell without engines for new cells."""
+_MOST_GUESTS = 64
 """Cells that a gateway is a guest of at a time, for one model."""
-_FIRST_WORD_S = 5.0
-"""In which another cell has to say that it has engines."""
 _AVOID_S = 15.0
 """For so long a cell that had none is not asked again."""
 _IDLE_S = 30.0
-"""After so long without a request a gateway is a guest no more."""
-
-
-@dataclass
-class _Guest:
-    """This gateway at another cell's router."""
-
-    client: ModelClient
-    router: PeerRouter
-    used_s: float
-    """When it last had something there, or began."""
-
-    def is_useless(self, now_s: float) -> bool:
-        if self.client.n_requests or _serves(self.client):
-            return False
-        return now_s - self.used_s > _FIRST_WORD_S
-
-    def leave(self) -> "asyncio.Task[None]":
-        self.client.close()
-        return asyncio.create_task(self.router.close(), name="leave cell")
+"""After so long without a request a gateway of a cell with engines is a guest no more."""
 
 
 class RoamingClient(ModelClient):
@@ -66,7 +50,7 @@ class RoamingClient(ModelClient):
         identity: Of this connection, unique in the cluster.
         find_router: How to find this cell's router of the model.
         limits: How often a request may lose its engine.
-        on_front_end: As `ModelClient` has it. Other cells do not say how requests are read.
+        on_front_end: As `ModelClient` has it. Other cells say it where this one has none.
         series: Counts requests that lose their engine.
         on_adapter_failed: Called with an adapter that an engine could not have.
         peers: Knows other cells.
@@ -86,16 +70,30 @@ class RoamingClient(ModelClient):
         peers: Peers,
         sleeps: bool,
     ) -> None:
+        self._has_engines = not peers.settings.only_gateways
         super().__init__(
-            name, identity, find_router, limits, on_front_end, series, on_adapter_failed
+            name,
+            identity,
+            find_router,
+            limits,
+            on_front_end if self._has_engines else None,
+            series,
+            on_adapter_failed,
         )
         self.sleeps = sleeps
+        if not self._has_engines:
+            self.missing = "no other cell has shown an engine yet; the front's bank names the cells"
+        self._on_guests_front_end = on_front_end
+        self._own_status = self.status
+        self._read_as = ""
+        """The front end that was taken from another cell last."""
         self._limits = limits
         self._peers = peers
-        self._guests: dict[str, _Guest] = {}
+        self._guests: dict[str, Guest] = {}
         """By the other cell's address."""
         self._avoided: dict[str, float] = {}
         """Cells that had no engine, and until when they are not asked again."""
+        self._visited_s = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._visiting: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
@@ -123,6 +121,16 @@ class RoamingClient(ModelClient):
             self._leave(url)
         super().close()
 
+    def begin(self, ticket: Ticket) -> None:
+        """Queues a request that is new; where this cell has no engines, at another one's router."""
+        place = _HOME
+        if not self._has_engines:
+            place = find_havens([_describe(ticket)], self._havens()).get(ticket.id, _HOME)
+        if place == _HOME:
+            super().begin(ticket)
+        else:
+            self._guests[place].client.begin(ticket)
+
     def has_requests_of(self, sink: Sink) -> bool:
         """Whether a front end still waits for outputs, from whichever cell."""
         guests = (guest.client for guest in self._guests.values())
@@ -133,6 +141,13 @@ class RoamingClient(ModelClient):
         super().abort(request_ids)
         for guest in self._guests.values():
             guest.client.abort(request_ids)
+
+    def _take_status(self, status: ModelStatus) -> None:
+        if self._has_engines:
+            super()._take_status(status)
+        else:
+            self._own_status = status
+            self._show_guests()
 
     # --- between cells ----------------------------------------------------------------------
 
@@ -150,33 +165,38 @@ class RoamingClient(ModelClient):
         found = find_havens(wanted, self._havens()) if wanted else {}
         for ticket_id, place in found.items():
             self._move(*homeless.pop(ticket_id), place)
-        if homeless:
-            self._bring_back([pair for pair in homeless.values() if not pair[0].is_connected])
+        for client, ticket in homeless.values():
+            # What waits nowhere waits at its own router, where nobody waits for ever.
+            if client is not self and not client.is_connected:
+                self._move(client, ticket, _HOME)
+        if homeless or not self._has_engines:
             self._visit(now_s)
+        if not self._has_engines:
+            self._show_guests()
+            self._read_as_guests_do()
         self._leave_unused(now_s)
 
     def _find_homeless(self) -> Iterator[tuple[ModelClient, Ticket]]:
-        for client in (self, *(guest.client for guest in self._guests.values())):
-            if not _serves(client):
-                for ticket in client.waiting():
-                    # What a model that sleeps has not begun is what wakes it.
-                    if client is not self or ticket.n_runs or not self.sleeps:
-                        yield client, ticket
+        if not self._serves:
+            for ticket in self.waiting():
+                # What a model that sleeps has not begun is what wakes it.
+                if ticket.n_runs or not (self.sleeps and self._has_engines):
+                    yield self, ticket
+        for guest in self._guests.values():
+            if not guest.serves:
+                for ticket in guest.client.waiting():
+                    yield guest.client, ticket
+
+    @property
+    def _serves(self) -> bool:
+        """Whether this cell has an engine. Its own router may be away for a moment."""
+        return self._has_engines and has_engine(self.status)
 
     def _havens(self) -> dict[str, Haven]:
-        havens = {
-            url: _view(guest.client, knows_adapters=self._shares_store(guest))
-            for url, guest in self._guests.items()
-            if _serves(guest.client)
-        }
-        if _serves(self):
-            havens[_HOME] = _view(self, knows_adapters=True, is_home=True)
+        havens = {url: guest.view() for url, guest in self._guests.items() if guest.serves}
+        if self._serves:
+            havens[_HOME] = view(self.status, knows_adapters=True, is_home=True)
         return havens
-
-    def _shares_store(self, guest: _Guest) -> bool:
-        """Whether an adapter's id is the same there: the store gives them."""
-        at = guest.router.at
-        return at is not None and at.store != "" and at.store == self._peers.store
 
     def _move(self, client: ModelClient, ticket: Ticket, place: str) -> None:
         other = self if place == _HOME else self._guests[place].client
@@ -185,45 +205,40 @@ class RoamingClient(ModelClient):
         where = "its own cell" if place == _HOME else f"the cell at {place}"
         logger.info("%s goes on in %s after %d tokens.", ticket.id, where, len(ticket.produced))
 
-    def _bring_back(self, lost: list[tuple[ModelClient, Ticket]]) -> None:
-        """Has what waits nowhere wait here, where it is not waited for for ever."""
-        for client, ticket in lost:
-            if client is not self:
-                self._move(client, ticket, _HOME)
+    # --- guests -----------------------------------------------------------------------------
 
     def _visit(self, now_s: float) -> None:
         """Looks for more cells, in the background."""
+        if now_s - self._visited_s < (_LOOK_EVERY_S if self._has_engines else _VISIT_EVERY_S):
+            return
+        self._visited_s = now_s
         self._avoided = {url: end_s for url, end_s in self._avoided.items() if end_s > now_s}
         if self._visiting is None or self._visiting.done():
-            self._visiting = asyncio.create_task(self._visit_more(), name=f"visit {self.name}")
+            self._visiting = asyncio.create_task(self._visit_all(), name=f"visit {self.name}")
 
-    async def _visit_more(self) -> None:
+    async def _visit_all(self) -> None:
         for cell in await self._peers.list_cells():
-            if len(self._guests) >= _MOST_GUESTS:
-                return
             if cell.url not in self._guests and cell.url not in self._avoided:
-                self._guests[cell.url] = guest = self._make_guest(cell.url)
-                guest.client.start()
-
-    def _make_guest(self, url: str) -> _Guest:
-        router = PeerRouter(self._peers, url, self.name)
-        client = ModelClient(
-            self.name,
-            self._peers.cell.encode() + b"." + self._identity,
-            router.find,
-            self._limits,
-            None,
-            self._series,
-            self._on_adapter_failed,
-            self._sinks,
-        )
-        return _Guest(client, router, time.monotonic())
+                if len(self._guests) >= _MOST_GUESTS:
+                    return
+                self._guests[cell.url] = Guest(
+                    self._peers,
+                    cell.url,
+                    self.name,
+                    self._identity,
+                    self._limits,
+                    self._series,
+                    self._on_adapter_failed,
+                    self._sinks,
+                    wants_front_end=not self._has_engines,
+                    now_s=time.monotonic(),
+                )
 
     def _leave_unused(self, now_s: float) -> None:
         for url, guest in list(self._guests.items()):
-            if guest.client.n_requests:
+            if guest.client.n_requests or (guest.serves and not self._has_engines):
                 guest.used_s = now_s
-            if guest.router.is_own:
+            if guest.is_own:
                 self._peers.own_urls.add(url)
                 self._leave(url)
             elif guest.is_useless(now_s):
@@ -233,28 +248,41 @@ class RoamingClient(ModelClient):
                 self._leave(url)
 
     def _leave(self, url: str) -> None:
-        leaving = self._guests.pop(url).leave()
+        leaving = asyncio.create_task(self._guests.pop(url).leave(), name="leave cell")
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
+    # --- of a cell without engines ----------------------------------------------------------
 
-def _serves(client: ModelClient) -> bool:
-    """Whether its cell has an engine. A router of another cell that is away says nothing."""
-    is_heard = client.is_connected or isinstance(client, RoamingClient)
-    return is_heard and any(_ready(client.status))
+    def _show_guests(self) -> None:
+        """Has this cell's status tell of the engines that it sends requests to."""
+        seen = [guest.client.status for guest in self._guests.values() if guest.serves]
+        self.status = msgspec.structs.replace(
+            self._own_status,
+            config_id=self._read_as,
+            engines=[engine for status in seen for engine in status.engines],
+            waiting=self._own_status.waiting + sum(status.waiting for status in seen),
+            scaling=None,
+            note="",
+        )
+
+    def _read_as_guests_do(self) -> None:
+        """Takes a front end from a cell; another one when no cell is left that understands it."""
+        offers = [
+            (guest.view().room, *o) for guest in self._guests.values() if (o := _offer(guest))
+        ]
+        spoken = {dialect_of(config_id) for _, config_id, _ in offers}
+        if offers and dialect_of(self._read_as) not in spoken:
+            _, self._read_as, payload = max(offers)
+            self._on_guests_front_end(self._read_as, payload)
 
 
-def _ready(status: ModelStatus) -> Iterator[EngineStatus]:
-    return (engine for engine in status.engines if engine.state == "ready")
-
-
-def _view(client: ModelClient, *, knows_adapters: bool, is_home: bool = False) -> Haven:
-    status = client.status
-    room = sum(engine.places - engine.load.running for engine in _ready(status))
-    dialect = dialect_of(status.config_id)
-    return Haven(dialect, room - status.waiting, knows_adapters, is_home)
+def _offer(guest: Guest) -> tuple[str, bytes] | None:
+    """How requests are read in a cell that serves; None while that is not known."""
+    offer = guest.front_end if guest.serves else None
+    return offer if offer is not None and offer[0] == guest.client.status.config_id else None
 
 
 def _describe(ticket: Ticket) -> Homeless:
     asked = ticket.enqueue
-    return Homeless(ticket.id, asked.dialect, asked.adapter is not None)
+    return Homeless(ticket.id, asked.tenant, asked.dialect, asked.adapter is not None)

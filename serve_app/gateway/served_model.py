@@ -58,8 +58,12 @@ class ServedModel:
         """How it stands."""
         if self.problem:
             return ModelState("failed", self.problem)
-        has_front_end = self.front_end is not None
-        return describe(self.settings, self.client.status, has_front_end=has_front_end)
+        return describe(
+            self.settings,
+            self.client.status,
+            has_front_end=self.front_end is not None,
+            missing=self.client.missing,
+        )
 
     def show(self) -> dict[str, Any]:
         """Returns what `/ready` says of it."""

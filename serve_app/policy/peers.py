@@ -1,13 +1,17 @@
-"""In which cell a request goes on that has lost its model's last engine in its own.
+"""In which cell a request runs whose own cell has no engine for it.
 
-The own cell comes first: it knows the request already. Else the cell with most room, counted down
-with each request that goes there, so that those which one loss sets free spread over all cells.
+The own cell comes first: it knows the request already. Else, of the cells with room, the one that
+a hash of its tenant prefers, so that prefix caches meet a tenant again; room is counted down with
+each request that goes there. Where none has room, it is the one that lacks least.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from serve_app.messages import TicketId
+from serve_app.names import TenantId
 
 
 @dataclass(frozen=True)
@@ -16,11 +20,13 @@ class Homeless:
 
     Attributes:
         ticket: Its name.
+        tenant: Whose it is.
         dialect: Of its tokens: engines of another one cannot go on with it. Empty is any.
         has_adapter: Whether it runs with an adapter.
     """
 
     ticket: TicketId
+    tenant: TenantId
     dialect: str = ""
     has_adapter: bool = False
 
@@ -56,10 +62,17 @@ def find_havens(homeless: Sequence[Homeless], havens: Mapping[str, Haven]) -> di
     """
     room = {name: haven.room for name, haven in havens.items()}
     found: dict[TicketId, str] = {}
+
+    def order(request: Homeless, name: str) -> tuple[bool, bool, int]:
+        has_room = room[name] > 0
+        likes = hashlib.blake2b(f"{request.tenant} {name}".encode(), digest_size=4)
+        rank = int.from_bytes(likes.digest()) if has_room else room[name]
+        return havens[name].is_home, has_room, rank
+
     for request in homeless:
         able = [name for name, haven in havens.items() if haven.takes(request)]
         if able:
-            best = max(able, key=lambda name: (havens[name].is_home, room[name]))
+            best = max(able, key=partial(order, request))
             room[best] -= 1
             found[request.ticket] = best
     return found

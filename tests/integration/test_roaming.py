@@ -1,8 +1,9 @@
-"""Requests go on in another cell: two platforms that reach each other, and the bank that says so."""
+"""Requests go on in another cell: two platforms that reach each other, and their bank."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Cells:
 @pytest.fixture(scope="module")
 def both(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cells]:
     port = choose_free_port("127.0.0.1", 25200, 25399)
+    assert port is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARRIERO_CELLS_KEY", KEY)
         bank = BankServer(KEY, port)
@@ -85,7 +87,11 @@ def cells(both: Cells) -> Iterator[Cells]:
     yield both
     for platform in (both.east, both.west):
         both.restore(platform)
-        wait_until(lambda platform=platform: platform.count_running() == 0, 20.0, "idle")
+        wait_until(partial(_is_idle, platform), 20.0, "idle")
+
+
+def _is_idle(platform: LocalPlatform) -> bool:
+    return platform.count_running() == 0
 
 
 def start(platform: LocalPlatform, **changes: Any) -> Stream:

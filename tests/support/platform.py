@@ -268,7 +268,8 @@ class LocalPlatform:
             self.start_router(domain)
         for i in range(self._n_gateways):
             self._start_gateway(f"gateway-{i}")
-        for model in self.settings.models:
+        has_engines = self.settings.cell is None or not self.settings.cell.only_gateways
+        for model in self.settings.models if has_engines else ():
             n_engines = self._n_engines_each
             for _ in range(model.replicas.min if n_engines is None else n_engines):
                 await self._start_engine(model)

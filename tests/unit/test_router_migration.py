@@ -224,3 +224,63 @@ def test_router_without_memory_charges_a_requeued_ticket_once() -> None:
     desk.ready("e2")
     assert desk.granted() == {"t1": "e2"}
     assert desk.counter() == 5 + 2 * 3
+
+
+def take_over(desk: Desk, ticket: str, n_tokens: int, paid_tokens: int) -> None:
+    run = describe(enqueue(ticket, "a", prompt_tokens=5), None, n_tokens)
+    desk.router.handle(A, Requeue(msgspec.structs.replace(run, paid_tokens=paid_tokens)))
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_what_another_cell_has_charged_is_not_charged_here(is_finished: bool) -> None:
+    desk = make_desk()
+    desk.ready("e1", "e2")
+    take_over(desk, "t1", 7, 7)
+    assert set(desk.granted()) == {"t1"}
+    assert desk.counter() == 0
+    desk.produce("e1", "t1", 3)
+    desk.produce("e2", "t1", 3)
+    assert desk.counter() == 2 * 3
+    # It was more than that engine said before the gateway heard the end; of the prompt, some was
+    # in the cache of the cell that it came from.
+    desk.router.handle(A, Leave(TicketId("t1"), is_finished, 11, cached_tokens=4))
+    assert desk.counter() == 2 * 4
+
+
+def test_guest_that_loses_its_engine_here_too_pays_what_it_got_here_once() -> None:
+    desk = make_desk()
+    desk.ready("e1")
+    take_over(desk, "t1", 7, 7)
+    desk.produce("e1", "t1", 3)
+    desk.router.handle(A, EngineUnreachable(EngineId("e1")))
+    take_over(desk, "t1", 10, 7)
+    desk.ready("e2")
+    desk.produce("e2", "t1", 2)
+    assert desk.counter() == 2 * 5
+
+
+def test_new_router_charges_a_guest_no_more_than_the_old_one_did() -> None:
+    desk = make_desk()
+    desk.ready("e1")
+    take_over(desk, "t1", 7, 7)
+    desk.produce("e1", "t1", 3)
+    desk.keeper.save(msgspec.msgpack.encode(desk.router.state()))
+    desk.start()
+    run = describe(enqueue("t1", "a", prompt_tokens=5), "e1", 11)
+    desk.router.handle(A, Resume(running=[msgspec.structs.replace(run, paid_tokens=7)]))
+    assert desk.counter() == 2 * 4
+    desk.router.handle(A, Leave(TicketId("t1"), True, 12))
+    assert desk.counter() == 2 * 5
+
+
+def test_nobody_learns_how_long_answers_are_from_a_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = make_desk()
+    desk.ready("e1")
+    learned: list[int] = []
+    predictor = desk.router._queue._predictor
+    monkeypatch.setattr(predictor, "learn", lambda tenant, n: learned.append(n))
+    take_over(desk, "t1", 7, 7)
+    desk.router.handle(A, Leave(TicketId("t1"), True, 8))
+    desk.send("t2")
+    desk.router.handle(A, Leave(TicketId("t2"), True, 9))
+    assert learned == [9]
