@@ -121,6 +121,9 @@ chaos-deaths: env-dev ## Kill each kind of process on a real Ray, under load
 chaos-fleet: env-dev ## Take nodes back under load (ARGS='--reclaims 20 --kills 5 --cells 2')
 	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.fleet_storm $(ARGS)
 
+chaos-cells: env-dev ## Kill whole cells under load, with all of their Ray (ARGS='--deaths 10 --seed 7')
+	@RAY_AUTH_MODE=token $(VENV)/python -m tests.chaos.cell_storm $(ARGS)
+
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)
 

@@ -81,6 +81,8 @@ MODEL_READY = Metric("gauge", "gateway", "arriero_model_ready", ("model",),
     "1 when this gateway can serve it, also by waking it first, else 0.")
 MIGRATIONS = Metric("counter", "gateway", "arriero_migrations_total", ("model", "cause"),
     "Requests that lost their engine and went on: it died, failed to run them, or left.")
+CELL_MIGRATIONS = Metric("counter", "gateway", "arriero_cell_migrations_total", ("model",),
+    "Requests that went on in another cell as theirs had no engine left, or came back.")
 MIGRATION_GAP = Metric("histogram", "gateway", "arriero_migration_gap_seconds", ("model",),
     "From the loss of an engine to the next token from another one.", _WAIT_S)
 RECOMPUTED_TOKENS = Metric("counter", "gateway", "arriero_recomputed_tokens_total", ("model",),

@@ -69,6 +69,10 @@ MODELS = Board(
                             f"(increase(arriero_engines_lost_total{{{_M}}}[5m]))",
                             "{{model}} {{cause}}",
                         ),
+                        Query(
+                            rate("arriero_cell_migrations_total", _M, "model"),
+                            "{{model}} to another cell",
+                        ),
                     ),
                 ),
                 Panel(

@@ -12,6 +12,7 @@ from serve_app.metrics_book import MetricsTarget, TargetBook
 from serve_app.names import ModelName, TenantId
 from serve_app.telemetry import (
     CACHED_TOKENS,
+    CELL_MIGRATIONS,
     COMPLETION_TOKENS,
     COST,
     DURATION,
@@ -83,10 +84,15 @@ class ModelSeries:
         self._gap = metrics.histogram(MIGRATION_GAP, model)
         self._recomputed = metrics.counter(RECOMPUTED_TOKENS, model)
         self._stopped = metrics.counter(STOPPED, model)
+        self._cell_migrations = metrics.counter(CELL_MIGRATIONS, model)
 
     def move(self, cause: Literal["died", "failed", "left"]) -> None:
         """A request lost its engine, which died, could not run it, or leaves."""
         self._moves[cause].add()
+
+    def change_cell(self) -> None:
+        """A request goes on in another cell."""
+        self._cell_migrations.add()
 
     def stop(self) -> None:
         """A request is not tried again: it may be what engines die of."""

@@ -16,6 +16,8 @@ from serve_app.policy.peers import Haven
 _FIRST_WORD_S = 5.0
 """In which another cell has to say that it has engines."""
 _CUT_OFF_S, _LONGEST_CUT_OFF_S = 3.0, 60.0
+_SILENT_S = 3.5
+"""Without a word from a router, which says how things stand about once a second."""
 
 
 class Guest:
@@ -82,7 +84,9 @@ class Guest:
     def serves(self) -> bool:
         """Whether the cell has an engine that can be reached, as far as is known."""
         client = self.client
-        return client.is_connected and has_engine(client.status) and not self._is_cut_off
+        is_silent = time.monotonic() - client.told_s > _SILENT_S
+        is_there = client.is_connected and not is_silent and not self._is_cut_off
+        return is_there and has_engine(client.status)
 
     @property
     def _is_cut_off(self) -> bool:

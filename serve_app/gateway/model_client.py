@@ -108,6 +108,8 @@ class ModelClient:
     ) -> None:
         self.name = name
         self.status = ModelStatus("", [], 0)
+        self.told_s = 0.0
+        """When the router said so last, by the monotonic clock."""
         self._identity = identity
         self._on_front_end = on_front_end
         self._is_guest = is_guest
@@ -321,7 +323,7 @@ class ModelClient:
     def _take_status(self, status: ModelStatus) -> None:
         if status.log_level != self.status.log_level and not self._is_guest:
             telemetry.set_log_level(status.log_level)
-        self.status = follow(self.status, status)
+        self.status, self.told_s = follow(self.status, status), time.monotonic()
 
     def _ask_for_front_end(self) -> None:
         wanted = self.status.config_id

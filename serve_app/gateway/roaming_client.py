@@ -202,6 +202,7 @@ class RoamingClient(ModelClient):
         other = self if place == _HOME else self._guests[place].client
         client.release(ticket)
         other.take_over(ticket)
+        self._series.change_cell()
         where = "its own cell" if place == _HOME else f"the cell at {place}"
         logger.info("%s goes on in %s after %d tokens.", ticket.id, where, len(ticket.produced))
 

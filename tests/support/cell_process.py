@@ -53,9 +53,9 @@ class CellProcesses:
         """Return the process of a cell."""
         return int((self._folder / f"cell-{i}.pid").read_text())
 
-    def kill(self, i: int) -> None:
-        """Ends a cell as the kernel would."""
-        os.kill(self.pid(i), signal.SIGKILL)
+    def kill(self, i: int, signal_: signal.Signals = signal.SIGKILL) -> None:
+        """Ends a cell as the kernel would, or stops it, as a machine that is gone."""
+        os.kill(self.pid(i), signal_)
 
     def close(self) -> None:
         """Ends them all as the kernel would."""

@@ -18,12 +18,15 @@ class FrontProcess:
     Args:
         urls: Of the cells.
         folder: For its files; short, as sockets are in it.
+        bank_port: Of its bank; None has none. The cells' key has to be in the environment.
     """
 
-    def __init__(self, urls: Sequence[str], folder: Path) -> None:
+    def __init__(self, urls: Sequence[str], folder: Path, bank_port: int | None = None) -> None:
         port = choose_free_port("127.0.0.1", 26_000, 26_499)
         cells = [{"name": f"cell-{i}", "url": url} for i, url in enumerate(urls)]
-        args = {"front": {"port": port, "period_s": 0.5, "stop_s": 2.0, "cells": cells}}
+        bank = None if bank_port is None else {"port": bank_port}
+        front = {"port": port, "period_s": 0.5, "stop_s": 2.0, "cells": cells, "bank": bank}
+        args = {"front": front}
         app = {"name": "arriero", "import_path": "serve_app.main:build", "args": args}
         self.url = f"http://127.0.0.1:{port}"
         self._file = folder / "front.yaml"
