@@ -126,7 +126,7 @@ class Front:
         watch: Looks at cells.
         fleet: Whose nodes are cells, too; None where there is none.
         tell: Gets a line for people for each change.
-        show_cells: Gets those that take requests, after each look.
+        show_cells: Gets those that answer and have engines, after each look.
     """
 
     def __init__(
@@ -161,11 +161,10 @@ class Front:
             CommandError: HAProxy does not start.
         """
         cells = list_cells(self._settings, self._fleet)
-        self._take_looks(cells)
+        answering = self._take_looks(cells)
+        self._show_cells([self._as_peer(cell) for cell in answering if self._has_engines(cell)])
         staying = [cell for cell in cells if self._serves(cell) and not self._is_leaving(cell)]
         leaving = [cell for cell in cells if self._serves(cell) and self._is_leaving(cell)]
-        with_engines = [cell for cell in staying if not self._looks[cell.name].only_gateways]
-        self._show_cells([PeerCell(c.url, self._looks[c.name].places) for c in with_engines])
         weights = self._weigh(staying, {})
         if done := self._haproxy.ensure(weights):
             self._tell(done)
@@ -177,11 +176,22 @@ class Front:
                 self._tell(f"HAProxy refused `{command}`: {objection}")
         self._say(cells, now)
 
-    def _take_looks(self, cells: list[Cell]) -> None:
-        """One that does not answer stays as it was: HAProxy leaves out those that are gone."""
+    def _take_looks(self, cells: list[Cell]) -> list[Cell]:
+        """Look at all, and return those that answer.
+
+        One that does not answer stays as it was: HAProxy leaves out those that are gone.
+        """
         looks = self._watch.look(cells)
         kept = {name: look or self._looks.get(name) for name, look in looks.items()}
         self._looks = {name: look for name, look in kept.items() if look is not None}
+        return [cell for cell in cells if looks[cell.name] is not None]
+
+    def _has_engines(self, cell: Cell) -> bool:
+        """Whether requests of other cells may go there; some model may lack its engine, though."""
+        return not self._is_leaving(cell) and not self._looks[cell.name].only_gateways
+
+    def _as_peer(self, cell: Cell) -> PeerCell:
+        return PeerCell(cell.url, self._looks[cell.name].places)
 
     def _serves(self, cell: Cell) -> bool:
         """Whether HAProxy is to know it: once it was ready, HAProxy's checks go on from there."""

@@ -270,6 +270,11 @@ class Settings(Section):
         canaries = [model.canary_version for model in self.models]
         return (*self.models, *(canary for canary in canaries if canary is not None))
 
+    @property
+    def with_engines(self) -> tuple[ModelSettings, ...]:
+        """Of those, all: or none, in a cell that has only gateways."""
+        return () if self.cell is not None and self.cell.only_gateways else self.versions
+
     @model_validator(mode="after")
     def _check_names_differ(self) -> Self:
         counts = Counter(name for model in self.versions for name in model.names)

@@ -1,7 +1,8 @@
 """Shows people what a config file asks for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from serve_app.config import Settings
 from serve_app.config_adapters import AdaptersSettings
 from serve_app.config_file import ServeFile
 from serve_app.config_model import ModelSettings, Source
@@ -22,11 +23,11 @@ def summarize(file: ServeFile) -> str:
         [
             f"{file.path} is valid.",
             "",
-            *format_table([_HEADER, *(_describe_model(model) for model in settings.versions)]),
+            *format_table([_HEADER, *_describe_models(settings)]),
             "",
             *_describe_adapters(settings.models),
             f"Gateways, routers and ledger: {edge:g} CPU.",
-            f"In all: {_describe_total(settings.versions, edge)}.",
+            f"In all: {_describe_total(settings.with_engines, edge)}.",
             *_describe_registry(settings.adapters),
             f"Address: http://{file.host}:{file.port}   Keys: {settings.auth.kind}",
         ]
@@ -40,6 +41,14 @@ def _describe_registry(adapters: AdaptersSettings) -> list[str]:
     cache = f"at most {adapters.cache.max_gib:g} GiB of each node's disk"
     named = f"{n_declared} declared" + (f", and all under {families}" if families else "")
     return [f"Adapters: {named}; {cache}."]
+
+
+def _describe_models(settings: Settings) -> Iterator[tuple[str, ...]]:
+    for model in settings.versions:
+        if settings.with_engines:
+            yield _describe_model(model)
+        else:
+            yield (model.name, _describe_source(model.source), "in other cells", "nothing", "none")
 
 
 def _describe_model(model: ModelSettings) -> tuple[str, ...]:

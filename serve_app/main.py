@@ -62,8 +62,7 @@ def build(args: Mapping[str, Any]) -> Application:
     routers = {domain: _router(domain, settings, for_routers) for domain in domains}
     # The gateway is bound to the engines too, as Serve deploys only what the ingress reaches.
     others += routers.values()
-    own = () if settings.cell is not None and settings.cell.only_gateways else settings.versions
-    others += [_engine(model, settings, routers[model.domain_name]) for model in own]
+    others += [_engine(m, settings, routers[m.domain_name]) for m in settings.with_engines]
     return _gateway(settings, shared, others)
 
 

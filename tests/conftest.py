@@ -1,5 +1,6 @@
 """Fixtures for all kinds of tests. What is slow to make is made once a session."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.clients import closed_clients
+from tests.support.postgres import HOW_TO_GET_IT, PostgresServer, find_programs
 from tests.support.tiny_model import make_tiny_model
 
 
@@ -21,9 +23,9 @@ _UNTIMED = frozenset(
     f"tests/integration/test_{name}.py"
     for name in (
         "accounts", "adapter_engine", "adapter_store", "adapters", "adapters_admin",
-        "adapters_vllm", "admin_cli", "embeddings", "errors", "hostile_requests", "metrics",
-        "model_source", "openai_api", "openapi_fuzz", "prefixes_vllm", "requests", "sky_files",
-        "status", "tracing", "wire",
+        "adapters_vllm", "admin_cli", "embeddings", "errors", "gateway_cell", "hostile_requests",
+        "metrics", "model_source", "openai_api", "openapi_fuzz", "prefixes_vllm", "requests",
+        "roaming", "roaming_adapters", "sky_files", "status", "tracing", "wire",
     )
 )  # fmt: skip
 """What is answered matters to them, not how soon. Those that share a platform are all here."""
@@ -52,6 +54,22 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("state")
         patch.setenv("ARRIERO_STATE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL. In CI it has to be there."""
+    programs = find_programs()
+    if programs is None:
+        if os.environ.get("CI"):
+            pytest.fail(HOW_TO_GET_IT)
+        pytest.skip(HOW_TO_GET_IT)
+    server = PostgresServer(programs)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 @pytest.fixture

@@ -113,6 +113,7 @@ class ModelClient:
         self._identity = identity
         self._on_front_end = on_front_end
         self._is_guest = is_guest
+        self._log_level = ""
         self._series = series
         self._on_adapter_failed = on_adapter_failed
         self._front_end_id = ""
@@ -315,14 +316,18 @@ class ModelClient:
             case Introduce():
                 self._resume()
             case ModelStatus():
+                self._log_as(mail.log_level)
                 self._take_status(mail)
                 self._ask_for_front_end()
             case FrontEndPayload():
                 self._take_front_end(mail)
 
+    def _log_as(self, level: str) -> None:
+        if level != self._log_level and not self._is_guest:
+            telemetry.set_log_level(level)
+        self._log_level = level
+
     def _take_status(self, status: ModelStatus) -> None:
-        if status.log_level != self.status.log_level and not self._is_guest:
-            telemetry.set_log_level(status.log_level)
         self.status, self.told_s = follow(self.status, status), time.monotonic()
 
     def _ask_for_front_end(self) -> None:

@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 _HOME = ""
 _LOOK_EVERY_S = 0.1
 _VISIT_EVERY_S = 1.0
-"""Between two looks of a cell without engines for new cells."""
+"""Between two looks for new cells."""
 _MOST_GUESTS = 64
 """Cells that a gateway is a guest of at a time, for one model."""
-_AVOID_S = 15.0
+_AVOID_S = 5.0
 """For so long a cell that had none is not asked again."""
 _IDLE_S = 30.0
 """After so long without a request a gateway of a cell with engines is a guest no more."""
@@ -210,7 +210,7 @@ class RoamingClient(ModelClient):
 
     def _visit(self, now_s: float) -> None:
         """Looks for more cells, in the background."""
-        if now_s - self._visited_s < (_LOOK_EVERY_S if self._has_engines else _VISIT_EVERY_S):
+        if now_s - self._visited_s < _VISIT_EVERY_S:
             return
         self._visited_s = now_s
         self._avoided = {url: end_s for url, end_s in self._avoided.items() if end_s > now_s}

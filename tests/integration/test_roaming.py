@@ -128,15 +128,15 @@ def test_streams_go_on_in_the_other_cell_when_theirs_has_no_engine_left(cells: C
 
 
 def test_a_request_comes_home_when_the_other_cell_loses_its_engines_too(cells: Cells) -> None:
-    expected = start(cells.east, max_tokens=200).finish_text()
-    stream = start(cells.east, max_tokens=200)
+    expected = start(cells.east, max_tokens=400).finish_text()
+    stream = start(cells.east, max_tokens=400)
     stream.wait_for_lines(20)
     cells.lose_engines(cells.east)
     stream.wait_for_lines(100)
     cells.restore(cells.east)
     cells.lose_engines(cells.west)
     assert stream.finish_text() == expected
-    assert read_usage(stream)["completion_tokens"] == 200
+    assert read_usage(stream)["completion_tokens"] == 400
 
 
 def test_who_had_not_begun_goes_too_and_a_client_that_leaves_is_forgotten(cells: Cells) -> None:

@@ -1,33 +1,17 @@
 """The store's tests run on SQLite and on a real PostgreSQL."""
 
-import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from serve_app.config_store import PostgresStore, SqliteStore, StoreSettings, database_url
 from serve_app.store.database import Database
-from tests.support.postgres import HOW_TO_GET_IT, PostgresServer, find_programs
+from tests.support.postgres import PostgresServer
 
 URL_VARIABLE = "ARRIERO_TEST_STORE_URL"
 
 MakeStore = Callable[[], StoreSettings]
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    programs = find_programs()
-    if programs is None:
-        if os.environ.get("CI"):
-            pytest.fail(HOW_TO_GET_IT)
-        pytest.skip(HOW_TO_GET_IT)
-    server = PostgresServer(programs)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

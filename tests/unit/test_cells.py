@@ -27,6 +27,11 @@ def test_look_counts_places_of_ready_engines_and_all_requests() -> None:
     assert read_look(True, {"models": models}) == Look(True, False, 8, 10)
 
 
+def test_look_knows_a_cell_of_gateways() -> None:
+    assert read_look(True, {"only_gateways": True, "models": {}}).only_gateways
+    assert not read_look(True, {"models": {}}).only_gateways
+
+
 def test_a_model_whose_engines_all_drain_means_that_the_cell_leaves() -> None:
     models = {"a": _model("ready", ("ready", 0)), "b": _model("draining", ("draining", 2))}
     assert read_look(False, {"models": models}).leaves

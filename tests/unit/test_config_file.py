@@ -56,6 +56,16 @@ def test_shipped_file_is_valid(path: Path) -> None:
     assert file.settings.models[0].name in summarize(file)
 
 
+def test_a_cell_of_gateways_asks_for_no_engines_and_has_to_reach_others(tmp_path: Path) -> None:
+    cell = "      cell: {name: gate, bank: 'http://127.0.0.1:8080', only_gateways: true}\n"
+    text = VALID.rstrip("\n") + "\n" + cell
+    assert "only_gateways needs reaches_others" in refuse(tmp_path, text)
+    text = text.replace("true}", "true, reaches_others: true}")
+    shown = summarize(load_config_file(write(tmp_path, text)))
+    assert "in other cells" in shown
+    assert "In all: 1.2 CPU." in shown
+
+
 def test_default_file_fits_two_cores_and_one_machine() -> None:
     file = load_config_file(ROOT / "config.yaml")
     settings = file.settings

@@ -1,0 +1,127 @@
+"""What a gateway believes of another cell that it is a guest of."""
+
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from serve_app.config import LimitSettings
+from serve_app.config_cell import CellMembership
+from serve_app.gateway.gateway_metrics import ModelSeries
+from serve_app.gateway.guest import Guest
+from serve_app.gateway.peers import Peers
+from serve_app.messages import (
+    EngineId,
+    EngineLoad,
+    EngineStatus,
+    EngineUnreachable,
+    ModelStatus,
+    RouterMail,
+)
+from serve_app.metrics import Metrics
+from serve_app.names import ModelName
+from serve_app.router_link import RouterLink
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+TINY, E1 = ModelName("tiny"), EngineId("e1")
+STATUS = ModelStatus("d.f", [EngineStatus(E1, "ready", "", EngineLoad(running=1), places=4)], 0)
+
+
+class Clock:
+    """The monotonic clock of the modules that ask it."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(time, "monotonic", found)
+    return found
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[RouterMail]:
+    """What is said to the other cell's router, which is there."""
+    mail: list[RouterMail] = []
+    monkeypatch.setattr(RouterLink, "start", lambda self: None)
+    monkeypatch.setattr(RouterLink, "is_connected", True)
+    monkeypatch.setattr(RouterLink, "send", lambda self, each: mail.append(each))
+    return mail
+
+
+@pytest.fixture
+async def guest(
+    clock: Clock, sent: list[RouterMail], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Guest]:
+    monkeypatch.setenv("ARRIERO_CELLS_KEY", "a key that cells share")
+    cell = CellMembership(name="east", bank="http://127.0.0.1:9", reaches_others=True)
+    found = Guest(
+        Peers(cell, ""),
+        "http://127.0.0.1:9",
+        TINY,
+        b"gateway",
+        LimitSettings(),
+        ModelSeries(Metrics(), TINY),
+        lambda ref: None,
+        [],
+        wants_front_end=False,
+        now_s=clock.now_s,
+    )
+    yield found
+    await found.leave()
+
+
+def test_a_router_that_says_nothing_any_more_serves_nobody(guest: Guest, clock: Clock) -> None:
+    seen = [guest.serves]
+    guest.client._read_mail(STATUS)
+    for pause_s in (0.0, 3.0, 1.0):
+        clock.now_s += pause_s
+        seen.append(guest.serves)
+    guest.client._read_mail(STATUS)
+    assert [*seen, guest.serves] == [False, True, True, False, True]
+    assert guest.view().room == 3
+
+
+def test_what_a_lost_router_said_is_not_believed_of_the_next(guest: Guest) -> None:
+    guest.client._read_mail(STATUS)
+    guest.client._resume()
+    assert not guest.serves
+
+
+def test_an_engine_that_never_answered_is_no_trouble_of_its_cell(
+    guest: Guest, clock: Clock, sent: list[RouterMail]
+) -> None:
+    for wait_s in (3.0, 6.0, 12.0):
+        guest.client._read_mail(STATUS)
+        guest.client._lose_engine(E1)
+        for part in (0.0, 0.9):
+            clock.now_s += part * wait_s
+            guest.client._read_mail(STATUS)
+            assert not guest.serves
+        clock.now_s += 0.2 * wait_s
+        guest.client._read_mail(STATUS)
+        assert guest.serves
+    assert not [mail for mail in sent if isinstance(mail, EngineUnreachable)]
+
+
+def test_an_engine_that_had_answered_is_reported(guest: Guest, sent: list[RouterMail]) -> None:
+    guest.client._read_mail(STATUS)
+    guest.client._lose_engine(E1)
+    guest.client._heard.add(E1)
+    guest.client.n_unreached = 0
+    guest.client._lose_engine(E1)
+    assert sent == [EngineUnreachable(E1)]
+    assert guest.serves
+
+
+def test_a_guest_without_use_leaves_after_some_seconds(guest: Guest, clock: Clock) -> None:
+    assert not guest.is_useless(clock.now_s + 4.0)
+    assert guest.is_useless(clock.now_s + 6.0)
+    guest.client._read_mail(STATUS)
+    assert not guest.is_useless(clock.now_s + 6.0)
