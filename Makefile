@@ -127,6 +127,9 @@ chaos-cells: env-dev ## Kill whole cells under load, with all of their Ray (ARGS
 bench-spot: env-dev ## Replay spot traces (ARGS='--traces FOLDER', --quick for minutes)
 	@$(VENV)/python -m bench.spot $(ARGS)
 
+bench-cell-paths: env-dev ## Time the way to a cell through the front and a cell of gateways (ARGS=--quick)
+	@$(VENV)/python -m bench.cell_paths $(ARGS)
+
 bench-node-loop: env-dev ## Time how nodes come, beside Ray's own autoscalers (ARGS=--quick for minutes)
 	@$(VENV)/python -m bench.node_loop $(ARGS)
 
