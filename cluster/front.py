@@ -203,7 +203,7 @@ class Front:
 
     def _weigh(self, cells: list[Cell], now: Mapping[str, Server]) -> dict[Cell, int]:
         """Weigh all; those without engines come first, as what they answer outlives others."""
-        first = [cell for cell in cells if self._looks[cell.name].only_gateways] or cells
+        first = [cell for cell in cells if self._comes_first(cell, now.get(cell.name))] or cells
         names = {cell.name for cell in first}
         before = {name: weight for name, weight in self._weights.items() if name in names}
         loads: dict[str, CellLoad] = {}
@@ -213,6 +213,10 @@ class Front:
         zone, fill = self._settings.zone, self._settings.fill
         chosen = choose_weights(first, loads, zone, fill, before)
         return {cell: chosen.get(cell.name, 0) for cell in cells}
+
+    def _comes_first(self, cell: Cell, server: Server | None) -> bool:
+        """Whether it has only gateways and is there: what it was at the last look may be gone."""
+        return self._looks[cell.name].only_gateways and (server is None or server.is_up)
 
     def _say(self, cells: list[Cell], now: Mapping[str, Server]) -> None:
         said = {cell.name: self._describe(cell, now.get(cell.name)) for cell in cells}

@@ -43,9 +43,18 @@ def wait_for_two(platform: LocalPlatform) -> None:
     platform.wait_until(is_so, 300.0, "two engines")
 
 
+def find_busy(platform: LocalPlatform) -> EngineId:
+    """An engine that runs something: what gateways know of that may be a second old."""
+
+    def busy() -> list[EngineId]:
+        return [EngineId(e["id"]) for e in platform.list_engines() if e["running"]]
+
+    platform.wait_until(lambda: bool(busy()), 10.0, "running")
+    return busy()[0]
+
+
 def kill_the_busy(platform: LocalPlatform) -> None:
-    busy = [EngineId(e["id"]) for e in platform.list_engines() if e["running"]]
-    platform.kill_engine(busy[0])
+    platform.kill_engine(find_busy(platform))
     platform.add_engine(REAL)
 
 
@@ -118,8 +127,7 @@ def test_engine_that_is_told_to_leave_hands_its_answers_over(platform: LocalPlat
     moved = [start(platform, "/v1/completions", request) for request in requests]
     for stream in moved:
         stream.wait_for_lines(10)
-    busy = [EngineId(e["id"]) for e in platform.list_engines() if e["running"]]
-    process = platform.engine_processes.pop(busy[0])
+    process = platform.engine_processes.pop(find_busy(platform))
     process.signal(signal.SIGTERM)
     platform.wait_until(lambda: not process.is_alive(), 30.0, "ended")
     n_lines = [len(stream.lines) for stream in moved]

@@ -31,7 +31,7 @@ TENANTS = [f"t{i}" for i in range(24)]
 COMPLETION = {
     "model": "tiny",
     "prompt": "One two",
-    "max_tokens": 200,
+    "max_tokens": 400,
     "ignore_eos": True,
     "stream": True,
     "stream_options": {"include_usage": True},
@@ -105,6 +105,21 @@ def _weights(world: World) -> dict[str, int]:
     return {name: server.weight for name, server in world.haproxy.socket.servers().items()}
 
 
+def test_without_a_cell_of_gateways_the_others_serve_clients_themselves(world: World) -> None:
+    wait_until(lambda: _weights(world).get("east") == 0, 20.0, "the gate comes first")
+    for server in world.gate._gateways:
+        server.server.should_exit = True
+
+    def is_served() -> bool:
+        headers = {"authorization": "Bearer t0"}
+        body = COMPLETION | {"max_tokens": 4, "stream": False}
+        del body["stream_options"]
+        answer = httpx.post(f"{world.url}/v1/completions", json=body, headers=headers)
+        return answer.status_code == 200 and answer.headers["x-arriero-cell"] != "gate"
+
+    wait_until(is_served, 20.0, "served without the gate")
+
+
 def _count_busy(world: World) -> int:
     return sum(engine["running"] > 0 for engine in world.gate.list_engines())
 
@@ -117,11 +132,11 @@ def test_no_stream_ends_with_the_cell_that_computes_it(world: World, end: signal
     streams = [_start(world.url, tenant) for tenant in TENANTS]
     for stream in streams:
         stream.wait_for_lines(15)
-    wait_until(lambda: _count_busy(world) == 2, 2.0, "tenants are spread over both cells")
+    wait_until(lambda: _count_busy(world) == 2, 6.0, "tenants are spread over both cells")
     world.cells.kill(0, end)
     for stream in streams:
         assert stream.finish_text() == expected
-        assert json.loads(stream.finish()[-2])["usage"]["completion_tokens"] == 200
+        assert json.loads(stream.finish()[-2])["usage"]["completion_tokens"] == 400
     # What comes while its cell is being missed, and after that, is answered, too.
     again = [_start(world.url, tenant) for tenant in TENANTS]
     assert {stream.finish_text() for stream in again} == {expected}

@@ -144,7 +144,7 @@ def test_who_had_not_begun_goes_too_and_a_client_that_leaves_is_forgotten(cells:
     stream.wait_for_lines(10)
     cells.lose_engines(cells.east)
     stream.wait_for_lines(40)
-    assert cells.west.count_running() == 1
+    wait_until(lambda: cells.west.count_running() == 1, 5.0, "in the other cell")
     stream.leave()
     wait_until(lambda: cells.west.count_running() == 0, 10.0, "forgotten")
 

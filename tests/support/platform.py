@@ -167,7 +167,7 @@ class LocalPlatform:
         """Waits for the platform to get somewhere; returns the seconds that it took."""
         return wait_until(is_so, timeout_s, what)
 
-    def wait_until_ready(self, timeout_s: float = 90.0) -> None:
+    def wait_until_ready(self, timeout_s: float = 240.0) -> None:
         """Waits until every gateway can serve every model."""
         for url in self.urls:
             wait_until(partial(self.is_ready, url), timeout_s, f"ready: {url}")
