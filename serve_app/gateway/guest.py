@@ -91,11 +91,11 @@ class Guest:
     @property
     def _is_cut_off(self) -> bool:
         """Whether its engines could not be reached just now. Longer, the more often that was so."""
-        n = self.client.n_unreached
+        n = self.client.engines.n_unreached
         if not n:
             return False
         wait_s = min(_CUT_OFF_S * 2.0 ** min(n - 1, 10), _LONGEST_CUT_OFF_S)
-        return time.monotonic() - self.client.unreached_s < wait_s
+        return time.monotonic() - self.client.engines.unreached_s < wait_s
 
     def is_useless(self, now_s: float) -> bool:
         """Whether there is no reason to stay."""

@@ -15,7 +15,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from http import HTTPStatus
 
 import msgspec
@@ -27,7 +26,8 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app import telemetry
 from serve_app.catalog import Caller
 from serve_app.config import LimitSettings
-from serve_app.engine_frames import ABORT, ACCEPTED, ALIVE, BEGIN, read_times
+from serve_app.engine_frames import ABORT, ACCEPTED, read_times
+from serve_app.gateway.engine_links import EngineLinks
 from serve_app.gateway.error_body import ApiError
 from serve_app.gateway.gateway_metrics import ModelSeries
 from serve_app.gateway.model_state import NONE_YET, follow
@@ -38,7 +38,6 @@ from serve_app.messages import (
     AdapterRef,
     AdaptersGone,
     Alive,
-    Endpoint,
     EngineId,
     EngineLost,
     EngineMail,
@@ -60,14 +59,10 @@ from serve_app.messages import (
 )
 from serve_app.names import ModelName
 from serve_app.router_link import FindRouter, RouterLink
-from serve_app.wire import Link
 
 logger = logging.getLogger(__name__)
 
 _ALIVE_EVERY_S = 1.0
-_SILENT_ENGINE_S = 2.0
-"""A killed process closes its connections last, after giving back its memory, which may take
-seconds; it falls silent first."""
 _ENDED_REPEATED = 4096
 """Ended tickets that a new router is told of; far more than end while there is none."""
 _STATUS_OF_REFUSAL = {
@@ -110,7 +105,6 @@ class ModelClient:
         self.status = ModelStatus("", [], 0)
         self.told_s = 0.0
         """When the router said so last, by the monotonic clock."""
-        self._identity = identity
         self._on_front_end = on_front_end
         self._is_guest = is_guest
         self._log_level = ""
@@ -121,13 +115,7 @@ class ModelClient:
         self._runs: dict[str, Ticket] = {}
         """Those that an engine has, by what it calls them."""
         self._ended: deque[Leave] = deque(maxlen=_ENDED_REPEATED)
-        self._engines: dict[EngineId, Link] = {}
-        self._heard: set[EngineId] = set()
-        """Engines of another cell that have said something."""
-        self.n_unreached = 0
-        """Connections to engines of another cell that failed, one after the other."""
-        self.unreached_s = 0.0
-        """When the last one did, by the monotonic clock."""
+        self.engines = EngineLinks(identity, self._read_engine, self._lose_engine)
         self._sinks = [] if sinks is None else sinks
         self._retries = Retries(limits)
         self._encoder = MsgpackEncoder()
@@ -153,8 +141,7 @@ class ModelClient:
         if self._alive_task is not None:
             self._alive_task.cancel()
         self._router.close()
-        for link in self._engines.values():
-            link.close()
+        self.engines.close()
 
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
@@ -250,8 +237,7 @@ class ModelClient:
         self._router.send(AdaptersGone([ref]))
 
     def _abort_runs(self, engine_id: EngineId, run_ids: list[str]) -> None:
-        if engine_id in self._engines:
-            self._engines[engine_id].send([ABORT, msgspec.msgpack.encode(run_ids)])
+        self.engines.send(engine_id, [ABORT, msgspec.msgpack.encode(run_ids)])
 
     def _end(
         self, ticket_id: TicketId, *, is_finished: bool = False, has_failed: bool = False
@@ -276,17 +262,14 @@ class ModelClient:
         while True:
             await asyncio.sleep(_ALIVE_EVERY_S)
             self._router.send(Wake() if self.n_calling else Alive())
-            for link in self._engines.values():
-                link.send([ALIVE])
+            self.engines.say_alive()
             self._hang_up_unused()
 
     def _hang_up_unused(self) -> None:
         """Closes links to engines that have left and run nothing of ours any more."""
         known = {engine.engine_id for engine in self.status.engines}
         used = {ticket.engine_id for ticket in self._tickets.values()}
-        for engine_id in self._engines.keys() - known - used:
-            self._engines.pop(engine_id).close()
-            self._heard.discard(engine_id)
+        self.engines.keep(known | {engine_id for engine_id in used if engine_id is not None})
 
     # --- from the router --------------------------------------------------------------------
 
@@ -344,30 +327,11 @@ class ModelClient:
         ticket = self._tickets.get(grant.ticket)
         if ticket is None or ticket.engine_id is not None:
             return  # Withdrawn while the grant was on its way; the router has our Leave.
-        link = self._engines.get(grant.engine_id)
-        if link is None:
-            link = self._engines[grant.engine_id] = self._connect(grant.engine_id, grant.endpoint)
-        link.send(ticket.start(grant))
+        self.engines.start(grant, ticket.start(grant))
         self._runs[ticket.run_id] = ticket
         ticket.sink.begin(ticket.id)
 
     # --- from engines -----------------------------------------------------------------------
-
-    def _connect(self, engine_id: EngineId, endpoint: Endpoint) -> Link:
-        link = Link(
-            endpoint,
-            self._identity,
-            partial(self._hear_engine, engine_id) if self._is_guest else self._read_engine,
-            lambda: self._lose_engine(engine_id),
-            silent_s=_SILENT_ENGINE_S,
-        )
-        link.send([BEGIN])
-        return link
-
-    def _hear_engine(self, engine_id: EngineId, frames: list[zmq.Frame]) -> None:
-        self._heard.add(engine_id)
-        self.n_unreached = 0
-        self._read_engine(frames)
 
     def _read_engine(self, frames: list[zmq.Frame]) -> None:
         if len(frames) == 2 and frames[0].buffer == ACCEPTED:
@@ -432,15 +396,11 @@ class ModelClient:
         if ticket.has_grammar and not has_spoken:
             ticket.sink.fail(ticket.id, grammar_error())
 
-    def _lose_engine(self, engine_id: EngineId) -> None:
-        """Its connection broke: a process that ends is known by that, at once."""
-        self._engines.pop(engine_id, None)
-        if self._is_guest and engine_id not in self._heard:
-            # It is more likely the way between the cells: for others nothing is wrong with it.
-            self.n_unreached, self.unreached_s = self.n_unreached + 1, time.monotonic()
-        else:
+    def _lose_engine(self, engine_id: EngineId, was_heard: bool) -> None:
+        # Of a cell's engine that a guest never heard it is rather the way there that is cut: for
+        # others nothing is wrong with it.
+        if was_heard or not self._is_guest:
             self._router.send(EngineUnreachable(engine_id))
-        self._heard.discard(engine_id)
         self._leave_engine(engine_id, has_died=True)
 
     def _leave_engine(self, engine_id: EngineId, *, has_died: bool) -> None:

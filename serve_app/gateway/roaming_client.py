@@ -81,6 +81,7 @@ class RoamingClient(ModelClient):
             on_adapter_failed,
         )
         self.sleeps = sleeps
+        self._identity = identity
         if not self._has_engines:
             self.missing = "no other cell has shown an engine yet; the front's bank names the cells"
         self._on_guests_front_end = on_front_end

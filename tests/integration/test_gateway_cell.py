@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,40 +62,47 @@ def _write(tiny_model: Path, folder: Path, name: str, bank: str, **cell: Any) ->
 @pytest.fixture
 def world(tiny_model: Path, tmp_path: Path, short_path: Path) -> Iterator[World]:
     port, bank_port = (choose_free_port("127.0.0.1", n, n + 99) for n in (25000, 25200))
+    assert port is not None
     assert bank_port is not None
-    bank = BankServer(KEY, bank_port)
-    bank.start()
-    with pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("ARRIERO_CELLS_KEY", KEY)
+        bank = BankServer(KEY, bank_port)
+        bank.start()
+        stack.callback(bank.stop)
         address = f"http://127.0.0.1:{bank_port}"
         cells = CellProcesses(
             [_write(tiny_model, tmp_path, name, address) for name in ("east", "west")], tmp_path
         )
+        stack.callback(cells.close)
         own = _write(tiny_model, tmp_path, "gate", address, only_gateways=True)
         (tmp_path / "gate").mkdir()
-        with LocalPlatform(own, tmp_path / "gate", is_waiting=False) as gate:
-            urls = {"gate": gate.url, "east": cells.urls[0], "west": cells.urls[1]}
-            entries = [{"name": name, "url": url} for name, url in urls.items()]
-            settings = FrontSettings.model_validate(
-                {"port": port, "period_s": 0.2, "stop_s": 2.0, "cells": entries}
-            )
-            haproxy = HAProxy(settings, short_path / "f", find_haproxy())
-            watch, is_over = CellWatch(is_open=True), threading.Event()
-            front = Front(settings, haproxy, watch, None, lambda line: None, bank.show_cells)
-            thread = threading.Thread(target=front.run, args=(is_over.is_set,))
-            thread.start()
-            try:
-                gate.wait_until_ready(60.0)
-                yield World(f"http://127.0.0.1:{port}", gate, cells, haproxy)
-            finally:
-                is_over.set()
-                thread.join()
-                haproxy.stop()
-                haproxy.wait()
-                front._haproxy.wait()
-                watch.close()
-                cells.close()
-                bank.stop()
+        gate = stack.enter_context(LocalPlatform(own, tmp_path / "gate", is_waiting=False))
+        urls = {"gate": gate.url, "east": cells.urls[0], "west": cells.urls[1]}
+        haproxy = stack.enter_context(_fronting(urls, port, short_path / "f", bank))
+        gate.wait_until_ready(60.0)
+        yield World(f"http://127.0.0.1:{port}", gate, cells, haproxy)
+
+
+@contextmanager
+def _fronting(urls: dict[str, str], port: int, folder: Path, bank: BankServer) -> Iterator[HAProxy]:
+    entries = [{"name": name, "url": url} for name, url in urls.items()]
+    settings = FrontSettings.model_validate(
+        {"port": port, "period_s": 0.2, "stop_s": 2.0, "cells": entries}
+    )
+    haproxy, watch = HAProxy(settings, folder, find_haproxy()), CellWatch(is_open=True)
+    front = Front(settings, haproxy, watch, None, lambda line: None, bank.show_cells)
+    is_over = threading.Event()
+    thread = threading.Thread(target=front.run, args=(is_over.is_set,))
+    thread.start()
+    try:
+        yield haproxy
+    finally:
+        is_over.set()
+        thread.join()
+        haproxy.stop()
+        haproxy.wait()
+        watch.close()
 
 
 def _start(url: str, tenant: str) -> Stream:

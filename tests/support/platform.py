@@ -240,9 +240,13 @@ class LocalPlatform:
 
     def __enter__(self) -> "LocalPlatform":
         self._thread.start()
-        self.run(self._start())
-        if self._is_waiting:
-            self.wait_until_ready()
+        try:
+            self.run(self._start())
+            if self._is_waiting:
+                self.wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,9 +4,11 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+import zmq
 
 from serve_app.config import LimitSettings
 from serve_app.config_cell import CellMembership
+from serve_app.engine_frames import ACCEPTED
 from serve_app.gateway.gateway_metrics import ModelSeries
 from serve_app.gateway.guest import Guest
 from serve_app.gateway.peers import Peers
@@ -99,7 +101,7 @@ def test_an_engine_that_never_answered_is_no_trouble_of_its_cell(
 ) -> None:
     for wait_s in (3.0, 6.0, 12.0):
         guest.client._read_mail(STATUS)
-        guest.client._lose_engine(E1)
+        guest.client.engines._lose(E1)
         for part in (0.0, 0.9):
             clock.now_s += part * wait_s
             guest.client._read_mail(STATUS)
@@ -112,10 +114,9 @@ def test_an_engine_that_never_answered_is_no_trouble_of_its_cell(
 
 def test_an_engine_that_had_answered_is_reported(guest: Guest, sent: list[RouterMail]) -> None:
     guest.client._read_mail(STATUS)
-    guest.client._lose_engine(E1)
-    guest.client._heard.add(E1)
-    guest.client.n_unreached = 0
-    guest.client._lose_engine(E1)
+    guest.client.engines._lose(E1)
+    guest.client.engines._hear(E1, [zmq.Frame(ACCEPTED), zmq.Frame(b"nobody's")])
+    guest.client.engines._lose(E1)
     assert sent == [EngineUnreachable(E1)]
     assert guest.serves
 
