@@ -50,8 +50,8 @@ class Bank:
         self._now = now
         self._limits = LimitBank(now())
         self._service = ServiceBank(uuid.uuid4().hex)
-        self.cells: Sequence[PeerCell] = ()
-        """Those that take requests; replaced as a whole by whoever knows."""
+        self.cells: Sequence[PeerCell] | None = None
+        """Those that answer, replaced as a whole by whoever knows; None until somebody does."""
 
     async def __call__(
         self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send
@@ -78,7 +78,7 @@ class Bank:
                 answer = self._service.tell(msgspec.json.decode(body, type=TellService))
             elif path == CELLS_PATH:
                 msgspec.json.decode(body, type=AskCells)
-                answer = PeerCells(list(self.cells))
+                answer = None if self.cells is None else PeerCells(list(self.cells))
             else:
                 return 404, b""
         except msgspec.DecodeError as error:

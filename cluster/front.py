@@ -205,7 +205,7 @@ class Front:
         """Weigh all; those without engines come first, as what they answer outlives others."""
         first = [cell for cell in cells if self._comes_first(cell, now.get(cell.name))] or cells
         names = {cell.name for cell in first}
-        before = {name: weight for name, weight in self._weights.items() if name in names}
+        before = {name: n for name, n in self._weights.items() if n and name in names}
         loads: dict[str, CellLoad] = {}
         for cell in first:
             server = now.get(cell.name)

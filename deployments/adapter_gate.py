@@ -150,6 +150,10 @@ class AdapterGate:
             base=lora.base_model_name or "",
         )
         adapter = self._tier.find(ref, entry.standing.tenant)
+        if (adapter.ref.name, adapter.ref.version) != (ref.name, ref.version):
+            # It came from a cell with another database, which was taken for this one's.
+            self._say_failed(request, ref.name, "its number is another one's here")
+            return
         adapter.note_use(time.monotonic())
         adapter.requests.add(request.request_id)
         self._users[request.request_id] = adapter
@@ -187,9 +191,12 @@ class AdapterGate:
 
     def _fail(self, request: EngineCoreRequest, reason: str) -> None:
         adapter = self._users[request.request_id]
-        text = f"The adapter {adapter.ref.name!r} could not be loaded: {reason}"
-        logger.warning("Request %s fails. %s", request.request_id, text)
         self._end([request.request_id])
+        self._say_failed(request, adapter.ref.name, reason)
+
+    def _say_failed(self, request: EngineCoreRequest, name: str, reason: str) -> None:
+        text = f"The adapter {name!r} could not be loaded: {reason}"
+        logger.warning("Request %s fails. %s", request.request_id, text)
         failed = EngineCoreOutput(
             request.request_id, [], finish_reason=FinishReason.ERROR, stop_reason=text
         )

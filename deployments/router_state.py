@@ -35,6 +35,8 @@ class SavedRun(msgspec.Struct, frozen=True):
     gateway: bytes
     engine_id: EngineId | None
     """None while it waits to go on elsewhere."""
+    paid_tokens: int | None = None
+    """As `messages.RunningTicket` has it: of one that came from another cell."""
 
 
 class RouterState(msgspec.Struct, frozen=True):

@@ -42,8 +42,8 @@ class Ticket:
     """Engines in a row that died under it and gave it no token."""
     has_run: bool = False
     """Whether an engine has had it: it has paid for its prompt."""
-    is_guest: bool = False
-    """Whether it began in another cell, where its prompt was paid."""
+    paid_tokens: int | None = None
+    """Tokens that it had when it came from another cell, where its prompt was paid, too."""
     prompt_tokens: int = 0
     max_tokens: int = 0
     dialect: str = ""

@@ -218,7 +218,7 @@ class TicketBook:
             self._fleet.take_back(known.engine_id, mail.ticket)
         # The engine's last progress may still be on its way; it will find no ticket.
         self._queue.charge(mail.ticket, max(0, mail.completion_tokens - known.completion_tokens))
-        if known.is_guest:
+        if known.paid_tokens is not None:
             # Of its prompt nothing is to be given back here, and its length is not all of it.
             self._queue.abort(mail.ticket, 0)
         elif mail.is_finished:
@@ -243,14 +243,14 @@ class TicketBook:
                 self._farewell.note_arrival(known.adapter)
             known.take(enqueue)
         known.has_run, known.strikes = True, running.strikes
-        known.is_guest = running.paid_tokens is not None
+        known.paid_tokens = running.paid_tokens
         known.lost_tokens = max(known.completion_tokens - n_tokens, 0)
         known.completion_tokens = max(known.completion_tokens, n_tokens)
         self._note_share(enqueue)
         if running.engine_id is None and waits_already:
             return
         waiting = _waiting(enqueue, known.model)
-        if known.is_guest:
+        if known.paid_tokens is not None:
             waiting = replace(waiting, prompt_tokens=0)
         self._queue.adopt(waiting, n_tokens - (running.paid_tokens or 0), now_s)
         if running.engine_id is None:
@@ -321,7 +321,7 @@ class TicketBook:
     def saved_runs(self) -> dict[TicketId, SavedRun]:
         """Returns where the tickets belong that have begun."""
         return {
-            ticket: SavedRun(known.gateway, known.engine_id)
+            ticket: SavedRun(known.gateway, known.engine_id, known.paid_tokens)
             for ticket, known in self._tickets.items()
             if known.has_run
         }
@@ -338,8 +338,9 @@ class TicketBook:
                 run.engine_id,
                 now_s,
                 ModelName(saved.model),
-                completion_tokens=saved.produced_tokens,
+                completion_tokens=saved.produced_tokens + (run.paid_tokens or 0),
                 has_run=True,
+                paid_tokens=run.paid_tokens,
             )
             if run.engine_id is None:
                 self._begin_to_wait(known)

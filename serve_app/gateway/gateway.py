@@ -315,7 +315,8 @@ class Gateway:
 
     async def find_router(self, model_name: str) -> Endpoint | None:
         """Returns where the router of a model is, for another cell; None where it is none here."""
-        model = self._models.get(ModelName(model_name))
+        served = (model for model in self._served() if model.settings.name == model_name)
+        model = next(served, None)
         if model is None:
             return None
         return await self._find_router_of(model.settings.domain_name)()

@@ -1,5 +1,6 @@
 """A gateway as a guest of another cell: one model's connections there, and what is known of it."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 
@@ -8,11 +9,12 @@ from serve_app.dialect import dialect_of
 from serve_app.gateway.gateway_metrics import ModelSeries
 from serve_app.gateway.model_client import ModelClient
 from serve_app.gateway.peers import PeerRouter, Peers
-from serve_app.gateway.tickets import Sink
+from serve_app.gateway.tickets import Sink, Ticket
 from serve_app.messages import AdapterRef, EngineStatus, ModelStatus
 from serve_app.names import ModelName
 from serve_app.policy.peers import Haven
 
+_NUMBERS = itertools.count()
 _FIRST_WORD_S = 5.0
 """In which another cell has to say that it has engines."""
 _CUT_OFF_S, _LONGEST_CUT_OFF_S = 3.0, 60.0
@@ -32,6 +34,7 @@ class Guest:
         series: Counts requests that lose their engine.
         on_adapter_failed: Called with an adapter that an engine could not have.
         sinks: Take what comes.
+        on_stranded: Called with each request whose engine there cannot be reached from here.
         wants_front_end: Whether to ask how requests are read there.
         now_s: The monotonic clock.
 
@@ -52,6 +55,7 @@ class Guest:
         on_adapter_failed: Callable[[AdapterRef], None],
         sinks: list[Sink],
         *,
+        on_stranded: Callable[[Ticket], None],
         wants_front_end: bool,
         now_s: float,
     ) -> None:
@@ -61,19 +65,25 @@ class Guest:
         self._router = PeerRouter(peers, url, name)
         self.client = ModelClient(
             name,
-            peers.cell.encode() + b"." + identity,
+            # One cell may be known by two addresses.
+            f"{peers.cell}.{next(_NUMBERS)}.".encode() + identity,
             self._router.find,
             limits,
             self._keep_front_end if wants_front_end else None,
             series,
             on_adapter_failed,
             sinks,
-            is_guest=True,
+            on_stranded=on_stranded,
         )
         self.client.start()
 
     def _keep_front_end(self, config_id: str, payload: bytes) -> None:
         self.front_end = (config_id, payload)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the cell has said where its router is."""
+        return self._router.at is not None
 
     @property
     def is_own(self) -> bool:
@@ -100,19 +110,19 @@ class Guest:
     def is_useless(self, now_s: float) -> bool:
         """Whether there is no reason to stay."""
         is_late = now_s - self.used_s > _FIRST_WORD_S
-        return is_late and not self.client.n_requests and not self.serves
+        is_idle = not self.client.n_requests and not self.serves
+        return is_late and is_idle and not self._is_cut_off  # It counts how long it will be.
 
     def view(self) -> Haven:
         """Returns what it has to offer."""
         at = self._router.at
         # The store numbers adapters.
         knows_adapters = at is not None and at.store != "" and at.store == self._store
-        return view(self.client.status, knows_adapters=knows_adapters)
+        return view(self.client, knows_adapters=knows_adapters)
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """Hangs up. The router forgets what this gateway had there."""
         self.client.close()
-        await self._router.close()
 
 
 def has_engine(status: ModelStatus) -> bool:
@@ -120,11 +130,13 @@ def has_engine(status: ModelStatus) -> bool:
     return any(True for _ in _ready(status))
 
 
-def view(status: ModelStatus, *, knows_adapters: bool, is_home: bool = False) -> Haven:
-    """Returns what a cell has to offer, by what its router said."""
-    room = sum(engine.places - engine.load.running for engine in _ready(status))
-    dialect = dialect_of(status.config_id)
-    return Haven(dialect, room - status.waiting, knows_adapters, is_home)
+def view(client: ModelClient, *, knows_adapters: bool, is_home: bool = False) -> Haven:
+    """Returns what a cell has to offer, by what its router said and what has gone there since."""
+    status = client.status
+    places = sum(engine.places for engine in _ready(status))
+    busy = sum(engine.load.running + engine.load.waiting for engine in _ready(status))
+    room = places - max(busy + status.waiting, client.n_requests)
+    return Haven(dialect_of(status.config_id), room, knows_adapters, is_home)
 
 
 def _ready(status: ModelStatus) -> Iterator[EngineStatus]:

@@ -85,7 +85,8 @@ class ModelClient:
         series: Counts requests that lose their engine.
         on_adapter_failed: Called with an adapter that an engine could not have.
         sinks: Take what comes, and may be shared with another client.
-        is_guest: Whether the router is another cell's, whose operators do not set what is logged.
+        on_stranded: Only for a router of another cell: called with each request that it gave to an
+            engine which cannot be reached from here. This client has given it up by then.
     """
 
     def __init__(
@@ -99,14 +100,14 @@ class ModelClient:
         on_adapter_failed: Callable[[AdapterRef], None] = lambda ref: None,
         sinks: list[Sink] | None = None,
         *,
-        is_guest: bool = False,
+        on_stranded: Callable[[Ticket], None] | None = None,
     ) -> None:
         self.name = name
         self.status = ModelStatus("", [], 0)
         self.told_s = 0.0
         """When the router said so last, by the monotonic clock."""
         self._on_front_end = on_front_end
-        self._is_guest = is_guest
+        self._on_stranded = on_stranded
         self._log_level = ""
         self._series = series
         self._on_adapter_failed = on_adapter_failed
@@ -274,7 +275,7 @@ class ModelClient:
     # --- from the router --------------------------------------------------------------------
 
     def _resume(self) -> None:
-        if self._is_guest:
+        if self._on_stranded is not None:
             self.status = ModelStatus("", [], 0)  # It may be long since the cell said so.
         tickets = self._tickets.values()
         self._router.send(
@@ -306,7 +307,8 @@ class ModelClient:
                 self._take_front_end(mail)
 
     def _log_as(self, level: str) -> None:
-        if level != self._log_level and not self._is_guest:
+        # Another cell's operators say nothing of what is logged here.
+        if level != self._log_level and self._on_stranded is None:
             telemetry.set_log_level(level)
         self._log_level = level
 
@@ -397,15 +399,24 @@ class ModelClient:
             ticket.sink.fail(ticket.id, grammar_error())
 
     def _lose_engine(self, engine_id: EngineId, was_heard: bool) -> None:
-        # Of a cell's engine that a guest never heard it is rather the way there that is cut: for
-        # others nothing is wrong with it.
-        if was_heard or not self._is_guest:
+        if was_heard or self._on_stranded is None:
             self._router.send(EngineUnreachable(engine_id))
-        self._leave_engine(engine_id, has_died=True)
+            self._leave_engine(engine_id, has_died=True)
+            return
+        # It is rather the way to that cell which is cut: for others nothing is wrong with the
+        # engine, and its router would grant it again at once.
+        for ticket in self._running_on(engine_id):
+            del self._runs[ticket.run_id]
+            ticket.lose_engine(has_died=False)
+            self.release(ticket)
+            self._on_stranded(ticket)
+
+    def _running_on(self, engine_id: EngineId) -> list[Ticket]:
+        return [ticket for ticket in self._runs.values() if ticket.engine_id == engine_id]
 
     def _leave_engine(self, engine_id: EngineId, *, has_died: bool) -> None:
         """Takes elsewhere what an engine has. If it still hears anything, it hears so."""
-        lost = [ticket for ticket in self._runs.values() if ticket.engine_id == engine_id]
+        lost = self._running_on(engine_id)
         if not lost:
             return
         logger.warning("Engine %s is lost; its %d requests move.", engine_id, len(lost))

@@ -2,7 +2,9 @@
 
 import logging
 
-from serve_app.bank_link import BankLink
+import httpx
+
+from serve_app.bank_link import TIMEOUT_S, BankLink
 from serve_app.cell_messages import (
     CELLS_PATH,
     ROUTER_PATH,
@@ -34,7 +36,9 @@ class Peers:
     def __init__(self, settings: CellMembership, store: str) -> None:
         self.settings = settings
         self.store = store
-        self._link = BankLink(settings)
+        # One for all: to make one takes many milliseconds of everyone's time.
+        self.client = httpx.AsyncClient(timeout=TIMEOUT_S)
+        self._link = BankLink(settings, client=self.client)
         self._cells: list[PeerCell] = []
         self.own_urls: set[str] = set()
         """Addresses of this cell itself."""
@@ -55,9 +59,14 @@ class Peers:
             self._cells = sorted(answer.cells, key=lambda cell: -cell.places)
         return [cell for cell in self._cells if cell.url not in self.own_urls]
 
+    @property
+    def urls(self) -> set[str]:
+        """Addresses of the cells that the bank named last: none of those leaves."""
+        return {cell.url for cell in self._cells}
+
     async def close(self) -> None:
         """Ask no more."""
-        await self._link.close()
+        await self.client.aclose()
 
 
 class PeerRouter:
@@ -75,7 +84,7 @@ class PeerRouter:
     def __init__(self, peers: Peers, url: str, model: ModelName) -> None:
         self.at: RouterAt | None = None
         self._own = peers.cell
-        self._link = BankLink(peers.settings, url)
+        self._link = BankLink(peers.settings, url, peers.client)
         self._url = url
         self._model = model
 
@@ -97,7 +106,3 @@ class PeerRouter:
         if self.is_own:
             raise InternalError(f"{self._url} is this cell itself")
         return Endpoint(answer.address, answer.key)
-
-    async def close(self) -> None:
-        """Ask no more."""
-        await self._link.close()

@@ -38,6 +38,12 @@ _MOST_GUESTS = 64
 """Cells that a gateway is a guest of at a time, for one model."""
 _AVOID_S = 5.0
 """For so long a cell that had none is not asked again."""
+_DEAF_S = 20.0
+"""The same of one that does not even say where its router is."""
+_CLOSELY_EVERY_S = 1.0
+"""Between two looks for requests that a cell with engines has none for."""
+_SHOWN_S = 5.0
+"""For so long engines that are not seen any more are shown, as a router may just be replaced."""
 _IDLE_S = 30.0
 """After so long without a request a gateway of a cell with engines is a guest no more."""
 
@@ -97,7 +103,8 @@ class RoamingClient(ModelClient):
         self._visited_s = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._visiting: asyncio.Task[None] | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._shown_s = 0.0
+        self._looked_closely_s = 0.0
 
     # --- as other clients do ----------------------------------------------------------------
 
@@ -162,10 +169,17 @@ class RoamingClient(ModelClient):
 
     def _look(self, now_s: float) -> None:
         homeless = {ticket.id: (client, ticket) for client, ticket in self._find_homeless()}
+        left_behind = {}
+        if now_s - self._looked_closely_s > _CLOSELY_EVERY_S:
+            self._looked_closely_s = now_s
+            left_behind = {ticket.id: (client, ticket) for client, ticket in self._find_left()}
+        homeless |= left_behind
         wanted = [_describe(ticket) for _, ticket in homeless.values()]
         found = find_havens(wanted, self._havens()) if wanted else {}
         for ticket_id, place in found.items():
             self._move(*homeless.pop(ticket_id), place)
+        for ticket_id in left_behind:  # Engines of theirs may start yet, where they are.
+            homeless.pop(ticket_id, None)
         for client, ticket in homeless.values():
             # What waits nowhere waits at its own router, where nobody waits for ever.
             if client is not self and not client.is_connected:
@@ -188,15 +202,34 @@ class RoamingClient(ModelClient):
                 for ticket in guest.client.waiting():
                     yield guest.client, ticket
 
+    def _find_left(self) -> Iterator[tuple[ModelClient, Ticket]]:
+        """What waits in a cell whose engines are of another dialect by now."""
+        places = [(self, self._serves), *((g.client, g.serves) for g in self._guests.values())]
+        for client, serves in places:
+            spoken = ("", dialect_of(client.status.config_id))
+            if serves and (client is not self or self._has_engines):
+                for ticket in client.waiting():
+                    if ticket.enqueue.dialect not in spoken:
+                        yield client, ticket
+
+    def _place(self, ticket: Ticket) -> None:
+        """Has a request go on that another cell's client gave up, wherever it can."""
+        place = find_havens([_describe(ticket)], self._havens()).get(ticket.id, _HOME)
+        (self if place == _HOME else self._guests[place].client).take_over(ticket)
+        self._series.change_cell()
+
     @property
     def _serves(self) -> bool:
         """Whether this cell has an engine. Its own router may be away for a moment."""
         return self._has_engines and has_engine(self.status)
 
     def _havens(self) -> dict[str, Haven]:
-        havens = {url: guest.view() for url, guest in self._guests.items() if guest.serves}
+        seen = {url: guest.view() for url, guest in self._guests.items() if guest.serves}
+        # One that leaves is named no more, and still better than none.
+        named = {url: haven for url, haven in seen.items() if url in self._peers.urls}
+        havens = named or seen
         if self._serves:
-            havens[_HOME] = view(self.status, knows_adapters=True, is_home=True)
+            havens[_HOME] = view(self, knows_adapters=True, is_home=True)
         return havens
 
     def _move(self, client: ModelClient, ticket: Ticket, place: str) -> None:
@@ -232,6 +265,7 @@ class RoamingClient(ModelClient):
                     self._series,
                     self._on_adapter_failed,
                     self._sinks,
+                    on_stranded=self._place,
                     wants_front_end=not self._has_engines,
                     now_s=time.monotonic(),
                 )
@@ -244,21 +278,23 @@ class RoamingClient(ModelClient):
                 self._peers.own_urls.add(url)
                 self._leave(url)
             elif guest.is_useless(now_s):
-                self._avoided[url] = now_s + _AVOID_S
+                self._avoided[url] = now_s + (_AVOID_S if guest.has_answered else _DEAF_S)
                 self._leave(url)
             elif now_s - guest.used_s > _IDLE_S:
                 self._leave(url)
 
     def _leave(self, url: str) -> None:
-        leaving = asyncio.create_task(self._guests.pop(url).leave(), name="leave cell")
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
+        self._guests.pop(url).leave()
 
     # --- of a cell without engines ----------------------------------------------------------
 
     def _show_guests(self) -> None:
         """Has this cell's status tell of the engines that it sends requests to."""
         seen = [guest.client.status for guest in self._guests.values() if guest.serves]
+        now_s = time.monotonic()
+        if not seen and now_s - self._shown_s < _SHOWN_S:
+            return
+        self._shown_s = now_s
         self.status = msgspec.structs.replace(
             self._own_status,
             config_id=self._read_as,

@@ -40,7 +40,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    port = choose_free_port("127.0.0.1", 25200, 25399)
+    port = choose_free_port("127.0.0.1", 25800, 25849)
     assert port is not None
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("ARRIERO_CELLS_KEY", KEY)

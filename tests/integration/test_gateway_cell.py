@@ -61,7 +61,7 @@ def _write(tiny_model: Path, folder: Path, name: str, bank: str, **cell: Any) ->
 
 @pytest.fixture
 def world(tiny_model: Path, tmp_path: Path, short_path: Path) -> Iterator[World]:
-    port, bank_port = (choose_free_port("127.0.0.1", n, n + 99) for n in (25000, 25200))
+    port, bank_port = (choose_free_port("127.0.0.1", n, n + 49) for n in (25650, 25700))
     assert port is not None
     assert bank_port is not None
     with ExitStack() as stack:

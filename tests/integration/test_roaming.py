@@ -57,7 +57,7 @@ class Cells:
 
 @pytest.fixture(scope="module")
 def both(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cells]:
-    port = choose_free_port("127.0.0.1", 25200, 25399)
+    port = choose_free_port("127.0.0.1", 25600, 25649)
     assert port is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARRIERO_CELLS_KEY", KEY)

@@ -85,7 +85,7 @@ def cells(
         server: PostgresServer = request.getfixturevalue("postgres")
         monkeypatch.setenv("ARRIERO_TEST_STORE_URL", server.make_database())
         store = {"database": {"kind": "postgresql", "url": "env:ARRIERO_TEST_STORE_URL"}}
-    port = choose_free_port("127.0.0.1", 25200, 25399)
+    port = choose_free_port("127.0.0.1", 25750, 25799)
     assert port is not None
     monkeypatch.setenv("ARRIERO_CELLS_KEY", KEY)
     bank = BankServer(KEY, port)

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import zmq
@@ -9,19 +11,27 @@ import zmq
 from serve_app.config import LimitSettings
 from serve_app.config_cell import CellMembership
 from serve_app.engine_frames import ACCEPTED
+from serve_app.gateway.engine_links import EngineLinks
 from serve_app.gateway.gateway_metrics import ModelSeries
 from serve_app.gateway.guest import Guest
 from serve_app.gateway.peers import Peers
+from serve_app.gateway.tickets import Ticket
 from serve_app.messages import (
+    Endpoint,
     EngineId,
     EngineLoad,
     EngineStatus,
     EngineUnreachable,
+    Enqueue,
+    Grant,
+    Leave,
     ModelStatus,
     RouterMail,
+    Standing,
+    TicketId,
 )
 from serve_app.metrics import Metrics
-from serve_app.names import ModelName
+from serve_app.names import ModelName, TenantId
 from serve_app.router_link import RouterLink
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -58,13 +68,23 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[RouterMail]:
 
 
 @pytest.fixture
+def stranded() -> list[Ticket]:
+    """Requests that the guest has given up."""
+    return []
+
+
+@pytest.fixture
 async def guest(
-    clock: Clock, sent: list[RouterMail], monkeypatch: pytest.MonkeyPatch
+    clock: Clock,
+    sent: list[RouterMail],
+    stranded: list[Ticket],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Guest]:
     monkeypatch.setenv("ARRIERO_CELLS_KEY", "a key that cells share")
     cell = CellMembership(name="east", bank="http://127.0.0.1:9", reaches_others=True)
+    peers = Peers(cell, "")
     found = Guest(
-        Peers(cell, ""),
+        peers,
         "http://127.0.0.1:9",
         TINY,
         b"gateway",
@@ -72,11 +92,13 @@ async def guest(
         ModelSeries(Metrics(), TINY),
         lambda ref: None,
         [],
+        on_stranded=stranded.append,
         wants_front_end=False,
         now_s=clock.now_s,
     )
     yield found
-    await found.leave()
+    found.leave()
+    await peers.close()
 
 
 def test_a_router_that_says_nothing_any_more_serves_nobody(guest: Guest, clock: Clock) -> None:
@@ -110,6 +132,38 @@ def test_an_engine_that_never_answered_is_no_trouble_of_its_cell(
         guest.client._read_mail(STATUS)
         assert guest.serves
     assert not [mail for mail in sent if isinstance(mail, EngineUnreachable)]
+
+
+def test_a_request_whose_engine_is_out_of_reach_is_given_up_and_has_lost_nothing(
+    guest: Guest, sent: list[RouterMail], stranded: list[Ticket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EngineLinks, "start", lambda self, grant, frames: None)
+    enqueue = Enqueue(TicketId("t1"), TenantId("a"), 1.0, 0, 5, 8)
+    sink: Any = SimpleNamespace(begin=lambda ticket: None)
+    ticket = Ticket([], sink, enqueue, has_grammar=False)
+    guest.client._read_mail(STATUS)
+    guest.client.begin(ticket)
+    standing = Standing(TenantId("a"), 0, 0, 0)
+    guest.client._read_mail(Grant(TicketId("t1"), E1, Endpoint("tcp://127.0.0.1:9", b""), standing))
+    seen = [ticket.engine_id]
+    guest.client.engines._lose(E1)
+    assert stranded == [ticket]
+    assert guest.client.n_requests == 0
+    assert [*seen, ticket.engine_id] == [E1, None]
+    assert ticket.record.losses == 0
+    assert [type(mail) for mail in sent] == [Enqueue, Leave]
+    assert not guest.serves
+
+
+def test_room_counts_what_has_gone_there_since_the_router_spoke(guest: Guest) -> None:
+    guest.client._read_mail(STATUS)
+    sink: Any = SimpleNamespace(begin=lambda ticket: None)
+    rooms = []
+    for i in range(5):
+        rooms.append(guest.view().room)
+        enqueue = Enqueue(TicketId(f"t{i}"), TenantId("a"), 1.0, 0, 5, 8)
+        guest.client.begin(Ticket([], sink, enqueue, has_grammar=False))
+    assert rooms == [3, 3, 2, 1, 0]
 
 
 def test_an_engine_that_had_answered_is_reported(guest: Guest, sent: list[RouterMail]) -> None:

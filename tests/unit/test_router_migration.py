@@ -284,3 +284,14 @@ def test_nobody_learns_how_long_answers_are_from_a_guest(monkeypatch: pytest.Mon
     desk.send("t2")
     desk.router.handle(A, Leave(TicketId("t2"), True, 9))
     assert learned == [9]
+
+
+def test_guest_that_ended_while_the_router_was_away_is_charged_for_what_it_got_here() -> None:
+    desk = make_desk()
+    desk.ready("e1")
+    take_over(desk, "t1", 500, 500)
+    desk.produce("e1", "t1", 3)
+    desk.keeper.save(msgspec.msgpack.encode(desk.router.state()))
+    desk.start()
+    desk.router.handle(A, Resume(ended=[Leave(TicketId("t1"), True, 505, cached_tokens=2)]))
+    assert desk.counter() == 2 * 5
