@@ -168,23 +168,19 @@ class RoamingClient(ModelClient):
                 logger.exception("Requests of %s could not be moved between cells.", self.name)
 
     def _look(self, now_s: float) -> None:
-        homeless = {ticket.id: (client, ticket) for client, ticket in self._find_homeless()}
-        left_behind = {}
+        seeking = {ticket.id: (client, ticket) for client, ticket in self._find_homeless()}
         if now_s - self._looked_closely_s > _CLOSELY_EVERY_S:
             self._looked_closely_s = now_s
-            left_behind = {ticket.id: (client, ticket) for client, ticket in self._find_left()}
-        homeless |= left_behind
-        wanted = [_describe(ticket) for _, ticket in homeless.values()]
+            seeking |= {ticket.id: (client, ticket) for client, ticket in self._find_left()}
+        wanted = [_describe(ticket) for _, ticket in seeking.values()]
         found = find_havens(wanted, self._havens()) if wanted else {}
         for ticket_id, place in found.items():
-            self._move(*homeless.pop(ticket_id), place)
-        for ticket_id in left_behind:  # Engines of theirs may start yet, where they are.
-            homeless.pop(ticket_id, None)
-        for client, ticket in homeless.values():
+            self._move(*seeking.pop(ticket_id), place)
+        for client, ticket in seeking.values():
             # What waits nowhere waits at its own router, where nobody waits for ever.
             if client is not self and not client.is_connected:
                 self._move(client, ticket, _HOME)
-        if homeless or not self._has_engines:
+        if seeking or not self._has_engines:
             self._visit(now_s)
         if not self._has_engines:
             self._show_guests()
