@@ -15,7 +15,6 @@ import os
 import random
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,14 +26,12 @@ from typing import Any
 from bench.load import LoadResult, completion_asks, run_load
 from bench.report import Figure, Spread, describe_run, print_figures, print_table, say
 from cluster.bank_server import BankServer
-from cluster.cells import CellWatch
-from cluster.front import Front, HAProxy
-from cluster.front_parts import find_haproxy
+from cluster.front import HAProxy
 from cluster.machine import choose_free_port
 from serve_app.cell_messages import PeerCell
 from serve_app.config import Settings, parse_settings
-from serve_app.config_front import FrontSettings
 from tests.support.cell_process import CellProcesses
+from tests.support.front_thread import fronting
 from tests.support.platform import wait_until
 from tests.support.settings import write_args, write_model
 from tests.support.streams import Stream
@@ -91,22 +88,9 @@ def _running(folder: Path) -> Iterator[World]:
 @contextmanager
 def _front_of(url: str, folder: Path) -> Iterator[str]:
     port = _free_port(25_000)
-    cells = [{"name": "only", "url": url}]
-    settings = FrontSettings.model_validate({"port": port, "stop_s": 1.0, "cells": cells})
-    haproxy = HAProxy(settings, folder, find_haproxy())
-    watch, is_over = CellWatch(is_open=False), threading.Event()
-    front = Front(settings, haproxy, watch, None, lambda line: None)
-    thread = threading.Thread(target=front.run, args=(is_over.is_set,), daemon=True)
-    thread.start()
-    try:
+    with fronting({"only": url}, port, folder) as haproxy:
         wait_until(lambda: any(_is_up(haproxy)), 30.0, "front")
         yield f"http://127.0.0.1:{port}"
-    finally:
-        is_over.set()
-        thread.join()
-        haproxy.stop()
-        haproxy.wait()
-        watch.close()
 
 
 def _is_up(haproxy: HAProxy) -> list[bool]:

@@ -2,9 +2,8 @@
 
 import json
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ import httpx
 import pytest
 
 from cluster.bank_server import BankServer
-from cluster.cells import CellWatch
-from cluster.front import Front, HAProxy
-from cluster.front_parts import find_haproxy
+from cluster.front import HAProxy
 from cluster.machine import choose_free_port
 from serve_app.config import Settings
-from serve_app.config_front import FrontSettings
 from serve_app.keys import hash_key
 from tests.integration.conftest import make_settings, write_echo
 from tests.support.cell_process import CellProcesses
+from tests.support.front_thread import fronting
 from tests.support.platform import LocalPlatform, wait_until
 from tests.support.streams import Stream
 
@@ -79,30 +76,9 @@ def world(tiny_model: Path, tmp_path: Path, short_path: Path) -> Iterator[World]
         (tmp_path / "gate").mkdir()
         gate = stack.enter_context(LocalPlatform(own, tmp_path / "gate", is_waiting=False))
         urls = {"gate": gate.url, "east": cells.urls[0], "west": cells.urls[1]}
-        haproxy = stack.enter_context(_fronting(urls, port, short_path / "f", bank))
+        haproxy = stack.enter_context(fronting(urls, port, short_path / "f", bank.show_cells))
         gate.wait_until_ready(60.0)
         yield World(f"http://127.0.0.1:{port}", gate, cells, haproxy)
-
-
-@contextmanager
-def _fronting(urls: dict[str, str], port: int, folder: Path, bank: BankServer) -> Iterator[HAProxy]:
-    entries = [{"name": name, "url": url} for name, url in urls.items()]
-    settings = FrontSettings.model_validate(
-        {"port": port, "period_s": 0.2, "stop_s": 2.0, "cells": entries}
-    )
-    haproxy, watch = HAProxy(settings, folder, find_haproxy()), CellWatch(is_open=True)
-    front = Front(settings, haproxy, watch, None, lambda line: None, bank.show_cells)
-    is_over = threading.Event()
-    thread = threading.Thread(target=front.run, args=(is_over.is_set,))
-    thread.start()
-    try:
-        yield haproxy
-    finally:
-        is_over.set()
-        thread.join()
-        haproxy.stop()
-        haproxy.wait()
-        watch.close()
 
 
 def _start(url: str, tenant: str) -> Stream:
